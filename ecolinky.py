@@ -1,0 +1,1968 @@
+#!/usr/bin/env python3
+"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices it knows.
+
+A Linky sends its TIC (téléinformation client) on a serial line; an ESP8266 puts
+those bytes on a TCP port; ecolinky reads them there and answers HTTP exactly as an
+Eco-Devices would.  One file, Python 3.7 or later, no dependencies.
+
+The way of a byte, and the order of this file:
+
+    ESP8266 --TCP--> Reader -> decode -> guard -> translate -> Store -> documents
+                                                        -> http.server -> Domoticz
+
+Words: a *meter* sends *frames* (STX ... ETX); a frame holds *groups* (LF ... CR); a
+group is a *label*, its *data* and a checksum.  An *index* is a counter of energy in
+Wh that never falls.  Everything above the banner "Store" is pure: no socket, no
+thread, no clock; time is an argument, in seconds of the monotonic clock.
+
+Sources of the protocol facts: Enedis-NOI-CPT_54E (Linky, both modes),
+ERDF-NOI-CPT_02E (older meters), captures of real meters, and the Eco-Devices'
+firmware 1.05.25.
+"""
+
+import argparse
+import base64
+import binascii
+import configparser
+import functools
+import hmac
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections import deque, namedtuple
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, Callable, Dict, List, Optional, Tuple
+from xml.sax.saxutils import escape
+
+__version__ = "1.0.0"
+
+log = logging.getLogger("ecolinky")
+
+
+########################################################################################
+# Decode: bytes in, verified groups out
+########################################################################################
+
+STX, ETX, EOT = b"\x02", b"\x03", b"\x04"
+
+# STX and EOT have an odd number of bits: read as 8N1 they carry the parity bit.
+MARK = re.compile(b"([\x02\x03\x04\x82\x84])")
+LINE_ENDS = re.compile(b"[\r\n]+")
+# What has been met around a group: LF that arrived as 0B, 0E or 0F, a trailing 0C or 08.
+DEBRIS = bytes(range(0x20)) + b" \x7f"
+
+# The form of each label's data: a group whose data has another is not the meter's.
+# The sum does not see a change of bit 6 (40 hex), nor two changes that cancel.
+HISTORIC_FORMS = {
+    "ADCO": "[0-9A-Z ]{11,14}",
+    "OPTARIF": r"BASE|HC\.\.|EJP[. ]|BBR[!-~]",
+    "ISOUSC": "[0-9]{2}",
+    "BASE|HCHC|HCHP|EJPHN|EJPHPM|BBRH[CP]J[BWR]": "[0-9]{9}",
+    "PEJP": "[0-9]{2}",
+    "PTEC": r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]",
+    "DEMAIN": "----|BLEU|BLAN|ROUG",
+    "IINST[123]?|ADPS|ADIR[123]|IMAX[123]?": "[0-9]{3}",
+    "PMAX": "[0-9]{5}",
+    "PAPP": "[0-4][0-9]{4}",
+    "HHPHC": "[!-~]",
+    "MOTDETAT": "[0-9]{6}",
+    "PPOT": "[0-9A-F]{2}",
+}
+STAMP = "[HhEe ][0-9]{12}"
+STANDARD_FORMS = {
+    "ADSC": "[0-9A-Z ]{11,14}",
+    "VTIC|PREF|PCOUP|NTARF|NJOURF|NJOURF[+]1": "[0-9]{2}",
+    "DATE": STAMP + "\t",
+    "NGTF|LTARF": "[ -~]{16}",
+    "EAST|EASF(0[1-9]|10)|EASD0[1-4]|EAIT|ERQ[1-4]": "[0-9]{9}",
+    "IRMS[123]|URMS[123]|RELAIS": "[0-9]{3}",
+    "SINSTS[123]?|SINST[123]|SINSTI": "[0-4][0-9]{4}",
+    "SMAXS?N[123]?(-1)?|SMAXIN(-1)?|CCAS?[IN]N?(-1)?": STAMP + "\t[0-9]{5}",
+    "UMOY[123]": STAMP + "\t[0-9]{3}",
+    "DPM[123]|FPM[123]": STAMP + "\t[0-9]{2}",
+    "STGE": "[0-9A-F]{8}",
+    "MSG1": "[ -~]{0,32}",
+    "MSG2": "[ -~]{0,16}",
+    "PRM": "[0-9]{14}",
+    "PJOURF[+]1|PPOINTE": "[ -~]{0,98}",
+}
+
+
+def _form(table: Dict[str, str]) -> "re.Pattern[str]":
+    """Compile a table of forms into one pattern that a whole label HT data matches."""
+    return re.compile(
+        "|".join("(?:%s)\t(?:%s)" % (label, data) for label, data in table.items())
+    )
+
+
+# By the separator, which is what tells the modes apart: SP in historic, HT in standard.
+FORMS = {b" ": _form(HISTORIC_FORMS), b"\t": _form(STANDARD_FORMS)}
+LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
+KNOWN_LABEL = re.compile("|".join(list(HISTORIC_FORMS) + list(STANDARD_FORMS)))
+
+
+def checksum(body: bytes) -> int:
+    """Return the TIC checksum of the bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
+    return (sum(body) & 0x3F) + 0x20
+
+
+Verdict = Tuple[Optional[str], str]
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_group(group: bytes, old: bool = False) -> Verdict:
+    """Return (label, data) of one group without its LF and CR, if all of it is right.
+
+    Of a group with a timestamp the data alone is returned; of DATE, which has no
+    data, the timestamp.  Else: ("", label) when the checksum is right and the label
+    unknown, (None, "checksum") or (None, "form") when the group is damaged.  `old`:
+    the checksum covers the SP before it, as on some meters before Linky.
+
+    A meter repeats most groups from frame to frame: remembering the last thousand
+    verdicts is most of the decoder's speed.
+    """
+    verdict = _decode_exact(group, old)
+    if verdict[0] is None:
+        stripped = group.strip(DEBRIS)
+        if stripped != group:
+            again = _decode_exact(stripped, old)
+            if again[0]:
+                return again
+    return verdict
+
+
+def decode_old_group(group: bytes) -> Verdict:
+    """Do as decode_group does, for the old checksum."""
+    return decode_group(group, True)
+
+
+def _decode_exact(group: bytes, old: bool) -> Verdict:
+    separator = group[-2:-1]
+    if separator not in FORMS or not group.isascii():
+        return None, "checksum"
+    # Never split or strip on the way: the checksum itself can be a space.
+    covered = group[:-1] if old or separator == b"\t" else group[:-2]
+    if checksum(covered) != group[-1]:
+        return None, "checksum"
+    label, _, data = group[:-2].decode("ascii").partition(separator.decode("ascii"))
+    if FORMS[separator].fullmatch(label + "\t" + data):
+        return label, data.rpartition("\t")[2] or data.rstrip("\t")
+    if LABEL.fullmatch(label) and not KNOWN_LABEL.fullmatch(label):
+        return "", label
+    return None, "form"
+
+
+def _parity_table() -> bytes:
+    """Map a byte of 7E1 read as 8N1 to its seven bits, to DEL if its parity is wrong."""
+    return bytes(
+        byte & 0x7F if bin(byte).count("1") % 2 == 0 else 0x7F for byte in range(256)
+    )
+
+
+PARITY = _parity_table()
+HIGH_IS_DAMAGE = bytes(min(byte, 0x7F) for byte in range(256))
+ASCII = bytes(range(128))
+
+
+def seven_bits(raw: bytes) -> bytes:
+    """Return the 7-bit characters of the bytes; a byte that cannot be one is DEL.
+
+    Of text read as 8N1 about half the bytes carry the parity bit: then each byte's
+    parity is checked, which finds damage that the checksum does not.
+    """
+    if raw.isascii():
+        return raw
+    eight_bits = len(raw.translate(None, ASCII)) * 8 >= len(raw)
+    return raw.translate(PARITY if eight_bits else HIGH_IS_DAMAGE)
+
+
+########################################################################################
+# Guard: no false index
+########################################################################################
+
+WH_PER_SECOND = 10  # a Linky is cut off at 36 kVA
+SLACK_WH = 30  # what grows during the three seconds that a long frame takes to arrive
+BRACKET_WH = 230  # two readings farther apart than this do not confirm each other
+TAKEOVER = 8  # readings in a row that agree against the served one replace it
+ROUGH = 3  # a frame with more than one damaged group in so many intact ones is rough
+
+
+class Index:
+    """One index: the value to serve, and the readings that wait for confirmation.
+
+    The checksum passes one corruption in 64, so a reading is served only when another
+    one confirms it: either one with the same value, or, since an index under load
+    never shows the same value twice, a later one a little above it.  The second way
+    is a weaker proof (the last digit may be wrong), so both readings must then be
+    trusted by the caller, who knows how damaged the line is at that moment.
+    """
+
+    __slots__ = ("data", "value", "time", "_pending", "_rivals", "_rival")
+
+    def __init__(self) -> None:
+        self.data = ""  # the digits as sent, to compare the usual unchanged reading
+        self.value = None  # type: Optional[int]
+        self.time = -math.inf  # when the served value was last read
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pending = []  # type: List[Tuple[int, float, bool]]
+        self._rivals = 0
+        self._rival = (0, 0.0)
+
+    def read(self, data: str, now: float, trusted: bool) -> bool:
+        """Take a reading (nine digits); return False if it is implausible."""
+        if data == self.data:
+            self.time = now
+            if self._pending or self._rivals:
+                self._forget()
+            return True
+        value = int(data)
+        if self.value is not None and not _follows(self.value, self.time, value, now):
+            return self._contest(value, now, trusted)
+        self._rivals = 0
+        return self._await_confirmation(value, now, trusted)
+
+    def _await_confirmation(self, value: int, now: float, trusted: bool) -> bool:
+        confirmed = None
+        for old, when, was_trusted in self._pending:
+            if old > value:
+                # One of the two is false, nobody knows which: neither is trusted.
+                trusted = False
+                self._pending = [(v, t, False) for v, t, _ in self._pending]
+                break
+        for old, when, was_trusted in self._pending:
+            if old == value or (
+                trusted
+                and was_trusted
+                and value - old <= BRACKET_WH
+                and _follows(old, when, value, now)
+            ):
+                confirmed = (old, now if old == value else when)
+        if confirmed is None:
+            self._pending = self._pending[-3:] + [(value, now, trusted)]
+            return True
+        self.value, self.time = confirmed
+        self.data = "%09d" % self.value
+        self._pending = [] if self.value == value else [(value, now, trusted)]
+        return True
+
+    def _contest(self, value: int, now: float, trusted: bool) -> bool:
+        """Count an implausible reading; enough of them in a row begin anew."""
+        agrees = self._rivals and _follows(self._rival[0], self._rival[1], value, now)
+        self._rivals = self._rivals + 1 if agrees else 1
+        previous, self._rival = self._rival, (value, now)
+        if self._rivals < TAKEOVER:
+            return False
+        self.value, self.data = None, ""
+        self._forget()
+        self._pending = [(previous[0], previous[1], trusted)]
+        return self._await_confirmation(value, now, trusted)
+
+
+def _follows(old: int, then: float, new: int, now: float) -> bool:
+    """Say whether an index can be `new` Wh now when it was `old` Wh then."""
+    return 0 <= new - old <= WH_PER_SECOND * (now - then) + SLACK_WH
+
+
+########################################################################################
+# Translate: what the meter says, in the words of the Eco-Devices
+########################################################################################
+
+# The tags of teleinfoN.xml without prefix, in the device's order.
+FIELDS = (
+    "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
+    " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
+    " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
+).split()
+NO_PERIOD = "----"
+# What the device shows of an input with nothing on it.
+EMPTY = dict.fromkeys(FIELDS, 0)  # type: Dict[str, Any]
+EMPTY.update(ADCO="0", OPTARIF=NO_PERIOD, PTEC=NO_PERIOD, DEMAIN=NO_PERIOD)
+EMPTY.update(HHPHC="0", MOTDETAT="000000")
+
+# The indexes of each tariff, by the first three characters of OPTARIF.
+TARIFFS = {
+    "BAS": ("BASE",),
+    "HC.": ("HCHC", "HCHP"),
+    "EJP": ("EJPHN", "EJPHPM"),
+    "BBR": ("BBRHCJB", "BBRHPJB", "BBRHCJW", "BBRHPJW", "BBRHCJR", "BBRHPJR"),
+}
+HISTORIC_INDEXES = tuple(label for labels in TARIFFS.values() for label in labels)
+EASF = tuple("EASF%02d" % number for number in range(1, 11))
+STANDARD_INDEXES = ("EAST", "EAIT") + EASF
+INDEXES = {"ADCO": HISTORIC_INDEXES, "ADSC": STANDARD_INDEXES}
+
+# Which EASF goes where.  In every supplier's calendar met so far odd numbers are cheap
+# and even ones dear, so that is used for calendars not met yet, and for the frozen
+# indexes of a former contract: nothing is left out, the sum is EAST, and the share of
+# an index never depends on what was seen since the start, which would make it jump.
+HC_SHARES = {"HCHC": EASF[0::2], "HCHP": EASF[1::2]}
+SHARES = {
+    "BASE": {"BASE": ("EAST",)},
+    "HC..": HC_SHARES,
+    "EJP.": {"EJPHN": EASF[0:1] + EASF[2:], "EJPHPM": EASF[1:2]},
+    "BBR(": dict(
+        {tag: EASF[place : place + 1] for place, tag in enumerate(TARIFFS["BBR"])},
+        BBRHCJB=("EASF01", "EASF07", "EASF09"),
+        BBRHPJB=("EASF02", "EASF08", "EASF10"),
+    ),
+}  # type: Dict[str, Dict[str, Tuple[str, ...]]]
+
+# How to tell the option from NGTF, or from LTARF when NGTF does not say: first match.
+OPTION_WORDS = (
+    (re.compile("TEMPO|BLEU|BLANC|ROUGE"), "BBR("),
+    (re.compile("EJP|NORMALE|POINTE"), "EJP."),
+    (re.compile(r"\bH[CP]\b|CREUSE|PLEINE|WEEK.?END"), "HC.."),
+    (re.compile("BASE|PRODUCTEUR|NON CONSO"), "BASE"),
+)
+# Calendars whose periods are known by their number: LTARF has been seen stale.
+NUMBERED = re.compile(r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*")
+CHEAP = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
+DEAR = re.compile(r"\bHP\b|PLEINE|POINTE")
+TEMPO_PERIODS = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
+COLOURS = (NO_PERIOD, "BLEU", "BLAN", "ROUG")
+COLOUR_WORDS = ("BLEU", "BLANC", "ROUGE")
+
+# True now and only now: not served any more when they have not been seen for a while.
+INSTANT = frozenset(
+    "PAPP IINST IINST1 IINST2 IINST3 ADPS ADIR1 ADIR2 ADIR3 PEJP SINSTS SINSTS1 SINST1"
+    " SINSTI IRMS1 IRMS2 IRMS3".split()
+)
+# Sent only while they last: gone with the first undamaged frame that has them no more.
+EPHEMERAL = ("ADPS", "PEJP", "ADIR1", "ADIR2", "ADIR3")
+MAINS_VOLTS = 230
+
+
+def _words(text: str) -> str:
+    return " ".join(text.upper().split())
+
+
+def standard_option(ngtf: str, ltarf: str, stge: int) -> Tuple[str, bool]:
+    """Return the OPTARIF of a standard-mode meter, and whether the texts told it."""
+    for text in (ngtf, ltarf):
+        for pattern, option in OPTION_WORDS:
+            if pattern.search(_words(text)):
+                return option, True
+    return ("BBR(", True) if stge >> 24 & 3 else ("BASE", False)
+
+
+def standard_period(option: str, ngtf: str, ltarf: str, number: int) -> Optional[str]:
+    """Return the PTEC of a standard-mode meter; number is NTARF, 0 if not known."""
+    text = _words(ltarf)
+    told = bool(CHEAP.search(text)) - bool(DEAR.search(text))  # 1 cheap, -1 dear, 0
+    cheap = number % 2 == 1 if number else told > 0
+    known = bool(number or told)
+    if option == "BASE":
+        return "TH.."
+    if option == "EJP.":
+        dear = number == 2 if number else "POINTE" in text
+        return "PM.." if dear else "HN.."
+    if option == "HC..":
+        if told and not NUMBERED.fullmatch(_words(ngtf)):
+            return "HC.." if told > 0 else "HP.."
+        return ("HC.." if cheap else "HP..") if known else None
+    if 1 <= number <= 6:
+        return TEMPO_PERIODS[number - 1]
+    for place, colour in enumerate(COLOUR_WORDS):
+        if colour in text and told:
+            return TEMPO_PERIODS[2 * place + (told < 0)]
+    return None
+
+
+def _number(labels: Dict[str, str], *names: str) -> Optional[int]:
+    """Return the number of the first of the labels that is there."""
+    for name in names:
+        if name in labels:
+            return int(labels[name])
+    return None
+
+
+def _phased(
+    fields: Dict[str, Any], name: str, values: List[Optional[int]], least: int
+) -> None:
+    """Set name (one phase: the first value) or name1-3 (three), each at least `least`.
+
+    The other ones stay 0: that is how the clients tell the number of phases.
+    """
+    tags = [name] if len(values) == 1 else [name + str(phase) for phase in (1, 2, 3)]
+    for tag, value in zip(tags, values):
+        fields[tag] = max(least, value or 0)
+
+
+def translate_historic(
+    labels: Dict[str, str], indexes: Dict[str, int]
+) -> Dict[str, Any]:
+    """Return the 31 fields of a historic-mode meter; None where one is not known."""
+    fields = dict(EMPTY)
+    option = labels.get("OPTARIF", "")
+    three = "IINST2" in labels or "IMAX2" in labels
+    phases = ("1", "2", "3") if three else ("",)
+    currents = [_number(labels, "IINST" + phase) for phase in phases]
+    alerts = ("ADPS", "ADIR1", "ADIR2", "ADIR3")
+    fields.update(
+        ADCO=labels.get("ADCO"),
+        OPTARIF="EJP." if option.startswith("EJP") else option or None,
+        ISOUSC=_number(labels, "ISOUSC") or 0,
+        PTEC=labels.get("PTEC"),
+        PEJP=_number(labels, "PEJP") or 0,
+        DEMAIN=labels.get("DEMAIN", NO_PERIOD),
+        ADPS=max(_number(labels, alert) or 0 for alert in alerts),
+        PAPP=_number(labels, "PAPP"),
+        HHPHC=labels.get("HHPHC", EMPTY["HHPHC"]),
+        MOTDETAT=labels.get("MOTDETAT", EMPTY["MOTDETAT"]),
+        PPOT=int(labels.get("PPOT", "0"), 16),
+    )
+    _phased(fields, "IINST", currents, 0)
+    _phased(fields, "IMAX", [_number(labels, "IMAX" + phase) for phase in phases], 1)
+    for tag in TARIFFS.get(option[:3], ()):
+        fields[tag] = indexes.get(tag)
+    return _with_power(fields, currents)
+
+
+def translate_standard(
+    labels: Dict[str, str], indexes: Dict[str, int]
+) -> Dict[str, Any]:
+    """Return the 31 fields of a standard-mode meter; None where one is not known."""
+    fields = dict(EMPTY)
+    ngtf, ltarf = labels.get("NGTF", ""), labels.get("LTARF", "")
+    stge = int(labels.get("STGE", "0"), 16)
+    number = _number(labels, "NTARF") or ("STGE" in labels and (stge >> 10 & 15) + 1)
+    three = "IRMS2" in labels
+    phases = ("1", "2", "3") if three else ("",)
+    currents = [_number(labels, "IRMS" + (phase or "1")) for phase in phases]
+    maxima = [_number(labels, "SMAXSN" + phase, "SMAXN" + phase) for phase in phases]
+    kva = _number(labels, "PREF") or 0
+    option = None
+    if "NGTF" in labels:
+        option = standard_option(ngtf, ltarf, stge)[0]
+        fields["PTEC"] = standard_period(option, ngtf, ltarf, number or 0)
+        for tag, parts in SHARES[option].items():
+            known = all(part in indexes for part in parts)
+            fields[tag] = sum(indexes[part] for part in parts) if known else None
+    fields.update(
+        ADCO=labels.get("ADSC"),
+        OPTARIF=option,
+        # As Linky itself shows it in historic mode: 6 kVA 30 A, 12 kVA on three 20 A.
+        ISOUSC=int(kva * 5 / len(phases) + 0.5),
+        PEJP=30 if stge >> 28 & 3 else 0,
+        DEMAIN=COLOURS[stge >> 26 & 3],
+        ADPS=max(current or 0 for current in currents) if stge & 0x80 else 0,
+        PAPP=_number(labels, "SINSTS", "SINST1"),
+    )
+    _phased(fields, "IINST", currents, 0)
+    amperes = [power and int(power / MAINS_VOLTS + 0.5) for power in maxima]
+    _phased(fields, "IMAX", amperes, 1)
+    return _with_power(fields, currents)
+
+
+def _with_power(
+    fields: Dict[str, Any], currents: List[Optional[int]]
+) -> Dict[str, Any]:
+    if fields["PAPP"] is None and None not in currents:
+        fields["PAPP"] = MAINS_VOLTS * sum(currents)  # type: ignore
+    fields["PPAP"] = fields["PAPP"]  # the firmware's own misspelling: both are served
+    return fields
+
+
+########################################################################################
+# Meter: everything known about one TIC input
+########################################################################################
+
+
+class Meter:
+    """All that the program knows about one TIC input; no I/O, no thread, no clock.
+
+    `feed` the bytes as they come, say `disconnected` when the link ends, and ask
+    `fields` for what may be served.  Times are seconds of a monotonic clock.
+    `timeout` is how many seconds without a valid frame make the input stale.
+    """
+
+    LONGEST = 2048  # bytes without a mark that are taken for the longest frame
+
+    def __init__(self, timeout: float = 30.0) -> None:
+        self.timeout = timeout
+        self.frames = 0  # frames with at least one intact group
+        self.groups = 0  # intact groups
+        self.refused = {"checksum": 0, "form": 0, "implausible": 0}
+        self.unknown = set()  # type: set  # labels outside the specification, as met
+        self.eight_bits = False  # the last frame came as 8N1
+        self._buffer = b""
+        self._opened = False  # an STX has been seen, its ETX not yet
+        self._now = -math.inf
+        self._decode = decode_group  # type: Callable[[bytes], Verdict]
+        self._damage = deque(maxlen=8)  # type: deque  # damaged groups, last frames
+        self._fresh = -math.inf  # time of the last valid frame
+        self._reset(None)
+
+    def _reset(self, identity: Optional[Tuple[str, str]]) -> None:
+        """Begin anew with a meter: its mode's identity label and its identity."""
+        self.identity = identity
+        self._vouched = 0  # frames that said this identity
+        self._stranger = (None, 0)  # type: Tuple[Optional[Tuple[str, str]], int]
+        self._woke = -math.inf  # time of the first frame after the last silence
+        self.labels = {}  # type: Dict[str, str]
+        self._seen = {}  # type: Dict[str, float]
+        self._rumours = {}  # type: Dict[str, str]
+        self._indexes = {}  # type: Dict[str, Index]
+
+    # ---- bytes ----
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take bytes as they arrived, in any chunks, at `now` seconds."""
+        self._now = now
+        if not MARK.search(data):
+            self._buffer += data
+        else:
+            parts = MARK.split(self._buffer + data)
+            self._buffer = parts.pop()
+            for place in range(0, len(parts), 2):
+                self._mark(parts[place], parts[place + 1], now)
+        while len(self._buffer) > self.LONGEST:
+            # No mark in sight: take what there is, up to the last whole group.
+            head = self._buffer[: self.LONGEST]
+            end = max(head.rfind(b"\r"), head.rfind(b"\n"), head.rfind(b"\x8d")) + 1
+            self._buffer = self._buffer[end or self.LONGEST :]
+            self._frame(head[: end or self.LONGEST], False, now)
+
+    def disconnected(self) -> None:
+        """Note that the link ended: what comes next does not continue what came."""
+        head, end, _ = self._buffer.rpartition(b"\x8d" if self.eight_bits else b"\r")
+        self._buffer = b""
+        if end:
+            self._frame(head, False, self._now)
+        self._opened = False
+
+    def _mark(self, text: bytes, mark: bytes, now: float) -> None:
+        mark = bytes([mark[0] & 0x7F])
+        if text and mark != EOT:
+            # STX also ends a frame: some serial servers eat ETX.
+            self._frame(text, self._opened, now)
+        self._opened = mark == STX
+
+    # ---- frames ----
+
+    def _frame(self, raw: bytes, whole: bool, now: float) -> None:
+        """Take the groups of one frame; `whole` if it came from mark to mark."""
+        text = seven_bits(raw)
+        pieces = text.strip(b"\r\n").split(b"\r\n")
+        groups = dict(map(self._decode, pieces))
+        damaged = 0
+        if None in groups or "" in groups or len(groups) != len(pieces):
+            groups, damaged = self._sort_out(text, whole)
+        if not groups:
+            return
+        self.eight_bits = text is not raw
+        self.frames += 1
+        self.groups += len(groups)
+        least = min(self._damage) if self._damage else 0
+        if whole:
+            self._damage.append(damaged)
+        if not self._same_meter(groups):
+            self.refused["implausible"] += self._stranger[1] and len(groups)
+            return
+        rough = damaged * ROUGH > len(groups)
+        self._take_indexes(groups, damaged <= least and not rough, now)
+        self._take_labels(groups, rough, now)
+        if whole and not damaged and ("OPTARIF" in groups or "NGTF" in groups):
+            for label in EPHEMERAL:
+                if label not in groups:
+                    self.labels.pop(label, None)
+
+    def _sort_out(self, text: bytes, whole: bool) -> Tuple[Dict[str, str], int]:
+        """Return the intact groups of a damaged frame, and the number of damaged ones.
+
+        A group ends at CR or LF, whichever of the two has survived.  What stands
+        before the first STX or between two frames is not counted as refused: it is
+        the end of a frame that was not seen whole, or the ESP's own log.
+        """
+        pieces = [piece for piece in LINE_ENDS.split(text) if piece.strip(DEBRIS)]
+        verdicts = [self._decode(piece) for piece in pieces]
+        if len(pieces) > 3 and not any(label for label, _ in verdicts):
+            old = self._decode is decode_group
+            other = decode_old_group if old else decode_group
+            again = [other(piece) for piece in pieces]
+            if sum(1 for label, _ in again if label) > 3:
+                self._decode, verdicts = other, again
+        groups, damaged = {}, 0
+        for label, data in verdicts:
+            if label:
+                groups[label] = data
+            elif label is None:
+                damaged += 1
+                if whole:
+                    self.refused[data] += 1
+            elif len(self.unknown) < 32:
+                self.unknown.add(data)
+        return groups, damaged
+
+    def _same_meter(self, groups: Dict[str, str]) -> bool:
+        """Say whether the frame is of the meter that is being read.
+
+        A frame without its identity is taken for the meter's; one with another
+        identity is held back, until three in a row say that the meter was replaced
+        (or its mode changed, which is the same thing here: other labels, anew).
+        """
+        said = None
+        for label in INDEXES:
+            if label in groups:
+                said = (label, groups[label])
+        if said is None:
+            return self.identity is not None and not self._stranger[1]
+        if said != self.identity:
+            stranger, times = self._stranger
+            self._stranger = (said, times + 1 if said == stranger else 1)
+            if self._stranger[1] < (3 if self._vouched > 1 else 1):
+                return False
+            self._reset(said)
+            self._fresh = -math.inf
+        self._vouched += 1
+        self._stranger = (None, 0)
+        return True
+
+    def _take_indexes(
+        self, groups: Dict[str, str], trusted: Optional[bool], now: float
+    ) -> None:
+        if self.identity[0] == "ADSC":
+            trusted = self._balance(groups, trusted)
+        for label in INDEXES[self.identity[0]]:
+            data = groups.get(label)
+            if data is None:
+                continue
+            index = self._indexes.get(label)
+            if index is None:
+                index = self._indexes[label] = Index()
+            if trusted is None and data != index.data:
+                self.refused["implausible"] += 1
+            elif not index.read(data, now, bool(trusted)):
+                self.refused["implausible"] += 1
+
+    def _balance(self, groups: Dict[str, str], trusted: bool) -> Optional[bool]:
+        """Return the trust in a frame's indexes: EASF01 + ... + EASF10 is EAST.
+
+        True when that is so in a frame that has them all: damage would have had to hit
+        two indexes alike.  None (refuse what changed) when it is not.  A difference of
+        1 Wh is a frame built while the indexes ticked.
+        """
+        if "EAST" not in groups or not all(label in groups for label in EASF):
+            return trusted
+        gap = int(groups["EAST"]) - sum(int(groups[label]) for label in EASF)
+        return True if gap == 0 else trusted if abs(gap) == 1 else None
+
+    def _take_labels(self, groups: Dict[str, str], rough: bool, now: float) -> None:
+        """Keep the last good data of each label.
+
+        Where a frame is so damaged that an intact-looking group may not be, what it
+        changes is believed when the next frame says the same.
+        """
+        if now - self._fresh > self.timeout:
+            # After a silence the identity comes first, then everything anew.
+            if self.identity[0] not in groups:
+                return
+            self._woke = now
+        self._fresh = now
+        if rough:
+            rumours, self._rumours = self._rumours, groups
+            groups = {
+                label: data
+                for label, data in groups.items()
+                if data in (self.labels.get(label), rumours.get(label))
+            }
+        option = groups.get("OPTARIF") or groups.get("NGTF")
+        if option:
+            before = self.labels.get("OPTARIF") or self.labels.get("NGTF") or option
+            if before[:3] != option[:3]:
+                self.labels, self._seen = {}, {}  # another contract: other labels
+        self.labels.update(groups)
+        self._seen.update(dict.fromkeys(groups, now))
+
+    # ---- values ----
+
+    def _known(self, now: float) -> Tuple[Dict[str, str], Dict[str, int]]:
+        """Return the labels and the indexes that are good enough to be served."""
+        long_ago = now - self.timeout
+        labels = {
+            label: data
+            for label, data in self.labels.items()
+            if label not in INSTANT or self._seen[label] >= long_ago
+        }
+        indexes = {
+            label: index.value
+            for label, index in self._indexes.items()
+            if index.value is not None and index.time >= self._woke
+        }
+        return labels, indexes
+
+    def missing(self, now: float) -> Optional[List[str]]:
+        """Return the tags still unknown of a live input, None of one that is silent."""
+        if now - self._fresh > self.timeout:
+            return None
+        values = self._translate(now)
+        missing = [tag for tag, value in values.items() if value is None]
+        return missing + ([] if self._vouched > 1 or missing else ["ADCO"])
+
+    def fields(self, now: float) -> Optional[Dict[str, Any]]:
+        """Return the 31 fields to serve, tag -> int or str, or None.
+
+        None when no valid frame has come for `timeout` seconds, and until identity,
+        tariff, period, power and every index of the tariff are known.
+        """
+        if now - self._fresh > self.timeout or self._vouched < 2:
+            return None
+        values = self._translate(now)
+        return None if None in values.values() else values
+
+    def injection(self, now: float) -> Optional[Dict[str, Any]]:
+        """Return the 31 fields of an input that shows what the meter injects, or None.
+
+        EAIT (Wh) as BASE and SINSTI (VA) as the power, with the identity, phases and
+        limits of the meter.  A pure producer (NGTF PRODUCTEUR) is no exception: input
+        1 says what it draws (EAST, a few Wh for the inverter), input 2 what it
+        injects, so that production is at the same place in every house and no client
+        ever sees a production index counted as consumption.
+        """
+        drawn = self.fields(now)
+        labels, indexes = self._known(now) if drawn else ({}, {})
+        if not drawn or "EAIT" not in indexes or "SINSTI" not in labels:
+            return None
+        power = int(labels["SINSTI"])
+        limits = "ADCO ISOUSC IMAX IMAX1 IMAX2 IMAX3".split()
+        fields = dict(EMPTY, OPTARIF="BASE", PTEC="TH..", BASE=indexes["EAIT"])
+        fields.update({tag: drawn[tag] for tag in limits}, PAPP=power, PPAP=power)
+        phases = 3 if drawn["IMAX1"] else 1
+        _phased(fields, "IINST", [int(power / MAINS_VOLTS / phases + 0.5)] * phases, 0)
+        return fields
+
+    def _translate(self, now: float) -> Dict[str, Any]:
+        standard = self.identity is not None and self.identity[0] == "ADSC"
+        return (translate_standard if standard else translate_historic)(
+            *self._known(now)
+        )
+
+
+class History:
+    """The power of the last hours: one mean a minute, in bounded memory."""
+
+    STEP = 60  # seconds
+    LENGTH = 480  # steps: eight hours
+
+    def __init__(self) -> None:
+        self._steps = deque(maxlen=self.LENGTH)  # type: deque
+        self._step = None  # type: Optional[int]
+        self._sum = self._count = 0
+
+    def add(self, power: int, now: float) -> None:
+        """Take a power in VA at `now` seconds."""
+        self._advance(now)
+        self._sum += power
+        self._count += 1
+
+    def _advance(self, now: float) -> None:
+        step = int(now // self.STEP)
+        if self._step is None:
+            self._step = step
+        for _ in range(min(step - self._step, self.LENGTH)):
+            self._steps.append(round(self._sum / self._count) if self._count else None)
+            self._sum = self._count = 0
+        self._step = step
+
+    def means(self, now: float) -> List[Optional[int]]:
+        """Return the means in VA, the oldest first; None is a minute without power."""
+        if self._step is not None:
+            self._advance(now)
+        return list(self._steps)
+
+
+########################################################################################
+# Diagnosis: what bytes without a valid group look like
+########################################################################################
+
+LABELS_SEEN = re.compile(b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS")
+NORMAL_GROUP = re.compile(b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|EAST)\t")
+
+HINTS = {
+    "separators": "spaces or line ends are missing or replaced: in ESPEasy's Serial"
+    " Server set 'Event processing' to None and leave its replacements empty",
+    "damaged": "groups arrive, none is intact: check the baud rate, 7E1, the"
+    " opto-coupler and its resistors",
+    "text": "it is text, but no TIC: set the ESP's own serial log off, and check that"
+    " the port is the serial server's",
+    "telnet": "it looks like telnet: set the serial server to raw TCP",
+    "noise": "it is no text: a wrong baud rate (1200 in historic, 9600 in standard"
+    " mode) or a wrong wire",
+}
+
+
+def diagnose(sample: bytes) -> str:
+    """Return the key in HINTS of what bytes without a valid group look like."""
+    text = seven_bits(sample)
+    if LABELS_SEEN.search(text):
+        broken = not LINE_ENDS.search(text) or not NORMAL_GROUP.search(text)
+        return "separators" if broken else "damaged"
+    printable = sum(1 for byte in text if 32 <= byte < 127 or byte in b"\t\r\n")
+    if sample and printable >= 0.95 * len(sample):
+        return "text"
+    if b"\xff\xfb" in sample or b"\xff\xfd" in sample:
+        return "telnet"
+    return "noise"
+
+
+########################################################################################
+# Store: the one place that threads share
+########################################################################################
+
+# What a reader publishes of its input, never changed afterwards.  fields as Meter
+# returns them and time when they were true; injection likewise, {} while a meter that
+# injects has nothing fresh, None of one that does not; status for /ecolinky.json.
+Snapshot = namedtuple("Snapshot", "source timeout fields injection time status")
+
+
+class Store:
+    """The latest snapshot of each input, by its number, 1 or 2.
+
+    The lock protects the dictionary and the number of its version, nothing else, and
+    is held for as long as it takes to replace or to copy them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshots = {}  # type: Dict[int, Snapshot]
+        self._version = 0
+
+    def publish(self, number: int, snapshot: Snapshot) -> None:
+        """Replace an input's snapshot."""
+        with self._lock:
+            self._snapshots = {**self._snapshots, number: snapshot}
+            self._version += 1
+
+    def read(self) -> Tuple[int, Dict[int, Snapshot]]:
+        """Return the version and the snapshots, all published by then, not to change."""
+        with self._lock:
+            return self._version, self._snapshots
+
+
+def served(
+    snapshots: Dict[int, Snapshot], now: float
+) -> Dict[int, Optional[Dict[str, Any]]]:
+    """Return what each input shows now: fields, None if stale, EMPTY if not there.
+
+    Where no second input is configured, it shows what the first meter injects, once
+    that is known.
+    """
+    inputs = {1: None, 2: EMPTY}  # type: Dict[int, Optional[Dict[str, Any]]]
+    for number, snapshot in sorted(snapshots.items()):
+        fresh = snapshot.fields and now - snapshot.time <= snapshot.timeout
+        inputs[number] = snapshot.fields if fresh else None
+        if number == 1 and snapshot.injection is not None and 2 not in snapshots:
+            inputs[2] = (snapshot.injection or None) if fresh else None
+    return inputs
+
+
+########################################################################################
+# Documents: the Eco-Devices' answers
+########################################################################################
+
+FIRMWARE = "1.05.25"  # Domoticz refuses anything below 1.05.12
+XML, JSON, HTML = "text/xml", "application/json", "text/html; charset=utf-8"
+# The tags of status.xml in the device's order; {n} stands for one input, then the other.
+STATUS = (
+    "date time0 config_hostname config_mac http_port T{n}_PPAP T{n}_PAPP T{n}_PTEC"
+    " T{n}_ISOUSC T{n}_IMAX,T{n}_IMAX1,T{n}_IMAX2,T{n}_IMAX3 meter0 meter1 meter2 meter3"
+    " count0 count1 c0day c1day c0_fuel c1_fuel dnsstatus version salr"
+)
+STATUS_TAGS = tuple(
+    tag
+    for word in STATUS.split()
+    for number in ((1, 2) if "{n}" in word else (0,))
+    for tag in word.format(n=number).split(",")
+)
+# There are no pulse inputs: the clients want numbers all the same, never empty.
+PULSES = dict.fromkeys("meter2 meter3 count0 count1 c0day c1day".split(), 0)
+PULSE_NAMES = {"c0_name": "C1", "c1_name": "C2", "c0_unit": "Wh", "c1_unit": "Wh"}
+
+Tags = List[Tuple[str, Any]]
+Answer = Tuple[int, str, bytes]  # HTTP status, content type, body
+
+
+def xml_document(tags: Tags) -> bytes:
+    """Return a document as the device writes it: one root, one line a tag."""
+    lines = ["<%s>%s</%s>" % (tag, escape(str(value)), tag) for tag, value in tags]
+    text = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>%s</response>\r\n'
+    body = "".join("\r\n" + line for line in lines) + ("\r\n" if lines else "")
+    return (text % body).encode("latin-1", "xmlcharrefreplace")
+
+
+def json_document(content: Any) -> bytes:
+    """Return JSON as compact as the device's."""
+    return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+def gauge(fields: Dict[str, Any]) -> int:
+    """Return the needle of the device's power gauge, 0-9 against the subscription."""
+    limit = fields["ISOUSC"] * MAINS_VOLTS * (3 if fields["IMAX1"] else 1)
+    return min(9, 10 * fields["PAPP"] // limit) if limit else 0
+
+
+def teleinfo_tags(number: int, fields: Dict[str, Any]) -> Tags:
+    """Return the tags of teleinfoN.xml."""
+    return [("T%d_%s" % (number, tag), fields[tag]) for tag in FIELDS]
+
+
+def status_tags(
+    inputs: Dict[int, Dict[str, Any]], box: Dict[str, Any], local: time.struct_time
+) -> Tags:
+    """Return the tags of status.xml; `local` is the local time to show."""
+    values = dict(PULSES, c0_fuel="", c1_fuel="", dnsstatus=0, salr=0, version=FIRMWARE)
+    values.update(box)
+    values["date"] = "%d%02d%02d" % (local.tm_wday, local.tm_mday, local.tm_mon)
+    values["time0"] = "%02d:%02d" % (local.tm_hour, local.tm_min)
+    for number, fields in inputs.items():
+        values["meter%d" % (number - 1)] = gauge(fields)
+        values.update(teleinfo_tags(number, fields))
+    return [(tag, values[tag]) for tag in STATUS_TAGS]
+
+
+def power_and_indexes(number: int, fields: Dict[str, Any]) -> Tags:
+    """Return the tags of one input in cmd=10: the indexes follow the tariff."""
+    indexes = TARIFFS.get(fields["OPTARIF"][:3], TARIFFS["BAS"])
+    tags = ("PTEC", "PAPP") + indexes
+    return [("T%d_%s" % (number, tag), fields[tag]) for tag in tags]
+
+
+def document(
+    name: str,
+    inputs: Dict[int, Optional[Dict[str, Any]]],
+    box: Dict[str, Any],
+    local: time.struct_time,
+) -> Answer:
+    """Return the answer to a path of DOCUMENTS.
+
+    `inputs` as from `served`.  A stale input has a document of its own that says
+    unavailable (503: Home Assistant and Jeedom then record nothing) and looks like an
+    empty one elsewhere; a document of both is unavailable when neither is live.
+    """
+    shown = {number: fields or EMPTY for number, fields in inputs.items()}
+    live = any(fields and fields is not EMPTY for fields in inputs.values())
+    t1, t2 = teleinfo_tags(1, shown[1]), teleinfo_tags(2, shown[2])
+    if name == "/status.xml":
+        return 200, XML, xml_document(status_tags(shown, box, local))
+    if name == "cmd=20":
+        day = {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
+        return 200, JSON, json_document(day)
+    if name == "cmd=10":
+        if not live:
+            return 503, JSON, json_document({})
+        both = power_and_indexes(1, shown[1]) + power_and_indexes(2, shown[2])
+        tags = [("product", "Eco-devices")] + both + [("INDEX_C1", 0), ("INDEX_C2", 0)]
+        return 200, JSON, json_document(dict(tags))
+    if name == "/globalstatus.xml":
+        tags = status_tags(shown, box, local)
+        twice = set(STATUS_TAGS)
+        tags += [(tag, value) for tag, value in t1 + t2 if tag not in twice]
+        tags += list(PULSE_NAMES.items())
+    elif name == "/teleinfo.xml":
+        tags = t1 + t2
+    else:
+        number = 1 if name == "/protect/settings/teleinfo1.xml" else 2
+        tags, live = (t1, t2)[number - 1], inputs[number] is not None
+    return (200, XML, xml_document(tags)) if live else (503, XML, xml_document([]))
+
+
+DOCUMENTS = (
+    "/status.xml",
+    "/protect/settings/teleinfo1.xml",
+    "/protect/settings/teleinfo2.xml",
+    "/teleinfo.xml",
+    "/globalstatus.xml",
+    "cmd=10",
+    "cmd=20",
+)
+
+
+class Box:
+    """The Eco-Devices that is shown: its name, its inputs, its answers to paths."""
+
+    def __init__(self, store: Store, hostname: str, mac: str, port: int) -> None:
+        self.store = store
+        self.tags = {"config_hostname": hostname, "config_mac": mac, "http_port": port}
+        self.started = time.monotonic()
+        # What the answers were made of, and the answers made so far, by path.
+        self._answers = ((), {})  # type: Tuple[tuple, Dict[str, Answer]]
+
+    def answer(self, path: str, query: str) -> Optional[Answer]:
+        """Return the answer to a path and its query, None if there is no such document.
+
+        The same snapshots, freshness and minute give the same answer, made once.
+        """
+        now = time.monotonic()
+        version, snapshots = self.store.read()
+        if path == "/ecolinky.json":
+            return 200, JSON, json_document(self.status(snapshots, now))
+        if path in ("/", "/index.htm"):
+            return 200, HTML, HOME_PAGE
+        if path == "/api/xdevices.json":
+            path = next((word for word in query.split("&") if word in DOCUMENTS), "")
+        if path not in DOCUMENTS:
+            return None
+        inputs = served(snapshots, now)
+        minute = int(time.time() // 60)
+        made_of = (version, minute, inputs[1] is None, inputs[2] is None)
+        before, answers = self._answers
+        if made_of != before:
+            # Replaced, never emptied: a thread that still has the old ones keeps them.
+            answers = {}
+            self._answers = (made_of, answers)
+        if path not in answers:
+            answers[path] = document(path, inputs, self.tags, time.localtime())
+        return answers[path]
+
+    def status(self, snapshots: Dict[int, Snapshot], now: float) -> Dict[str, Any]:
+        """Return what /ecolinky.json says; the README documents it."""
+        live = served(snapshots, now)
+        inputs = []
+        for number, snapshot in sorted(snapshots.items()):
+            fields = live[number]
+            status = dict(snapshot.status)
+            status["age"] = round(now - snapshot.time, 1) if snapshot.time else None
+            state = "live" if fields else "stale" if snapshot.fields else "waiting"
+            status.update(
+                input=number,
+                source=snapshot.source,
+                state=state,
+                fields=fields,
+                injection=(snapshot.injection or None) if fields else None,
+            )
+            inputs.append(status)
+        return {
+            "version": __version__,
+            "uptime": round(now - self.started),
+            "hostname": self.tags["config_hostname"],
+            "port": self.tags["http_port"],
+            "inputs": inputs,
+        }
+
+
+########################################################################################
+# Reader: the thread that reads one ESP8266
+########################################################################################
+
+
+class Lines:
+    """Says each kind of log line at once, then at most once an hour."""
+
+    HOUR = 3600.0
+
+    def __init__(self) -> None:
+        self._said = {}  # type: Dict[str, float]
+
+    def say(self, level: int, kind: str, now: float, line: str, *args: Any) -> None:
+        """Log the line, unless one of its kind has been logged within the hour."""
+        if now - self._said.get(kind, -math.inf) >= self.HOUR:
+            self._said[kind] = now
+            log.log(level, line, *args)
+        else:
+            log.debug(line, *args)
+
+    def forget(self, *kinds: str) -> None:
+        """Let lines of these kinds be said at once again."""
+        for kind in kinds:
+            self._said.pop(kind, None)
+
+
+def plain_reason(error: OSError) -> str:
+    """Return in plain words why a connection could not be made or ended."""
+    if isinstance(error, socket.gaierror):
+        return "its name is not known on this network"
+    if isinstance(error, ConnectionRefusedError):
+        return "refused: it is on, but no serial server listens on that port"
+    if isinstance(error, ConnectionResetError):
+        return "the connection was reset"
+    if isinstance(error, socket.timeout):
+        return "no answer within 10 s: is it on, is the address right?"
+    return error.strerror or str(error) or type(error).__name__
+
+
+class Silence(OSError):
+    """Ten seconds without a byte: the TIC never pauses for long."""
+
+    def __str__(self) -> str:
+        return "connected, but no byte came for 10 s: is the meter wired, the ESP alive?"
+
+
+class Closed(OSError):
+    """The ESP closed the connection."""
+
+    def __str__(self) -> str:
+        return "the ESP closed the connection"
+
+
+class Reader(threading.Thread):
+    """Reads one input for as long as the program lives, and publishes it.
+
+    On any failure it starts again, after a pause that grows from 1 s to 10 s: about a
+    fifth of the time that the ESP has been away.
+    """
+
+    CONNECT_TIMEOUT = 10.0
+    SILENCE = 10.0
+    PAUSES = (1.0, 10.0)
+    PAUSE_GROWTH = 1.25
+    CHUNK = 4096
+    BREATH = 0.05  # after a full chunk: no line is that fast, see run_session
+    BRIEF = 60.0  # a connection that the ESP ends sooner may be another client's doing
+    PATIENCE = 20.0  # seconds of bytes without a valid group before it is said
+
+    def __init__(
+        self,
+        number: int,
+        host: str,
+        port: int,
+        timeout: float,
+        store: Store,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        name = "teleinfo%d" % number
+        super().__init__(name=name, daemon=True)
+        self.number, self.host, self.port = number, host, port
+        self.meter = Meter(timeout)
+        self.connections = 0
+        self._store, self._stop_event, self._clock = store, stop, clock
+        self._lines = Lines()
+        self._history = History()
+        self._socket = None  # type: Optional[socket.socket]
+        self._pause = self.PAUSES[0]
+        self._brief = 0  # connections in a row that the ESP ended soon
+        self._shown = None  # type: Optional[Tuple]  # what was last said to be received
+        self._good = -math.inf  # time of the last valid frame
+        self._reason = "no connection yet"
+        self._checked = (0.0, 0, 0)  # time, frames and refused groups at that time
+        self._publish(self._clock())
+
+    def run(self) -> None:
+        """Read until the program stops."""
+        while not self._stop_event.is_set():
+            started = self._clock()
+            try:
+                self._read_once(started)
+            except OSError as error:
+                self._failed(error, started)
+            except Exception:  # a bug must not leave the graphs empty for ever
+                log.exception("%s: unexpected error, going on", self.name)
+            self._stop_event.wait(self._pause)
+
+    def close(self) -> None:
+        """End the connection, from another thread."""
+        connection = self._socket
+        if connection is not None:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    # ---- one connection ----
+
+    def _read_once(self, started: float) -> None:
+        address = (self.host, self.port)
+        with socket.create_connection(address, self.CONNECT_TIMEOUT) as connection:
+            self._socket = connection
+            self.connections += 1
+            connection.settimeout(self.SILENCE)
+            log.debug("%s: connected to %s:%d", self.name, *address)
+            try:
+                self._read_all(connection)
+            finally:
+                self._socket = None
+                self.meter.disconnected()
+                self._published_frames(self._clock())
+
+    def _read_all(self, connection: socket.socket) -> None:
+        sample, since = b"", self._clock()
+        frames = self.meter.frames
+        while not self._stop_event.is_set():
+            try:
+                data = connection.recv(self.CHUNK)
+            except socket.timeout:
+                raise Silence() from None
+            now = self._clock()
+            if not data:
+                raise Closed()
+            self.meter.feed(data, now)
+            if self.meter.frames != frames:
+                frames, sample, since = self.meter.frames, b"", now
+                self._published_frames(now)
+            else:
+                sample = (sample + data)[-1024:]
+                if now - since > self.PATIENCE:
+                    self._unreadable(sample, now)
+                    since = now
+            if len(data) == self.CHUNK:
+                # No serial line brings so much: whatever floods us, it waits, not we.
+                self._stop_event.wait(self.BREATH)
+
+    def _published_frames(self, now: float) -> None:
+        if self._publish(now):
+            self._good = now
+            self._reason = ""
+            if self._brief < 3:
+                self._pause = self.PAUSES[0]
+            self._say_received()
+        self._say_damage(now)
+
+    def _publish(self, now: float) -> bool:
+        """Publish what the meter says, if it says something; return whether it does."""
+        meter = self.meter
+        fields = meter.fields(now)
+        if fields:
+            self._history.add(fields["PAPP"], now)
+            log.debug("%s: frame %d: %s", self.name, meter.frames, fields)
+        identity = meter.identity
+        status = {
+            "reason": self._reason,
+            "mode": identity and ("historic" if identity[0] == "ADCO" else "standard"),
+            "phases": (3 if fields["IMAX1"] else 1) if fields else None,
+            "labels": dict(meter.labels),
+            "counters": {
+                "frames": meter.frames,
+                "groups": meter.groups,
+                "refused": dict(meter.refused),
+                "connections": self.connections,
+            },
+            "history": {"step": History.STEP, "power": self._history.means(now)},
+        }
+        last = self._store.read()[1].get(self.number)
+        injection = meter.injection(now) or ({} if "EAIT" in meter.labels else None)
+        if not fields and last and last.fields:
+            # Nothing new to serve: what is served goes on to age.
+            fields, injection, now = last.fields, last.injection, last.time
+            live = False
+        else:
+            live = bool(fields)
+        source = "%s:%d" % (self.host, self.port)
+        self._store.publish(
+            self.number,
+            Snapshot(source, meter.timeout, fields, injection, now, status),
+        )
+        return live
+
+    # ---- what is said ----
+
+    def _say_received(self) -> None:
+        fields = self.meter.fields(self._clock())
+        if not fields:
+            return
+        mode = "historic" if self.meter.identity[0] == "ADCO" else "standard"
+        shown = (mode, fields["ADCO"], fields["OPTARIF"])
+        if shown != self._shown:
+            self._shown = shown
+            log.info(
+                "%s: receiving meter %s, %s mode, tariff %s; its values are served",
+                self.name,
+                fields["ADCO"],
+                mode,
+                fields["OPTARIF"],
+            )
+            self._lines.forget("away", "unreadable")
+
+    def _failed(self, error: OSError, started: float) -> None:
+        now = self._clock()
+        if self._stop_event.is_set():
+            return
+        ended_by_esp = isinstance(error, (Closed, ConnectionResetError))
+        brief = ended_by_esp and now - started < self.BRIEF
+        self._brief = self._brief + 1 if brief else 0
+        self._pause = min(self.PAUSES[1], self._pause * self.PAUSE_GROWTH)
+        self._reason = plain_reason(error)
+        if self._brief >= 3:
+            self._reason = "the ESP ends each connection: another program reads it"
+            self._lines.say(
+                logging.WARNING,
+                "evicted",
+                now,
+                "%s: %s:%d closed %d connections in a row soon after they were made:"
+                " another program seems to be reading the same ESP, which has room for"
+                " one; stop it; trying again",
+                self.name,
+                self.host,
+                self.port,
+                self._brief,
+            )
+        elif now - self._good > self.meter.timeout:
+            self._shown = None
+            self._lines.say(
+                logging.WARNING,
+                "away",
+                now,
+                "%s: nothing from %s:%d: %s; no value is served; trying again",
+                self.name,
+                self.host,
+                self.port,
+                self._reason,
+            )
+        else:
+            log.debug("%s: %s; trying again", self.name, self._reason)
+        self._publish(now)
+
+    def _unreadable(self, sample: bytes, now: float) -> None:
+        self._reason = HINTS[diagnose(sample)]
+        if now - self._good > self.meter.timeout:
+            self._shown = None
+        self._lines.say(
+            logging.WARNING,
+            "unreadable",
+            now,
+            "%s: bytes arrive from %s:%d but no valid group: %s; no value is served",
+            self.name,
+            self.host,
+            self.port,
+            self._reason,
+        )
+        self._publish(now)
+
+    def _say_damage(self, now: float) -> None:
+        """Once an hour, say that much is refused, when it is."""
+        then, groups, refused = self._checked
+        if now - then < 60:
+            return
+        meter = self.meter
+        self._checked = (now, meter.groups, sum(meter.refused.values()))
+        damaged, intact = self._checked[2] - refused, meter.groups - groups
+        if then and damaged * 20 > damaged + intact:
+            self._lines.say(
+                logging.WARNING,
+                "damage",
+                now,
+                "%s: %d of %d groups of the last minute were damaged (checksum %d, form"
+                " %d, implausible %d since the start) and left out: check the"
+                " opto-coupler and its resistors, raise ESPEasy's buffer",
+                self.name,
+                damaged,
+                damaged + intact,
+                meter.refused["checksum"],
+                meter.refused["form"],
+                meter.refused["implausible"],
+            )
+
+
+########################################################################################
+# Demo: a simulated meter behind a TCP socket
+########################################################################################
+
+
+class DemoMeter:
+    """A meter whose indexes grow as its power says; the encoder of what it sends."""
+
+    MODES = ("historic", "standard", "tempo", "three-phase")
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.baud = 9600 if mode == "standard" else 1200
+        self._energy = {"low": 12345678.0, "high": 23456789.0}  # Wh
+        self._time = 0.0
+
+    @staticmethod
+    def power(now: float) -> int:
+        """Return the power in VA at `now` seconds: a house, with a kettle and an oven."""
+        power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
+        power += 2100 if now % 300 < 45 else 0
+        power += 1800 if now % 1700 > 1250 and now % 40 < 25 else 0
+        return int(power)
+
+    def frame(self, now: float) -> bytes:
+        """Return the frame that the meter sends at `now` seconds."""
+        power = self.power(now)
+        low = now % 1800 < 600  # ten minutes cheap, twenty dear
+        if self._time:
+            grown = power * (now - self._time) / 3600
+            self._energy["low" if low else "high"] += grown
+        self._time = now
+        index = {name: "%09d" % energy for name, energy in self._energy.items()}
+        groups = getattr(self, "_" + self.mode.replace("-", "_"))(power, low, index)
+        separator = "\t" if self.mode == "standard" else " "
+        return STX + b"".join(self._group(separator, group) for group in groups) + ETX
+
+    @staticmethod
+    def _group(separator: str, words: Tuple[str, ...]) -> bytes:
+        body = separator.join(words).encode("ascii")
+        end = separator.encode("ascii")
+        sum_of = body + end if separator == "\t" else body
+        return b"\n" + body + end + bytes([checksum(sum_of)]) + b"\r"
+
+    def _historic(self, power: int, low: bool, index: Dict[str, str]) -> List[tuple]:
+        return [
+            ("ADCO", "021728123456"),
+            ("OPTARIF", "HC.."),
+            ("ISOUSC", "30"),
+            ("HCHC", index["low"]),
+            ("HCHP", index["high"]),
+            ("PTEC", "HC.." if low else "HP.."),
+            ("IINST", "%03d" % (power / MAINS_VOLTS + 0.5)),
+            ("IMAX", "090"),
+            ("PAPP", "%05d" % power),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
+        ]
+
+    def _tempo(self, power: int, low: bool, index: Dict[str, str]) -> List[tuple]:
+        others = ["%09d" % (1000000 + 111111 * place) for place in range(4)]
+        values = [index["low"], index["high"]] + others
+        groups = self._historic(power, low, index)
+        groups[0:3] = [("ADCO", "021728654321"), ("OPTARIF", "BBR("), ("ISOUSC", "45")]
+        groups[3:6] = list(zip(TARIFFS["BBR"], values))
+        groups[9:9] = [("PTEC", "HCJB" if low else "HPJB"), ("DEMAIN", "BLAN")]
+        return groups
+
+    def _three_phase(self, power: int, low: bool, index: Dict[str, str]) -> List[tuple]:
+        amperes = [power / MAINS_VOLTS * share + 0.5 for share in (0.5, 0.3, 0.2)]
+        return (
+            [("ADCO", "041620123456"), ("OPTARIF", "BASE"), ("ISOUSC", "20")]
+            + [("BASE", "%09d" % sum(self._energy.values())), ("PTEC", "TH..")]
+            + [("IINST%d" % phase, "%03d" % amperes[phase - 1]) for phase in (1, 2, 3)]
+            + [("IMAX%d" % phase, "060") for phase in (1, 2, 3)]
+            + [("PMAX", "06030"), ("PAPP", "%05d" % power), ("HHPHC", "A")]
+            + [("MOTDETAT", "000000"), ("PPOT", "00")]
+        )
+
+    def _standard(self, power: int, low: bool, index: Dict[str, str]) -> List[tuple]:
+        stamp = time.strftime("H%y%m%d%H%M%S")
+        running = 1 if low else 2
+        easf = [int(index["low"]), int(index["high"])] + [0] * 8
+        period = " HEURE  CREUSE  " if low else " HEURE  PLEINE  "
+        return (
+            [("ADSC", "041761123456"), ("VTIC", "02"), ("DATE", stamp, "")]
+            + [("NGTF", "H PLEINE/CREUSE "), ("LTARF", period)]
+            + [("EAST", "%09d" % sum(easf))]
+            + [(label, "%09d" % value) for label, value in zip(EASF, easf)]
+            + [("EASD01", index["low"]), ("EASD02", index["high"])]
+            + [("EASD03", "000000000"), ("EASD04", "000000000")]
+            + [("IRMS1", "%03d" % (power / MAINS_VOLTS + 0.5)), ("URMS1", "231")]
+            + [("PREF", "06"), ("PCOUP", "06"), ("SINSTS", "%05d" % power)]
+            + [("SMAXSN", stamp, "04730"), ("SMAXSN-1", stamp, "05120")]
+            + [("CCASN", stamp, "00452"), ("CCASN-1", stamp, "00487")]
+            + [("UMOY1", stamp, "231"), ("STGE", "003A%X001" % (running - 1 << 2 & 15))]
+            + [("MSG1", "PAS DE          MESSAGE         ")]
+            + [("PRM", "09123456789012"), ("RELAIS", "000"), ("NTARF", "%02d" % running)]
+            + [("NJOURF", "00"), ("NJOURF+1", "00")]
+            + [("PJOURF+1", "00008001" + " NONUTILE" * 10)]
+        )
+
+
+class DemoServer(threading.Thread):
+    """Sends a DemoMeter's frames as an ESP8266 does: one client, line rate, chunks."""
+
+    CHUNK_SECONDS = 0.05  # as with an RX receive timeout of 50 ms
+
+    def __init__(self, mode: str, stop: threading.Event) -> None:
+        super().__init__(name="demo", daemon=True)
+        self._meter = DemoMeter(mode)
+        self._stop_event = stop
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(1)
+        self._listener.settimeout(0)
+        self.port = self._listener.getsockname()[1]
+
+    def run(self) -> None:
+        """Send to the client that came last, until the program stops."""
+        size = int(self._meter.baud / 10 * self.CHUNK_SECONDS)
+        pending, client = b"", None  # type: bytes, Optional[socket.socket]
+        due = time.monotonic()
+        while not self._stop_event.wait(max(0.0, due - time.monotonic())):
+            due = max(due + self.CHUNK_SECONDS, time.monotonic() - 1)
+            if len(pending) < size:
+                pending += self._meter.frame(time.monotonic())
+            chunk, pending = pending[:size], pending[size:]
+            try:
+                newcomer = self._listener.accept()[0]
+                if client:
+                    client.close()
+                client = newcomer
+            except OSError:
+                pass
+            if client:
+                try:
+                    client.sendall(chunk)
+                except OSError:
+                    client.close()
+                    client = None
+        for opened in (client, self._listener):
+            if opened:
+                opened.close()
+
+
+########################################################################################
+# HTTP: the threads that answer
+########################################################################################
+
+Login = Optional[bytes]  # what must stand in the Authorization header, None: nothing
+
+
+def login_of(username: str, password: str) -> Login:
+    """Return the Authorization header that the user name and password make."""
+    if not username:
+        return None
+    return b"Basic " + base64.b64encode(("%s:%s" % (username, password)).encode())
+
+
+class Server(socketserver.ThreadingMixIn, HTTPServer):
+    """The HTTP server: a thread a connection, and not too many of them.
+
+    When all are taken, the connection that has been waiting longest for its client is
+    closed for the new one: clients that say nothing cost the others nothing.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+    MOST = 64  # connections, and so threads
+
+    def __init__(self, address: Tuple[str, int], box: Box, login: Login) -> None:
+        self.box, self.login = box, login
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self._slots = threading.Semaphore(self.MOST)
+        self.waiting = {}  # type: Dict[socket.socket, None]  # the longest first
+        super().__init__(address, Handler)
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name, which can hang."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread, another one's if need be."""
+        while not self._slots.acquire(timeout=0.0 if self.waiting else 0.1):
+            for oldest in list(self.waiting)[:1]:
+                self.waiting.pop(oldest, None)
+                try:
+                    oldest.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                if self._slots.acquire(timeout=0.5):
+                    self._slots.release()
+        self.waiting[request] = None
+        try:
+            super().process_request(request, client_address)
+        except Exception:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer the connection's requests."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.waiting.pop(request, None)
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Note that a client went away, or a bug, without a traceback."""
+        log.debug("%s: %r", client_address[0], sys.exc_info()[1])
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = 30  # seconds; without one, a client that says nothing keeps its thread
+
+    def handle_one_request(self) -> None:
+        """Answer one request; a connection that waits for the next one is the newest."""
+        super().handle_one_request()
+        if self.server.waiting.pop(self.connection, self) is None:
+            self.server.waiting[self.connection] = None
+
+    def do_GET(self) -> None:
+        """Answer with a document, or say why not."""
+        path, _, query = self.path.partition("?")
+        if not self._may_ask():
+            self._send(401, "text/plain", b"login needed\r\n")
+            return
+        answer = self.server.box.answer(path, query)
+        self._send(*(answer or (404, "text/plain", b"no such document\r\n")))
+
+    do_HEAD = do_GET
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self._refuse_method
+        raise AttributeError(name)
+
+    def _refuse_method(self) -> None:
+        if self._may_ask():
+            self._send(405, "text/plain", b"GET and HEAD only\r\n")
+        else:
+            self._send(401, "text/plain", b"login needed\r\n")
+
+    def _may_ask(self) -> bool:
+        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        login = self.server.login
+        if login is None:
+            return True
+        scheme, _, token = given.partition(b" ")
+        given = scheme.capitalize() + b" " + token.strip()
+        return hmac.compare_digest(given, login)
+
+    def send_error(
+        self, code: int, message: Optional[str] = None, explain: Optional[str] = None
+    ) -> None:
+        """Answer a request that http.server could not read."""
+        self.close_connection = True
+        reason = (message or "").splitlines()[:1]
+        log.debug("%s: refused: %d %r", self.client_address[0], code, reason)
+        self._send(int(code), "text/plain", b"bad request\r\n")
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        """Send headers and body at once: in two they cost 44 ms (Nagle, delayed ACK)."""
+        self._drop_body()
+        head = [
+            "HTTP/1.1 %d %s" % (status, self.responses[status][0]),
+            "Server: ecolinky/" + __version__,
+            "Date: " + self.date_time_string(),
+            "Content-Type: " + content_type,
+            "Content-Length: %d" % len(body),
+            "Cache-Control: no-store",
+            "Connection: " + ("close" if self.close_connection else "keep-alive"),
+        ]
+        if status == 401:
+            head.append('WWW-Authenticate: Basic realm="ecolinky"')
+        if status == 405:
+            head.append("Allow: GET, HEAD")
+        if self.command == "HEAD":
+            body = b""
+        text = "\r\n".join(head) + "\r\n\r\n"
+        log.debug("%s %r %d", self.client_address[0], self.requestline, status)
+        if self.request_version == "HTTP/0.9":
+            text = ""
+        self.wfile.write(text.encode("latin-1") + body)
+
+    def _drop_body(self) -> None:
+        """Read the little that a request may bring along, or end the connection."""
+        headers = getattr(self, "headers", None)
+        length = headers and headers.get("Content-Length", "0")
+        if headers is None or "Transfer-Encoding" in headers:
+            self.close_connection = True
+        elif length != "0":
+            self.close_connection = True
+            if length.isdigit() and int(length) <= 65536:
+                self.rfile.read(int(length))
+
+    def version_string(self) -> str:
+        """Return a server name that does not tell the version of Python."""
+        return "ecolinky/" + __version__
+
+
+# The page a person looks at; it reads /ecolinky.json.
+HOME_PAGE = b"<!DOCTYPE html><title>ecolinky</title>"
+
+
+########################################################################################
+# Configuration
+########################################################################################
+
+DEFAULT_PORT = 8888
+
+
+class ConfigError(Exception):
+    """What is wrong with the configuration and what to do, in one line."""
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError("is no port: give a number from 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch("[0-9]{1,5}([.][0-9]+)?", text) or not 1 <= float(text):
+        raise ValueError("is no time: give seconds, from 1 to 99999")
+    return float(text)
+
+
+def _host(text: str) -> str:
+    if text and not re.fullmatch("[A-Za-z0-9._:-]{1,253}", text):
+        raise ValueError("is no address: give a name or an IP address and nothing else")
+    if text.count(":") == 1:
+        raise ValueError("has a port in it: give that in 'port'")
+    return text
+
+
+def _box_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9-]{1,32}", text):
+        raise ValueError("is no host name: give 1 to 32 of A-Z a-z 0-9 and -")
+    return text
+
+
+def _mac(text: str) -> str:
+    if text and not re.fullmatch("([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}", text):
+        raise ValueError("is no MAC address: give six pairs as in 02:00:5e:10:00:01")
+    return text.lower().replace("-", ":")
+
+
+def _username(text: str) -> str:
+    if ":" in text:
+        raise ValueError("has a colon in it: choose a name without")
+    return text
+
+
+def _yes_no(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise ValueError("is neither: give yes or no")
+    return text.lower() == "yes"
+
+
+def _level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise ValueError("is no level: give debug, info, warning or error")
+    return text.lower()
+
+
+# Section and key: how to read it, its default as it stands in the ini.
+_INPUT = {"host": (_host, ""), "port": (_port, "8888"), "timeout": (_seconds, "30")}
+OPTIONS = {
+    "teleinfo1": _INPUT,
+    "teleinfo2": _INPUT,
+    "http": {
+        "address": (_host, "0.0.0.0"),
+        "port": (_port, "4000"),
+        "username": (_username, ""),
+        "password": (str, ""),
+    },
+    "ecodevice": {
+        "hostname": (_box_name, "ecolinky"),
+        "mac": (_mac, ""),
+        "discovery": (_yes_no, "no"),
+    },
+    "log": {"level": (_level, "info")},
+}  # type: Dict[str, Dict[str, Tuple[Callable[[str], Any], str]]]
+
+Settings = Dict[str, Dict[str, Any]]
+
+
+def default_settings() -> Settings:
+    """Return the settings of an empty configuration."""
+    return parse_settings("", "", needs_host=False)
+
+
+def parse_settings(text: str, name: str, needs_host: bool = True) -> Settings:
+    """Return the settings that the text of an ini makes, by section and key.
+
+    Raises ConfigError, with `name` as the file's. Without `needs_host` a configuration
+    without teleinfo1.host will do.
+    """
+    parser = configparser.ConfigParser(
+        interpolation=None, default_section="\0", strict=True
+    )
+    try:
+        parser.read_string(text, name)
+    except configparser.MissingSectionHeaderError as error:
+        raise ConfigError(
+            "%s: line %d: %r stands before any section: put [teleinfo1] above it"
+            % (name, error.lineno, error.line.strip())
+        ) from None
+    except configparser.Error as error:
+        told = " ".join(str(error).split())
+        raise ConfigError("%s: %s: mend that line" % (name, told)) from None
+    settings = {
+        section: {key: read(default) for key, (read, default) in keys.items()}
+        for section, keys in OPTIONS.items()
+    }
+    for section in parser.sections():
+        if section not in OPTIONS:
+            raise ConfigError(
+                "%s: [%s] is no section%s" % (name, section, _meant(section, OPTIONS))
+            )
+        keys = OPTIONS[section]
+        for key, value in parser.items(section):
+            if key not in keys:
+                raise ConfigError(
+                    "%s: [%s] %s is no key%s" % (name, section, key, _meant(key, keys))
+                )
+            try:
+                settings[section][key] = keys[key][0](value)
+            except ValueError as error:
+                raise ConfigError(
+                    "%s: [%s] %s = %s %s" % (name, section, key, value, error)
+                ) from None
+    if needs_host and not settings["teleinfo1"]["host"]:
+        raise ConfigError(
+            "%s: [teleinfo1] host is missing: give the ESP8266's address,"
+            " as in host = 192.168.1.50" % name
+        )
+    http = settings["http"]
+    if bool(http["username"]) != bool(http["password"]):
+        there, missing = "username", "password"
+        if http["password"]:
+            there, missing = missing, there
+        raise ConfigError(
+            "%s: [http] %s has no %s: give both, or neither" % (name, there, missing)
+        )
+    return settings
+
+
+def _meant(word: str, known: Any) -> str:
+    import difflib  # only wanted when there is something to suggest
+
+    close = difflib.get_close_matches(word.lower(), list(known), 1)
+    if close:
+        return ": did you mean %s?" % close[0]
+    return ": there are %s" % ", ".join(known)
+
+
+def read_settings(path: str, needs_host: bool = True) -> Settings:
+    """Return the settings of the file; raises ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise ConfigError(
+            "%s: cannot be read (%s): put ecolinky.ini beside ecolinky.py, or name it"
+            " with --config" % (path, error.strerror)
+        ) from None
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content:
+        raise ConfigError("%s: is not plain text: save it as UTF-8" % path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")  # an old Notepad's é in a comment
+    return parse_settings(text, path, needs_host)
+
+
+def lasting_mac() -> str:
+    """Return a locally administered MAC address that this machine always makes."""
+    seed = socket.gethostname().encode()
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            seed = file.read().strip() or seed
+    except OSError:
+        pass
+    number = binascii.crc32(b"ecolinky" + seed) << 8 | binascii.crc32(seed) & 0xFF
+    digits = "02%010x" % number
+    return ":".join(digits[place : place + 2] for place in range(0, 12, 2))
+
+
+########################################################################################
+# Main
+########################################################################################
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.exit(2, "ecolinky: %s; see --help\n" % message)
+
+
+def parse_arguments(arguments: Optional[List[str]] = None) -> argparse.Namespace:
+    """Return the command line's options; exits with 2 and one line on a wrong one."""
+    parser = _OneLineParser(
+        prog="ecolinky.py",
+        allow_abbrev=False,
+        description="Shows a Linky meter to Domoticz as a GCE Eco-Devices.",
+    )
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="settings (default: ecolinky.ini beside it)")
+    add("--check", action="store_true", help="look at the link and say what is wrong")
+    add(
+        "--demo",
+        nargs="?",
+        const="historic",
+        choices=DemoMeter.MODES,
+        metavar="MODE",
+        help="serve a simulated meter: %s (default: historic)"
+        % ", ".join(DemoMeter.MODES),
+    )
+    add("--verbose", action="store_true", help="log frames and requests")
+    add("--version", action="version", version="ecolinky " + __version__)
+    options = parser.parse_args(arguments)
+    options.given = options.config is not None
+    options.config = options.config or beside
+    return options
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run the program; return its exit code: 0 stopped, 1 cannot run, 2 usage."""
+    options = parse_arguments(arguments)
+    try:
+        if options.demo and not options.given and not os.path.exists(options.config):
+            settings = default_settings()
+        else:
+            settings = read_settings(options.config, needs_host=not options.demo)
+    except ConfigError as error:
+        print("ecolinky: %s" % error, file=sys.stderr)
+        return 2
+    level = "debug" if options.verbose else settings["log"]["level"]
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
+    return serve(settings, options.demo)
+
+
+def serve(settings: Settings, demo: Optional[str]) -> int:
+    """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
+    http, device = settings["http"], settings["ecodevice"]
+    stop, store = threading.Event(), Store()
+    mac = device["mac"] or lasting_mac()
+    box = Box(store, device["hostname"], mac, http["port"])
+    login = login_of(http["username"], http["password"])
+    try:
+        server = Server((http["address"], http["port"]), box, login)
+    except (OSError, UnicodeError) as error:
+        print(
+            "ecolinky: cannot serve on %s port %d (%s): is ecolinky already running? is"
+            " [http] address this machine's?"
+            % (http["address"], http["port"], plain_reason(error)),
+            file=sys.stderr,
+        )
+        return 1
+    threads = [threading.Thread(target=server.serve_forever, name="http", daemon=True)]
+    if demo:
+        simulated = DemoServer(demo, stop)
+        threads.append(simulated)
+        settings["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
+        settings["teleinfo2"].update(host="")
+    readers = [
+        Reader(number, each["host"], each["port"], each["timeout"], store, stop)
+        for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
+        if each["host"]
+    ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        log.info(
+            "ecolinky %s serves %s on port %d of %s",
+            __version__,
+            "the simulated %s meter" % demo if demo else "the meter",
+            http["port"],
+            "all addresses" if http["address"] == "0.0.0.0" else http["address"],
+        )
+        for thread in threads + readers:
+            thread.start()
+        stop.wait()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    log.info("ecolinky stops")
+    stop.set()
+    server.shutdown()
+    server.server_close()
+    for reader in readers:
+        reader.close()
+    for thread in threads + readers:
+        thread.join(0.3)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
