@@ -123,8 +123,9 @@ def decode_group(group: bytes, old: bool = False) -> Verdict:
 
     Of a group with a timestamp the data alone is returned; of DATE, which has no
     data, the timestamp.  Else: ("", label) when the checksum is right and the label
-    unknown, (None, "checksum") or (None, "form") when the group is damaged.  `old`:
-    the checksum covers the SP before it, as on some meters before Linky.
+    unknown; (None, "checksum") when characters have changed in a group of the right
+    form; (None, "form") when it has no form of ours.  `old`: the checksum covers the
+    SP before it, as on some meters before Linky.
 
     A meter repeats most groups from frame to frame: remembering the last thousand
     verdicts is most of the decoder's speed.
@@ -147,15 +148,16 @@ def decode_old_group(group: bytes) -> Verdict:
 def _decode_exact(group: bytes, old: bool) -> Verdict:
     separator = group[-2:-1]
     if separator not in FORMS or not group.isascii():
-        return None, "checksum"
+        return None, "form"
     # Never split or strip on the way: the checksum itself can be a space.
     covered = group[:-1] if old or separator == b"\t" else group[:-2]
-    if checksum(covered) != group[-1]:
-        return None, "checksum"
+    intact = checksum(covered) == group[-1]
     label, _, data = group[:-2].decode("ascii").partition(separator.decode("ascii"))
     if FORMS[separator].fullmatch(label + "\t" + data):
+        if not intact:
+            return None, "checksum"
         return label, data.rpartition("\t")[2] or data.rstrip("\t")
-    if LABEL.fullmatch(label) and not KNOWN_LABEL.fullmatch(label):
+    if intact and LABEL.fullmatch(label) and not KNOWN_LABEL.fullmatch(label):
         return "", label
     return None, "form"
 
@@ -192,7 +194,7 @@ WH_PER_SECOND = 10  # a Linky is cut off at 36 kVA
 SLACK_WH = 30  # what grows during the three seconds that a long frame takes to arrive
 BRACKET_WH = 230  # two readings farther apart than this do not confirm each other
 TAKEOVER = 8  # readings in a row that agree against the served one replace it
-ROUGH = 3  # a frame with more than one damaged group in so many intact ones is rough
+FEW = 3  # damaged groups are few when there is at most one for so many intact ones
 
 
 class Index:
@@ -337,6 +339,11 @@ INSTANT = frozenset(
     "PAPP IINST IINST1 IINST2 IINST3 ADPS ADIR1 ADIR2 ADIR3 PEJP SINSTS SINSTS1 SINST1"
     " SINSTI IRMS1 IRMS2 IRMS3".split()
 )
+# The current of one phase, or of each of three, in both modes; the power.
+CURRENTS = (("IINST", "IRMS1"),) + tuple(
+    ("IINST%d" % phase, "IRMS%d" % phase) for phase in (1, 2, 3)
+)
+POWER = frozenset(("PAPP", "SINSTS", "SINST1")).union(*CURRENTS)
 # Sent only while they last: gone with the first undamaged frame that has them no more.
 EPHEMERAL = ("ADPS", "PEJP", "ADIR1", "ADIR2", "ADIR3")
 MAINS_VOLTS = 230
@@ -499,7 +506,9 @@ class Meter:
         self._opened = False  # an STX has been seen, its ETX not yet
         self._now = -math.inf
         self._decode = decode_group  # type: Callable[[bytes], Verdict]
-        self._damage = deque(maxlen=8)  # type: deque  # damaged groups, last frames
+        # Of the last frames: damaged groups, and those of the right form among them.
+        self._damaged = deque(maxlen=8)  # type: deque
+        self._altered = deque(maxlen=8)  # type: deque
         self._fresh = -math.inf  # time of the last valid frame
         self._reset(None)
 
@@ -555,30 +564,37 @@ class Meter:
         text = seven_bits(raw)
         pieces = text.strip(b"\r\n").split(b"\r\n")
         groups = dict(map(self._decode, pieces))
-        damaged = 0
+        damaged = altered = 0
         if None in groups or "" in groups or len(groups) != len(pieces):
-            groups, damaged = self._sort_out(text, whole)
+            groups, damaged, altered = self._sort_out(text, whole)
         if not groups:
             return
         self.eight_bits = text is not raw
         self.frames += 1
         self.groups += len(groups)
-        least = min(self._damage) if self._damage else 0
+        few = damaged * FEW <= len(groups)
+        calm = few and damaged <= min(self._damaged, default=0)
+        usual = min(self._altered, default=0)
+        steady = altered <= usual == max(self._altered, default=0)
         if whole:
-            self._damage.append(damaged)
+            self._damaged.append(damaged)
+            self._altered.append(altered)
         if not self._same_meter(groups):
             self.refused["implausible"] += self._stranger[1] and len(groups)
             return
-        rough = damaged * ROUGH > len(groups)
-        self._take_indexes(groups, damaged <= least and not rough, now)
-        self._take_labels(groups, rough, now)
+        self._take_indexes(groups, calm or steady and (few or not altered), now)
+        self._take_labels(groups, not few, now)
         if whole and not damaged and ("OPTARIF" in groups or "NGTF" in groups):
             for label in EPHEMERAL:
                 if label not in groups:
                     self.labels.pop(label, None)
 
-    def _sort_out(self, text: bytes, whole: bool) -> Tuple[Dict[str, str], int]:
-        """Return the intact groups of a damaged frame, and the number of damaged ones.
+    def _sort_out(self, text: bytes, whole: bool) -> Tuple[Dict[str, str], int, int]:
+        """Return the intact groups of a damaged frame, and how many are not.
+
+        That is, the number of damaged groups, and of those among them that have the
+        right form: in these, characters have been changed, which the checksum does not
+        always see; a lost or doubled byte changes the form.
 
         A group ends at CR or LF, whichever of the two has survived.  What stands
         before the first STX or between two frames is not counted as refused: it is
@@ -592,17 +608,18 @@ class Meter:
             again = [other(piece) for piece in pieces]
             if sum(1 for label, _ in again if label) > 3:
                 self._decode, verdicts = other, again
-        groups, damaged = {}, 0
+        groups, damaged, altered = {}, 0, 0
         for label, data in verdicts:
             if label:
                 groups[label] = data
             elif label is None:
                 damaged += 1
+                altered += data == "checksum"
                 if whole:
                     self.refused[data] += 1
             elif len(self.unknown) < 32:
                 self.unknown.add(data)
-        return groups, damaged
+        return groups, damaged, altered
 
     def _same_meter(self, groups: Dict[str, str]) -> bool:
         """Say whether the frame is of the meter that is being read.
@@ -671,10 +688,12 @@ class Meter:
         self._fresh = now
         if rough:
             rumours, self._rumours = self._rumours, groups
+            agreed = POWER if self._power_agrees(groups) else ()
             groups = {
                 label: data
                 for label, data in groups.items()
                 if data in (self.labels.get(label), rumours.get(label))
+                or label in agreed
             }
         option = groups.get("OPTARIF") or groups.get("NGTF")
         if option:
@@ -684,16 +703,27 @@ class Meter:
         self.labels.update(groups)
         self._seen.update(dict.fromkeys(groups, now))
 
+    def _power_agrees(self, groups: Dict[str, str]) -> bool:
+        """Say whether a frame's power is that of its currents, which come rounded."""
+        latest = {**self.labels, **groups}
+        power = _number(groups, "PAPP", "SINSTS", "SINST1")
+        three = "IINST2" in latest or "IRMS2" in latest
+        names = CURRENTS[1:] if three else CURRENTS[:1]
+        amperes = [_number(latest, *each) for each in names]
+        if power is None or None in amperes:
+            return False
+        gap = abs(power - MAINS_VOLTS * sum(amperes))  # type: ignore
+        return gap <= MAINS_VOLTS / 2 * len(names) + power // 25
+
     # ---- values ----
 
     def _known(self, now: float) -> Tuple[Dict[str, str], Dict[str, int]]:
         """Return the labels and the indexes that are good enough to be served."""
-        long_ago = now - self.timeout
-        labels = {
-            label: data
-            for label, data in self.labels.items()
-            if label not in INSTANT or self._seen[label] >= long_ago
-        }
+        seen, long_ago = self._seen, now - self.timeout
+        gone = {label for label in INSTANT & self.labels.keys() if seen[label] < long_ago}
+        if gone & {"PAPP", "SINSTS", "SINST1"}:
+            gone |= POWER  # no power rather than one made up of the currents
+        labels = {k: data for k, data in self.labels.items() if k not in gone}
         indexes = {
             label: index.value
             for label, index in self._indexes.items()
