@@ -235,12 +235,10 @@ class Index:
 
     def _await_confirmation(self, value: int, now: float, trusted: bool) -> bool:
         confirmed = None
-        for old, when, was_trusted in self._pending:
-            if old > value:
-                # One of the two is false, nobody knows which: neither is trusted.
-                trusted = False
-                self._pending = [(v, t, False) for v, t, _ in self._pending]
-                break
+        if any(old > value for old, _, _ in self._pending):
+            # One of the two is false, nobody knows which: neither is trusted.
+            self._pending = [each for each in self._pending if each[0] <= value]
+            trusted = False
         for old, when, was_trusted in self._pending:
             if old == value or (
                 trusted
@@ -1691,6 +1689,48 @@ class Handler(BaseHTTPRequestHandler):
         return "ecolinky/" + __version__
 
 
+class Discovery(threading.Thread):
+    """Answers programs that look for Eco-Devices on the network, as the device does.
+
+    Only the exact request has an answer, of less than 64 bytes, to where it came from.
+    """
+
+    PORT = 30303
+    REQUEST = b"Discover GCE Devices"
+
+    def __init__(
+        self,
+        box: Box,
+        stop: threading.Event,
+        address: Tuple[str, int] = ("0.0.0.0", PORT),  # a broadcast is heard there only
+    ) -> None:
+        super().__init__(name="discovery", daemon=True)
+        tags = box.tags
+        answer = (tags["config_hostname"], tags["config_mac"], tags["http_port"])
+        self._answer = ("%s\r\n%s\r\n%d\r\n" % answer).encode("ascii")
+        self._stop_event = stop
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            self._socket.bind(address)
+        except OSError:
+            self._socket.close()
+            raise
+        self._socket.settimeout(0.2)
+        self.port = self._socket.getsockname()[1]
+
+    def run(self) -> None:
+        """Answer until the program stops."""
+        with self._socket:
+            while not self._stop_event.is_set():
+                try:
+                    request, sender = self._socket.recvfrom(64)
+                    if request == self.REQUEST:
+                        self._socket.sendto(self._answer, sender)
+                except OSError:
+                    continue  # nothing came, or the asker is gone
+
+
 # The page a person looks at; it reads /ecolinky.json.
 HOME_PAGE = b"<!DOCTYPE html><title>ecolinky</title>"
 
@@ -1881,6 +1921,127 @@ def lasting_mac() -> str:
 
 
 ########################################################################################
+# Check: what is wrong with the link
+########################################################################################
+
+OK, WARNING, FAILED = "ok     ", "WARNING", "FAILED "
+Finding = Tuple[str, str]  # one of the three, and what was found and what to do
+# A line of ESPEasy's own log: "3612 : Info  : WD   : Uptime 1 ..."
+LOG_TEXT = re.compile(b"[A-Za-z]{2,} *: [ -~]")
+
+
+def link_findings(meter: Meter, raw: bytes, now: float) -> List[Finding]:
+    """Return what the bytes of a link and the Meter that was fed them tell."""
+    if not raw:
+        silent = "no byte came: check the wires from the meter's I1 and I2 and the ESP's"
+        return [(FAILED, silent + " RX pin, then the TCP port's serial settings")]
+    findings = [(OK, "%d bytes came" % len(raw))]
+    good = meter.groups
+    damaged = meter.refused["checksum"] + meter.refused["form"]
+    if not good:
+        return findings + [(FAILED, "no valid group: " + HINTS[diagnose(raw)])]
+    if meter.eight_bits:
+        told = "the ESP reads 8N1: set it to 7 bits, even parity (7E1); ecolinky copes"
+        findings.append((WARNING, told))
+    if LOG_TEXT.search(seven_bits(raw)):
+        told = "the ESP's own log is in the stream: set its serial log level to None"
+        findings.append((WARNING, told))
+    told = "%d of %d groups verified" % (good, good + damaged)
+    if damaged * 20 > damaged + good:
+        told += ": check the opto-coupler and its resistors, raise ESPEasy's buffer"
+        findings.append((WARNING, told))
+    else:
+        findings.append((OK, told))
+    fields = meter.fields(now)
+    if not fields:
+        missing = meter.missing(now)
+        told = "not enough to serve yet, %s is missing: is the line cut short? raise"
+        told = told % (", ".join(missing or ["a whole frame"]))
+        return findings + [(FAILED, told + " ESPEasy's buffer, or look for longer")]
+    mode = "historic" if meter.identity[0] == "ADCO" else "standard"
+    phases = "three phases" if fields["IMAX1"] else "one phase"
+    told = "meter %s, %s mode, %s" % (fields["ADCO"], mode, phases)
+    findings.append((OK, told))
+    told = "tariff %s, now %s; subscription %d A; power %d VA"
+    values = tuple(fields[tag] for tag in ("OPTARIF", "PTEC", "ISOUSC", "PAPP"))
+    findings.append((OK, told % values))
+    for tag in TARIFFS[fields["OPTARIF"][:3]]:
+        findings.append((OK, "index %s = %d Wh" % (tag, fields[tag])))
+    return findings
+
+
+def look_at_link(host: str, port: int, seconds: float) -> Tuple[List[Finding], str]:
+    """Return what is found at a serial server's port, and our address on the way.
+
+    Reads until values could be served, `seconds` at most.
+    """
+    meter, raw, ours, closed = Meter(), b"", "", 0
+    place = "%s port %d" % (host, port)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and closed < 3:
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            connection = socket.create_connection((host, port), min(10.0, left))
+        except OSError as error:
+            if not closed:
+                told = "%s cannot be reached: %s" % (place, plain_reason(error))
+                return [(FAILED, told)], ours
+            time.sleep(0.2)
+            continue
+        with connection:
+            ours = connection.getsockname()[0]
+            while time.monotonic() < deadline:
+                connection.settimeout(max(0.1, deadline - time.monotonic()))
+                try:
+                    data = connection.recv(4096)
+                except socket.timeout:
+                    break
+                except OSError:
+                    data = b""
+                if not data:
+                    closed += 1
+                    meter.disconnected()
+                    time.sleep(0.2)
+                    break
+                raw = (raw + data)[-65536:]
+                meter.feed(data, time.monotonic())
+                if meter.frames > 3 and meter.fields(time.monotonic()) and not closed:
+                    deadline = 0.0  # seen enough
+    findings = [(OK, "%s answers" % place)]
+    if closed:
+        told = "the ESP ended the connection %d times: another program reads it (an"
+        told += " ecolinky that is running, a browser, nc): stop it, one fits at a time"
+        findings.append((WARNING, told % closed))
+    return findings + link_findings(meter, raw, time.monotonic()), ours
+
+
+def check(settings: Settings, seconds: float = 20.0) -> int:
+    """Print what is found, a line each; return 0 if values would be served, else 1."""
+    http, works = settings["http"], True
+    ours = ""
+    for name in ("teleinfo1", "teleinfo2"):
+        each = settings[name]
+        if each["host"]:
+            findings, way = look_at_link(each["host"], each["port"], seconds)
+            ours = ours or way
+            works = works and all(kind != FAILED for kind, _ in findings)
+            for kind, told in findings:
+                print("%s %s: %s" % (kind, name, told))
+    try:
+        Server((http["address"], http["port"]), Box(Store(), "", "", 0), None).server_close()
+        print("%s port %d is free" % (OK, http["port"]))
+    except OSError as error:
+        told = "port %d cannot be had (%s): if that is not ecolinky itself, change"
+        print((WARNING + " " + told + " [http] port") % (http["port"], plain_reason(error)))
+    if http["address"] not in ("0.0.0.0", "::"):
+        ours = http["address"]
+    told = 'in Domoticz, hardware "Eco Devices": address %s, port %d'
+    print(OK, told % (ours or "of this machine", http["port"]))
+    print("Values would be served." if works else "No value would be served.")
+    return 0 if works else 1
+
+
+########################################################################################
 # Main
 ########################################################################################
 
@@ -1937,13 +2098,33 @@ def main(arguments: Optional[List[str]] = None) -> int:
         datefmt="%Y-%m-%d %H:%M:%S",
     )
     logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
-    return serve(settings, options.demo)
+    stop = threading.Event()
+    demo = []  # type: List[threading.Thread]
+    if options.demo:
+        simulated = DemoServer(options.demo, stop)
+        demo.append(simulated)
+        settings["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
+        settings["teleinfo2"].update(host="")
+    if options.check:
+        for thread in demo:
+            thread.start()
+        return check(settings)
+    what = "the simulated %s meter" % options.demo if demo else "the meter"
+    return serve(settings, what, demo, stop)
 
 
-def serve(settings: Settings, demo: Optional[str]) -> int:
-    """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
+def serve(
+    settings: Settings,
+    what: str,
+    threads: List[threading.Thread],
+    stop: threading.Event,
+) -> int:
+    """Read the meters and answer until SIGINT or SIGTERM; return the exit code.
+
+    Starts `threads` too, which end with `stop`; `what` is served, for the log.
+    """
     http, device = settings["http"], settings["ecodevice"]
-    stop, store = threading.Event(), Store()
+    store = Store()
     mac = device["mac"] or lasting_mac()
     box = Box(store, device["hostname"], mac, http["port"])
     login = login_of(http["username"], http["password"])
@@ -1957,12 +2138,18 @@ def serve(settings: Settings, demo: Optional[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    threads = [threading.Thread(target=server.serve_forever, name="http", daemon=True)]
-    if demo:
-        simulated = DemoServer(demo, stop)
-        threads.append(simulated)
-        settings["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
-        settings["teleinfo2"].update(host="")
+    answering = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+    threads = threads + [answering]
+    if device["discovery"]:
+        try:
+            threads.append(Discovery(box, stop))
+        except OSError as error:
+            log.warning(
+                "discovery: UDP port %d cannot be had (%s): clients must be told the"
+                " address; all else works",
+                Discovery.PORT,
+                plain_reason(error),
+            )
     readers = [
         Reader(number, each["host"], each["port"], each["timeout"], store, stop)
         for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
@@ -1973,7 +2160,7 @@ def serve(settings: Settings, demo: Optional[str]) -> int:
         log.info(
             "ecolinky %s serves %s on port %d of %s",
             __version__,
-            "the simulated %s meter" % demo if demo else "the meter",
+            what,
             http["port"],
             "all addresses" if http["address"] == "0.0.0.0" else http["address"],
         )
