@@ -20,6 +20,16 @@ ERDF-NOI-CPT_02E (older meters), captures of real meters, and the Eco-Devices'
 firmware 1.05.25.
 """
 
+import sys
+
+if __name__ == "__main__":
+    # No TLS is spoken here, yet http.client and hashlib load OpenSSL, which takes 5 MiB
+    # of a Pi's memory.  Not where hashlib has nothing else, as on some distributions.
+    from importlib.util import find_spec
+
+    if find_spec("_md5") and find_spec("_sha1"):
+        sys.modules.update({"ssl": None, "_hashlib": None})  # type: ignore
+
 import argparse
 import base64
 import binascii
@@ -34,13 +44,12 @@ import re
 import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections import deque, namedtuple
+from html import escape  # as xml.sax.saxutils has it, without its 1 MiB
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Callable, Dict, List, Optional, Tuple
-from xml.sax.saxutils import escape
 
 __version__ = "1.0.0"
 
@@ -922,7 +931,7 @@ Answer = Tuple[int, str, bytes]  # HTTP status, content type, body
 
 def xml_document(tags: Tags) -> bytes:
     """Return a document as the device writes it: one root, one line a tag."""
-    lines = ["<%s>%s</%s>" % (tag, escape(str(value)), tag) for tag, value in tags]
+    lines = ["<%s>%s</%s>" % (tag, escape(str(value), False), tag) for tag, value in tags]
     text = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>%s</response>\r\n'
     body = "".join("\r\n" + line for line in lines) + ("\r\n" if lines else "")
     return (text % body).encode("latin-1", "xmlcharrefreplace")
@@ -1186,6 +1195,7 @@ class Reader(threading.Thread):
             except Exception:  # a bug must not leave the graphs empty for ever
                 log.exception("%s: unexpected error, going on", self.name)
             self._stop_event.wait(self._pause)
+            self._pause = min(self.PAUSES[1], self._pause * self.PAUSE_GROWTH)
 
     def close(self) -> None:
         """End the connection, from another thread."""
@@ -1206,13 +1216,13 @@ class Reader(threading.Thread):
             connection.settimeout(self.SILENCE)
             log.debug("%s: connected to %s:%d", self.name, *address)
             try:
-                self._read_all(connection)
+                self._read_all(connection, started)
             finally:
                 self._socket = None
                 self.meter.disconnected()
                 self._published_frames(self._clock())
 
-    def _read_all(self, connection: socket.socket) -> None:
+    def _read_all(self, connection: socket.socket, started: float) -> None:
         sample, since = b"", self._clock()
         frames = self.meter.frames
         while not self._stop_event.is_set():
@@ -1226,6 +1236,8 @@ class Reader(threading.Thread):
             self.meter.feed(data, now)
             if self.meter.frames != frames:
                 frames, sample, since = self.meter.frames, b"", now
+                if now - started > self.BRIEF:
+                    self._brief = 0
                 self._published_frames(now)
             else:
                 sample = (sample + data)[-1024:]
@@ -1307,7 +1319,6 @@ class Reader(threading.Thread):
         ended_by_esp = isinstance(error, (Closed, ConnectionResetError))
         brief = ended_by_esp and now - started < self.BRIEF
         self._brief = self._brief + 1 if brief else 0
-        self._pause = min(self.PAUSES[1], self._pause * self.PAUSE_GROWTH)
         self._reason = plain_reason(error)
         if self._brief >= 3:
             self._reason = "the ESP ends each connection: another program reads it"
@@ -1676,12 +1687,13 @@ class Handler(BaseHTTPRequestHandler):
     def _drop_body(self) -> None:
         """Read the little that a request may bring along, or end the connection."""
         headers = getattr(self, "headers", None)
-        length = headers and headers.get("Content-Length", "0")
         if headers is None or "Transfer-Encoding" in headers:
             self.close_connection = True
-        elif length != "0":
+            return
+        length = headers.get("Content-Length", "0")
+        if length != "0":
             self.close_connection = True
-            if length.isdigit() and int(length) <= 65536:
+            if re.fullmatch("[0-9]{1,5}", length):
                 self.rfile.read(int(length))
 
     def version_string(self) -> str:
@@ -1729,10 +1741,6 @@ class Discovery(threading.Thread):
                         self._socket.sendto(self._answer, sender)
                 except OSError:
                     continue  # nothing came, or the asker is gone
-
-
-# The page a person looks at; it reads /ecolinky.json.
-HOME_PAGE = b"<!DOCTYPE html><title>ecolinky</title>"
 
 
 ########################################################################################
@@ -1860,6 +1868,7 @@ def parse_settings(text: str, name: str, needs_host: bool = True) -> Settings:
             try:
                 settings[section][key] = keys[key][0](value)
             except ValueError as error:
+                value = " ".join(value.split())  # an indented line goes on with it
                 raise ConfigError(
                     "%s: [%s] %s = %s %s" % (name, section, key, value, error)
                 ) from None
@@ -2042,6 +2051,496 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
 
 
 ########################################################################################
+# Home page: what a person looks at; it reads /ecolinky.json
+########################################################################################
+
+HOME_PAGE = r"""<!DOCTYPE html>
+<html lang="fr">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>ecolinky</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+ viewBox='0 0 32 32'%3E%3Crect width='32' height='32' rx='9' fill='%23128a63'/%3E%3Cpath
+ d='M18 5 8 18h7l-1 9 10-13h-7z' fill='%23fff'/%3E%3C/svg%3E">
+<style>
+:root { --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
+  --good: #128a63; --warn: #d98200; --bad: #d3342f; --blue: #2a66d9; --white: #fff;
+  --red: #d3342f; --shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512 }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #0d1210; --card: #161d1a; --ink: #e9f0ec; --soft: #95a49b;
+    --line: #27312c; --good: #35c892; --warn: #f5ad3c; --bad: #ff6a61; --blue: #5b92ff;
+    --white: #f4f6f5; --red: #ff5d55; --shadow: 0 0 0 1px #212a26 } }
+* { box-sizing: border-box; margin: 0 }
+[hidden] { display: none !important }
+body { background: var(--page); color: var(--ink); padding: 20px; max-width: 1160px;
+  margin: 0 auto; font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums;
+  -webkit-text-size-adjust: 100% }
+small, dt, h3, .soft { color: var(--soft); font-size: 13px; font-weight: 400 }
+.row, .card > header, #top { display: flex; align-items: center;
+  justify-content: space-between }
+#top { padding: 0 4px 16px }
+#top svg { width: 30px; height: 30px; margin-right: 10px }
+#top h1 { font-size: 20px; font-weight: 650; letter-spacing: -.02em; flex: 1 }
+#clock { font-size: 20px; color: var(--soft) }
+#down { background: var(--bad); color: #fff; border-radius: 14px; padding: 12px 18px;
+  margin-bottom: 16px; font-weight: 600 }
+@media (prefers-color-scheme: dark) { #down { color: #200 } }
+#cards { display: grid; grid-gap: 20px; grid-template-columns: minmax(0, 1fr); }
+.card { display: flex; flex-direction: column; background: var(--card);
+  border-radius: 22px; padding: 20px 24px;
+  box-shadow: var(--shadow) }
+h2 { font-size: 16px; font-weight: 600 }
+.pill { border-radius: 99px; padding: 3px 12px; font-size: 13px; font-weight: 600;
+  color: var(--bad); border: 1px solid }
+.pill::before { content: ""; display: inline-block; width: 8px; height: 8px;
+  margin-right: 7px; border-radius: 50%; background: currentColor }
+[data-state=live] .pill { color: var(--good) }
+[data-state=waiting] .pill { color: var(--warn) }
+.reason { color: var(--bad); padding-top: 8px; overflow-wrap: anywhere }
+[data-state=waiting] .reason { color: var(--soft) }
+.cols { transition: opacity .3s; padding-bottom: 14px }
+.card:not([data-state=live]) .cols { opacity: .45; filter: grayscale(1) }
+.gauge { position: relative; max-width: 310px; margin: 10px auto 0; text-align: center }
+.gauge svg { display: block; width: 100% }
+.gauge path { fill: none; stroke-linecap: round; stroke: var(--line); stroke-width: 13 }
+.gauge .mark { stroke-width: 3; stroke-linecap: butt; opacity: .75 }
+.gauge .value { stroke: var(--level); transition: stroke-dasharray .8s, stroke .4s }
+.level0 { --level: var(--good) } .level1 { --level: var(--warn) }
+.level2 { --level: var(--bad) }
+.big { position: absolute; left: 0; right: 0; top: 32% }
+.big b { font-size: 58px; line-height: 60px; font-weight: 600; white-space: nowrap;
+  letter-spacing: -.035em; display: block }
+.big .long { font-size: 48px }
+.big span { color: var(--soft); font-size: 17px }
+.bare .big { position: static; padding: 26px 0 14px }
+.limit { font-size: 13px; color: var(--soft); margin-top: -6.5%; min-height: 40px }
+.limit b { color: var(--level); font-size: 15px; display: block }
+.bare .limit, .bare svg { display: none }
+.alert { color: var(--bad); font-weight: 600; text-align: center; padding-top: 8px }
+.row { padding: 9px 0; border-top: 1px solid var(--line) }
+.row b { font-weight: 600; text-align: right }
+.bar { flex: 1; height: 6px; margin: 0 14px; border-radius: 3px; overflow: hidden;
+  background: var(--line) }
+.bar i { display: block; height: 100%; border-radius: 3px; background: var(--level) }
+.amps, .sun { margin-top: 10px }
+.sun b { color: var(--good); font-size: 20px }
+.days { display: grid; grid-template-columns: 1fr 1fr; grid-gap: 10px }
+.day { border-radius: 14px; padding: 9px 14px; border: 1px solid var(--line) }
+.day small, .day b { display: block; color: inherit }
+.day b { font-weight: 600; font-size: 17px }
+.day b::first-letter { text-transform: uppercase }
+.B { background: var(--blue); color: #fff } .R { background: var(--red); color: #fff }
+.W { background: var(--white); color: #15211b; border-color: #cfd6d1 }
+@media (prefers-color-scheme: dark) { .B, .R { color: #0b0f0d } }
+.lamp { display: inline-block; width: 10px; height: 10px; border-radius: 50%;
+  margin-right: 8px; border: 1px solid transparent }
+.lamp:not(.B):not(.W):not(.R) { display: none }
+h3 { margin: 16px 0 6px }
+.chart { height: 210px; position: relative; touch-action: pan-y; overflow: hidden }
+.chart svg { position: absolute; left: 0; top: 0 }
+.chart text { font-size: 12px; fill: var(--soft) }
+.chart line { stroke: var(--line) }
+.chart .sub { stroke: var(--bad); stroke-dasharray: 5 5; opacity: .7 }
+.chart .curve { fill: none; stroke: var(--good); stroke-width: 1.8;
+  stroke-linejoin: round; stroke-linecap: round }
+.chart .area { fill: var(--good); opacity: .14 }
+.chart .cursor { stroke: var(--soft) }
+.chart .tip { fill: var(--ink); font-weight: 600 }
+.indexes { margin-top: 12px }
+.indexes .on > * { color: var(--good); font-weight: 600 }
+.indexes .row { font-size: 16px; padding: 7px 0 } .indexes dt { font-size: 15px }
+.link { border-top: 1px solid var(--line); margin-top: auto; padding-top: 12px;
+  display: grid; grid-template-columns: repeat(2, minmax(0, 1fr));
+  grid-gap: 8px 18px }
+.link dd { font-size: 14px; overflow-wrap: anywhere }
+.link .level1, .link .level2 { color: var(--level) }
+#domoticz { margin: 20px 4px 0; display: flex; flex-wrap: wrap; align-items: center }
+#domoticz p { flex: 1 1 280px; margin: 4px 0 }
+#address { color: transparent; font-size: 0; white-space: nowrap; margin: 4px 0 }
+#address button { font: 600 15px ui-monospace, Menlo, Consolas, monospace;
+  color: var(--ink); background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; padding: 9px 14px; margin-left: 8px; cursor: pointer }
+#address button:first-child { margin-left: 0 }
+#address button::after { content: attr(title); color: var(--good); font-size: 13px;
+  padding-left: 10px; font-weight: 400 }
+#tail { margin: 14px 4px 0 } #tail a { color: inherit }
+@media (min-width: 720px) {
+  .one .cols { display: grid; grid-template-columns: 320px minmax(0, 1fr);
+    grid-gap: 36px }
+  .one .more h3:first-child { margin-top: 10px }
+  .one .link { grid-template-columns: repeat(5, minmax(0, 1fr)) }
+  .two .link { grid-template-columns: repeat(3, minmax(0, 1fr)) }
+  .two #cards { grid-template-columns: 1fr 1fr } }
+@media (max-width: 480px) { body { padding: 14px 10px } .card { padding: 16px 18px } }
+@media (prefers-reduced-motion: reduce) { * { transition: none !important } }
+</style>
+</head>
+<body>
+<div id="top">
+  <svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="9"
+    fill="#128a63"/><path d="M18 5 8 18h7l-1 9 10-13h-7z" fill="#fff"/></svg>
+  <h1>ecolinky</h1><span id="clock"></span>
+</div>
+<p id="down" role="alert" hidden></p>
+<main id="cards"></main>
+<div id="domoticz" hidden>
+  <p><b data-en="In Domoticz">Dans Domoticz</b><br><span class="soft"
+    data-en="Add a device &quot;Eco Devices&quot; with this address and this port:"
+    >Ajouter un mat&eacute;riel &laquo;&nbsp;Eco Devices&nbsp;&raquo; avec cette adresse
+    et ce port&nbsp;:</span></p>
+  <span id="address"><button id="host"></button>:<button id="port"></button></span>
+</div>
+<p id="tail" class="soft"></p>
+<noscript>Cette page a besoin de JavaScript. This page needs JavaScript.</noscript>
+<template id="card"><section class="card">
+  <header><h2 data-id="title"></h2><span class="pill" data-id="state"></span></header>
+  <p class="reason" data-id="reason"></p>
+  <div class="cols">
+    <div class="now">
+      <div class="gauge" data-id="gauge">
+        <svg viewBox="0 0 240 184" aria-hidden="true"></svg>
+        <div class="big"><b data-id="power"></b><span>VA</span></div>
+        <p class="limit"><b data-id="share"></b><span data-id="limit"></span></p>
+      </div>
+      <p class="alert" data-id="alert"></p>
+      <div class="row sun" data-id="sun"><span data-en="Injected into the grid"
+        >Inject&eacute; sur le r&eacute;seau</span><b data-id="injection"></b></div>
+      <div class="amps" data-id="amps"></div>
+      <div class="row"><span class="soft" data-en="Period">P&eacute;riode</span>
+        <b><i class="lamp" data-id="lamp"></i><span data-id="period"></span></b></div>
+      <div class="days" data-id="days">
+        <div class="day"><small data-en="Today">Aujourd&rsquo;hui</small
+          ><b data-id="today"></b></div>
+        <div class="day"><small data-en="Tomorrow">Demain</small
+          ><b data-id="tomorrow"></b></div></div>
+    </div>
+    <div class="more">
+      <h3 data-en="Power">Puissance</h3><div class="chart" data-id="chart"></div>
+      <div class="indexes" data-id="indexes"></div>
+    </div>
+  </div>
+  <div class="link" data-id="link"></div>
+</section></template>
+<script>
+"use strict";
+const language = navigator.language || "en", french = /^fr/i.test(language);
+const locale = /^(fr|en)/i.test(language) ? language : "en";
+const say = (fr, en) => french ? fr : en, DASH = "\u2013", HOUR = 3600e3;
+const PERIODS = { TH: say("Toutes heures", "All hours"), HN: say("Heures normales",
+  "Normal hours"), HC: say("Heures creuses", "Off-peak hours"), PM: say("Pointe mobile",
+  "Mobile peak"), HP: say("Heures pleines", "Peak hours") };
+const COLOURS = { B: say("bleu", "blue"), W: say("blanc", "white"),
+  R: say("rouge", "red") };
+const OF_COLOUR = { B: say(" bleues", ", blue"), W: say(" blanches", ", white"),
+  R: say(" rouges", ", red") };
+const DEMAIN = { BLEU: "B", BLAN: "W", ROUG: "R" };
+const TARIFFS = { BAS: { BASE: "TH" }, "HC.": { HCHC: "HC", HCHP: "HP" },
+  EJP: { EJPHN: "HN", EJPHPM: "PM" }, BBR: { BBRHCJB: "HCJB", BBRHPJB: "HPJB",
+    BBRHCJW: "HCJW", BBRHPJW: "HPJW", BBRHCJR: "HCJR", BBRHPJR: "HPJR" } };
+// What the program says, by how it begins; anything else is shown as it is.
+const REASONS = french ? {
+  "no connection yet": "pas encore de connexion",
+  "its name is not": "son nom n\u2019est pas connu sur ce r\xe9seau",
+  "refused": "refus\xe9e\xa0: il est allum\xe9, mais rien n\u2019\xe9coute sur ce port",
+  "the connection was reset": "la connexion a \xe9t\xe9 coup\xe9e",
+  "no answer within":
+    "pas de r\xe9ponse en 10\xa0s\xa0: allum\xe9\xa0? bonne adresse\xa0?",
+  "connected, but": "connect\xe9, mais aucun octet depuis 10\xa0s\xa0: "
+    + "compteur raccord\xe9\xa0? ESP vivant\xa0?",
+  "the ESP closed": "l\u2019ESP a ferm\xe9 la connexion",
+  "the ESP ends": "l\u2019ESP ferme chaque connexion\xa0: un autre programme le lit",
+  "spaces or line": "espaces ou fins de ligne perdus\xa0: dans ESPEasy, Serial Server,"
+    + " Event processing = None et remplacements vides",
+  "groups arrive": "aucun groupe intact\xa0: v\xe9rifier la vitesse, 7E1, l\u2019"
+    + "optocoupleur et ses r\xe9sistances",
+  "it is text":
+    "du texte, mais pas de TIC\xa0: couper le journal s\xe9rie de l\u2019ESP,"
+    + " v\xe9rifier le port",
+  "it looks like telnet": "on dirait du telnet\xa0: r\xe9gler l\u2019ESP en TCP brut",
+  "it is no text": "du bruit\xa0: mauvaise vitesse (1200 en historique, 9600 en "
+    + "standard) ou mauvais fil" } : {};
+const $ = (id) => document.getElementById(id);
+const number = (v, digits = 0) => typeof v !== "number" ? DASH
+  : v.toLocaleString(locale,
+    { minimumFractionDigits: digits, maximumFractionDigits: digits })
+  .replace(/\u202f/g, "\xa0");
+const write = (node, text) => {
+  if (node.textContent !== text) node.textContent = text; };
+const translate = (root) => root.querySelectorAll("[data-en]").forEach((node) => {
+  if (!french) node.textContent = node.dataset.en; });
+const time = (ms, seconds) => new Date(ms).toLocaleTimeString(locale,
+  { hour: french ? "2-digit" : "numeric", minute: "2-digit", second: seconds });
+const since = (ms) => (Date.now() - ms < 12 * HOUR ? "" : new Date(ms)
+  .toLocaleDateString(locale, { day: "numeric", month: "short" }) + " ")
+  + time(ms, "2-digit");
+const last = (s) => s < 100 ? Math.round(s) + "\xa0s" : s < 6000 ? Math.round(s / 60)
+  + "\xa0min" : s < 172800 ? Math.round(s / 3600) + "\xa0h"
+  : Math.round(s / 86400) + say("\xa0j", "\xa0d");
+const level = (ratio) => "level" + (ratio > 0.9 ? 2 : ratio > 0.8 ? 1 : 0);
+const kilo = (va) =>
+  va < 1000 ? va + " VA" : number(va / 1000, va % 1000 ? 1 : 0) + " kVA";
+const period = (ptec) => (PERIODS[ptec.slice(0, 2)] || ptec)
+  + (/^H[CP]J[BWR]/.test(ptec) ? OF_COLOUR[ptec[3]] : "");
+let data = null, at = 0, down = "";  // the last answer, when it came, what is wrong
+const known = {};  // the last fields of each input
+
+function draw(parent, tag, attributes, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const name in attributes) node.setAttribute(name, attributes[name]);
+  if (text !== undefined) node.textContent = text;
+  return parent.appendChild(node);
+}
+// Rows of a name and a value, made anew only when there are other ones.
+function rows(box, list, className) {
+  const key = list.map((row) => row.id + row.name + !!row.bar).join();
+  if (box.dataset.key !== key) {
+    box.dataset.key = key;
+    box.textContent = "";
+    list.forEach((row) => {
+      const line = box.appendChild(document.createElement("div"));
+      line.appendChild(document.createElement("dt")).textContent = row.name;
+      if (row.bar) line.appendChild(document.createElement("span")).className = "bar";
+      if (row.bar) line.lastChild.appendChild(document.createElement("i"));
+      const value = line.appendChild(document.createElement(className ? "b" : "dd"));
+      const part = value.appendChild(document.createElement("span"));
+      if (row.id) part.id = row.id;
+      value.appendChild(document.createTextNode(row.unit || ""));
+    });
+  }
+  list.forEach((row, place) => {
+    const line = box.children[place];
+    line.className = (className || "") + " " + (row.mark || "");
+    write(line.lastChild.firstChild, row.value);
+    if (row.bar) line.children[1].firstChild.style.width = 100 * row.bar() + "%";
+  });
+}
+function arc(from, to, radius) {
+  const point = (share) => [Math.cos, Math.sin].map((f) =>
+    (120 + radius * f((150 + 240 * share) * Math.PI / 180)).toFixed(2)).join(" ");
+  return "M" + point(from) + "A" + [radius, radius, 0, +(to - from > 0.75), 1] + " "
+    + point(to);
+}
+function newCard(n) {
+  const card = document.importNode($("card").content, true).firstElementChild;
+  translate(card);
+  card.querySelectorAll("[data-id]").forEach((node) => {
+    node.id = node.dataset.id + "-" + n; });
+  const svg = card.querySelector(".gauge svg"), length = 100 * Math.PI * 4 / 3;
+  draw(svg, "path", { d: arc(0, 1, 100) });
+  draw(svg, "path", { d: arc(0.8, 0.9, 112), class: "mark",
+    style: "stroke:var(--warn)" });
+  draw(svg, "path", { d: arc(0.9, 1, 112), class: "mark", style: "stroke:var(--bad)" });
+  draw(svg, "path", { d: arc(0, 1, 100), class: "value",
+    "stroke-dasharray": "0 " + length });
+  $("cards").appendChild(card).id = "input-" + n;
+  const box = $("chart-" + n), point = (event) => {
+    box.hover = event.clientX - box.getBoundingClientRect().left; paint(); };
+  ["pointermove", "pointerdown"].forEach((name) => box.addEventListener(name, point));
+  box.addEventListener("pointerleave", () => { box.hover = null; paint(); });
+}
+function chart(box, history, power, limit) {
+  const w = box.clientWidth, h = box.clientHeight, now = Date.now();
+  const means = history && history.power || [], step = history && history.step * 1000;
+  const points = means.map((va, i) => [at - (means.length - i - 0.5) * step, va]);
+  if (power !== null) points.push([now, power]);
+  const span = Math.max(HOUR, points.length ? now - points[0][0] : 0);
+  const most = Math.max(400, ...points.map((point) => point[1] || 0));
+  const unit = [100, 200, 500, 1000, 2000, 5000, 1e4]
+    .find((u) => most / u <= 4.2) || 2e4;
+  const top = Math.ceil(most / unit) * unit, left = 52, bottom = h - 24;
+  const x = (ms) => left + (w - left - 6) * (1 - (now - ms) / span);
+  const y = (va) => bottom - (bottom - 14) * va / top;
+  box.textContent = "";
+  const svg = draw(box, "svg", { width: w, height: h, role: "img" });
+  for (let va = 0; va <= top; va += unit) {
+    draw(svg, "line", { x1: left, x2: w, y1: y(va), y2: y(va) });
+    draw(svg, "text", { x: left - 8, y: y(va) + 4, "text-anchor": "end" },
+      va ? kilo(va) : "0");
+  }
+  if (limit && limit <= top)
+    draw(svg, "line", { x1: left, x2: w, y1: y(limit), y2: y(limit), class: "sub" });
+  const offset = new Date().getTimezoneOffset() * 60e3;
+  const tick = [1 / 4, 1 / 2, 1, 2, 3, 6].map((hours) => hours * HOUR)
+    .find((ms) => span / ms * 64 < w - left) || 12 * HOUR;
+  for (let ms = Math.ceil((now - span - offset) / tick) * tick + offset; ms < now;
+    ms += tick)
+    if (x(ms) < w - 78 && x(ms) > left + 16)
+      draw(svg, "text", { x: x(ms), y: h - 5, "text-anchor": "middle" }, time(ms));
+  draw(svg, "text", { x: w - 2, y: h - 5, "text-anchor": "end" },
+    say("maintenant", "now"));
+  let part = [];
+  points.concat([[now, null]]).forEach(([ms, va]) => {
+    if (typeof va === "number") 
+      return part.push(x(ms).toFixed(1) + " " + y(va).toFixed(1));
+    if (part.length) {
+      const path = "M" + part.join("L"), ends = [part[0], part[part.length - 1]];
+      const [a, b] = ends.map((end) => end.split(" ")[0] + " " + bottom);
+      draw(svg, "path", { class: "area", d: path + "L" + b + "L" + a + "z" });
+      draw(svg, "path", { class: "curve", d: path + "h.01" });
+    }
+    part = [];
+  });
+  const near = box.hover && points.filter((point) => point[1] !== null).sort((p, q) =>
+    Math.abs(x(p[0]) - box.hover) - Math.abs(x(q[0]) - box.hover))[0];
+  if (near) {
+    const at = x(near[0]), end = at > w / 2;
+    draw(svg, "line", { x1: at, x2: at, y1: 0, y2: bottom, class: "cursor" });
+    draw(svg, "text", { x: at + (end ? -8 : 8), y: 12, class: "tip",
+      "text-anchor": end ? "end" : "start" },
+      number(near[1]) + " VA, " + time(near[0]));
+  }
+}
+function show(input, n, several) {
+  const get = (name) => $(name + "-" + n);
+  const put = (name, text) => { write(get(name), text); get(name).hidden = !text; };
+  const live = !down && input.state === "live" && !!input.fields;
+  const state = live ? "live"
+    : !down && input.state === "waiting" ? "waiting" : "stale";
+  const fields = known[n] = input.fields || known[n] || {};
+  const counters = input.counters || {};
+  const from = input.age === null ? at : at - input.age * 1000;
+  const phases = fields.IMAX1 > 0 ? 3 : 1, limit = fields.ISOUSC * 230 * phases || 0;
+  const power = live && typeof fields.PAPP === "number" ? fields.PAPP : null;
+  const ratio = power / limit, ptec = String(fields.PTEC || DASH);
+  const option = String(fields.OPTARIF || "").slice(0, 3);
+  $("input-" + n).dataset.state = state;
+  $("input-" + n).className = "card " + level(limit ? ratio : 0);
+  put("title", say("Compteur", "Meter") + (several ? " " + n : ""));
+  put("state", live ? say("en direct", "live") : state === "stale"
+    ? say("donn\xe9es p\xe9rim\xe9es depuis ", "stale since ") + since(from)
+    : say("en attente du compteur", "waiting for the meter"));
+  const reason = live || down ? "" : String(input.reason || "");
+  const begin = Object.keys(REASONS).find((start) => reason.indexOf(start) === 0);
+  put("reason", begin ? REASONS[begin] : reason);
+  put("power", power === null ? DASH : number(power));
+  get("power").className = power < 1e4 ? "" : "long";
+  get("gauge").className = "gauge" + (limit || !fields.PTEC ? "" : " bare");
+  const value = get("gauge").querySelector(".value");
+  value.style.display = limit && power ? "" : "none";
+  value.setAttribute("stroke-dasharray", (Math.min(1, ratio) || 0) * 418.88 + " 999");
+  put("share", power === null || !limit ? "" : number(100 * ratio) + say("\xa0%", "%"));
+  put("limit", limit ? say("de l\u2019abonnement, ", "of the subscription, ")
+    + (phases === 3 ? "3 \xd7 " : "") + fields.ISOUSC + "\xa0A" : "");
+  put("alert", !live ? "" : fields.ADPS > 0 ? say("D\xe9passement\xa0: ", "Overload: ")
+    + number(fields.ADPS) + "\xa0A" : fields.PEJP > 0 ? say("Pointe mobile dans ",
+    "Mobile peak in ") + number(fields.PEJP) + "\xa0min" : "");
+  const injected = live && input.injection;
+  get("sun").hidden = !injected;
+  put("injection", injected ? number(injected.PAPP) + " VA" : "");
+  rows(get("amps"), (phases === 3 ? ["1", "2", "3"] : [""]).map((phase) => {
+    const amperes = fields["IINST" + phase], share = live ? amperes / fields.ISOUSC : 0;
+    return { id: "current-" + n + "-" + (phase || 1), unit: "\xa0A",
+      name: phase ? "Phase " + phase : say("Intensit\xe9", "Current"),
+      value: live ? number(amperes) : DASH, mark: level(share),
+      bar: limit && (() => Math.min(1, share || 0)) };
+  }), "row");
+  put("period", period(ptec));
+  const day = /^H[CP]J[BWR]/.test(ptec) ? ptec[3] : "";
+  const next = DEMAIN[fields.DEMAIN] || "";
+  get("lamp").className = "lamp " + day;
+  get("days").hidden = option !== "BBR";
+  [["today", day], ["tomorrow", next]].forEach(([name, colour]) => {
+    put(name, COLOURS[colour] || say("inconnu", "not known yet"));
+    get(name).parentNode.className = "day " + colour;
+  });
+  const tariff = TARIFFS[option] || {}, list = Object.keys(tariff).map((label) => ({
+    id: "index-" + n + "-" + label, name: period(tariff[label]), unit: "\xa0kWh",
+    value: number(fields[label] / 1000, 3),
+    mark: live && ptec.indexOf(tariff[label]) === 0 ? "on" : "" }));
+  if (injected) list.push({ id: "index-" + n + "-injection", unit: "\xa0kWh", value:
+    number(injected.BASE / 1000, 3), name: say("Inject\xe9", "Injected") });
+  rows(get("indexes"), list, "row");
+  chart(get("chart"), input.history, power, limit);
+  const refused = counters.refused || {}, good = counters.groups || 0;
+  const bad = ["checksum", "form", "implausible"].map((why) => refused[why] || 0);
+  const quality = good / (good + bad[0] + bad[1] + bad[2]);
+  rows(get("link"), [
+    [say("Derni\xe8re trame", "Last frame"), input.age === null ? DASH
+      : say("il y a ", "") + last(from &&
+        (Date.now() - from) / 1000) + say("", " ago")],
+    [say("Trames", "Frames"), number(counters.frames)],
+    [say("Groupes bons", "Good groups"), number(good) + (good ? " (" + number(
+      Math.floor(1e4 * quality) / 100, 2) + say("\xa0%)", "%)") : ""),
+    quality < 0.95 ? "level2" : quality < 0.99 ? "level1" : ""],
+    [say("Somme fausse", "Bad checksum"), number(bad[0])],
+    [say("Forme fausse", "Bad form"), number(bad[1])],
+    [say("Invraisemblables", "Implausible"), number(bad[2])],
+    [say("Connexions", "Connections"), number(counters.connections)],
+    ["Source", String(input.source)],
+    ["Mode", ({ historic: say("historique", "historic"), standard: "standard" })
+      [input.mode] || DASH],
+  ].map(([name, value, mark]) => ({ name, value, mark })));
+}
+function paint() {
+  write($("clock"), time(Date.now()));
+  $("down").hidden = !down;
+  write($("down"), down && down + (at ? say(" depuis ", " since ") + since(at) : ""));
+  if (!data) return;
+  const many = data.inputs.length;
+  while ($("cards").children.length > many) $("cards").lastChild.remove();
+  document.body.className = many > 1 ? "two" : "one";
+  data.inputs.forEach((input) => $("input-" + input.input) || newCard(input.input));
+  data.inputs.forEach((input) => show(input, input.input, many > 1));
+  const power = $("power-" + data.inputs[0].input).textContent;
+  document.title = power + " VA \xb7 ecolinky";
+  $("domoticz").hidden = false;
+  write($("host"), location.hostname);
+  write($("port"), String(data.port));
+  write($("tail"), "ecolinky " + data.version + say(", en marche depuis ", ", up for ")
+    + last(data.uptime));
+}
+function poll() {
+  const request = new XMLHttpRequest();
+  request.open("GET", "ecolinky.json");
+  request.timeout = 5000;
+  request.onloadend = () => {
+    setTimeout(poll, 2000);
+    try {
+      if (request.status !== 200) throw request.status;
+      const answer = JSON.parse(request.responseText);
+      if (data && answer.version !== data.version) location.reload();
+      [data, at, down] = [answer, Date.now(), ""];
+      paint();
+      document.body.dataset.ready = "1";
+    } catch (error) {
+      down = say("ecolinky ne r\xe9pond pas", "ecolinky does not answer")
+        + (request.status > 200 ? " (" + request.status + ")" : "");
+      paint();
+    }
+  };
+  request.send();
+}
+function copy(event) {
+  const button = event.currentTarget, area = document.createElement("textarea");
+  area.value = button.textContent;
+  area.style.cssText = "position:fixed;opacity:0";
+  document.body.appendChild(area).select();
+  const done = document.execCommand("copy");
+  area.remove();
+  button.title = done ? say("copi\xe9", "copied") : say("refus\xe9", "refused");
+  setTimeout(() => { button.title = say("copier", "copy"); }, 1500);
+}
+document.documentElement.lang = french ? "fr" : "en";
+translate(document);
+["host", "port"].forEach((id) => { $(id).onclick = copy;
+  $(id).title = say("copier", "copy"); });
+window.addEventListener("resize", paint);
+document.addEventListener("visibilitychange", () => {  // a tablet that wakes up
+  if (data && !down && Date.now() - at > 9000) down = say("mise \xe0 jour\u2026",
+    "updating\u2026");
+  paint();
+});
+poll();
+</script>
+</body>
+</html>
+""".encode("ascii")
+
+
+########################################################################################
 # Main
 ########################################################################################
 
@@ -2113,6 +2612,21 @@ def main(arguments: Optional[List[str]] = None) -> int:
     return serve(settings, what, demo, stop)
 
 
+def save_memory() -> None:
+    """Return to the system what compiling this file took, 3 MiB, where glibc is.
+
+    And have its threads share one heap: one each is meant for faster programs.
+    """
+    try:
+        import ctypes
+
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(-8, 1)  # M_ARENA_MAX
+        glibc.malloc_trim(0)
+    except (ImportError, OSError, AttributeError, TypeError):
+        pass  # another C library: it does as it likes
+
+
 def serve(
     settings: Settings,
     what: str,
@@ -2155,6 +2669,7 @@ def serve(
         for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
         if each["host"]
     ]
+    save_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         log.info(

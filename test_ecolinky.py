@@ -10,11 +10,21 @@ The encoder here is the tests' own, so that the program does not check itself.
 import argparse
 import bisect
 import collections
+import contextlib
+import http.client
+import http.server
 import math
 import os
 import random
 import re
+import signal
+import socket
+import statistics
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 import unittest
 
 import ecolinky
@@ -1043,5 +1053,309 @@ class PowerHistory(unittest.TestCase):
         self.assertEqual(history.LENGTH, len(history.means(1000.0 + 3600 * 24)))
 
 
+########################################################################################
+# Benchmarks: numbers that anyone can measure again
+########################################################################################
+
+
+def plain_decoder(stream):
+    """Decode a stream with the checksum alone: the yardstick for Meter.feed."""
+    values, buffer = {}, b""
+    for data in stream:
+        buffer += data
+        while True:
+            end = buffer.find(b"\x03")
+            if end < 0:
+                break
+            body, buffer = buffer[buffer.find(b"\x02") + 1 : end], buffer[end + 1 :]
+            for line in body.split(b"\r"):
+                line = line.lstrip(b"\n")
+                if len(line) < 4:
+                    continue
+                separator = line[-2:-1]
+                covered = line[:-1] if separator == b"\t" else line[:-2]
+                if (sum(covered) & 0x3F) + 0x20 != line[-1]:
+                    continue
+                words = line[:-2].decode("ascii").split(separator.decode("ascii"))
+                values[words[0]] = words[-1]
+    return values
+
+
+def median_rate(work, count, times=5):
+    """Return how many of `count` things `work` does a second, the median of runs."""
+    rates = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        rates.append(count / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def bench_feed():
+    """Print frames a second of Meter.feed, beside a checksum-only decoder."""
+    for kind, count in (("hc", 20000), ("standard", 6000)):
+        house = House(kind, random.Random(1))
+        separator = "\t" if house.standard else " "
+        stream = [frame(house.step()[0], separator) for _ in range(count)]
+
+        def feed():
+            meter = ecolinky.Meter()
+            for number, data in enumerate(stream):
+                meter.feed(data, 2.0 * number)
+            assert meter.frames == count
+
+        plain = median_rate(lambda: plain_decoder(stream), count)
+        guarded = median_rate(feed, count)
+        name = "standard" if house.standard else "historic"
+        print("feed, %-24s %8.0f frames/s, %.2f of checksum only (%.0f)"
+              % (name, guarded, guarded / plain, plain))
+
+
+class BareHandler(http.server.BaseHTTPRequestHandler):
+    """A bare http.server with a ready-made body: the yardstick for HTTP."""
+
+    protocol_version = "HTTP/1.1"
+    body = b"x" * 900
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self._headers_buffer.append(b"\r\n" + self.body)
+        self.flush_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def ask_kept_alive(port, paths, count):
+    """Ask for paths in turn on one connection."""
+    asked = [("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path).encode() for path in paths]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for number in range(count):
+            connection.sendall(asked[number % len(asked)])
+            answer = connection.recv(65536)
+            length = int(re.search(rb"Content-Length: (\d+)", answer).group(1))
+            body = answer.split(b"\r\n\r\n", 1)[1]
+            while len(body) < length:
+                body += connection.recv(65536)
+
+
+def ask_anew(port, paths, count):
+    """Ask for paths in turn, each on a connection of its own."""
+    for number in range(count):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            path = paths[number % len(paths)]
+            connection.sendall(("GET %s HTTP/1.0\r\n\r\n" % path).encode())
+            while connection.recv(65536):
+                pass
+
+
+@contextlib.contextmanager
+def program(*arguments):
+    """Run the real program on a free port; yield its port and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        ini = os.path.join(folder, "ecolinky.ini")
+        with open(ini, "w") as file:
+            file.write("[teleinfo1]\nhost = 127.0.0.1\nport = %s\n" % (
+                arguments[0] if arguments and arguments[0].isdigit() else 9))
+            file.write("[http]\nport = %d\naddress = 127.0.0.1\n" % port)
+        options = [each for each in arguments if not each.isdigit()]
+        command = [sys.executable, os.path.abspath(ecolinky.__file__), "--config", ini]
+        process = subprocess.Popen(command + options, stderr=subprocess.PIPE)
+        try:
+            yield port, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=10)
+
+
+def wait_for(port, ready, seconds=20.0):
+    """Poll cmd=10 until `ready(text)`; return the seconds it took."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        try:
+            answer = get_text(port, "/api/xdevices.json?cmd=10")
+            if ready(answer):
+                return time.perf_counter() - start
+        except OSError:
+            pass
+        time.sleep(0.002)
+    raise RuntimeError("no answer in %d s" % seconds)
+
+
+def get_text(port, path):
+    """Return the body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", path)
+    try:
+        return connection.getresponse().read().decode("latin-1")
+    finally:
+        connection.close()
+
+
+def resident_kib(process):
+    """Return the resident memory of a process in KiB, from /proc."""
+    with open("/proc/%d/status" % process.pid) as file:
+        return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
+
+
+def bench_http():
+    """Print requests a second, beside a bare http.server."""
+    bare = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BareHandler)
+    bare.daemon_threads = True
+    threading.Thread(target=bare.serve_forever, daemon=True).start()
+    paths = ["/status.xml", "/protect/settings/teleinfo1.xml"]
+    with program("--demo", "standard") as (port, process):
+        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        for name, ask, count in (
+            ("one connection", ask_kept_alive, 4000),
+            ("a connection each", ask_anew, 1500),
+        ):
+            ours = median_rate(lambda: ask(port, paths, count), count)
+            theirs = median_rate(lambda: ask(bare.server_port, ["/"], count), count)
+            print("http, %-24s %8.0f requests/s, %.2f of bare (%.0f)"
+                  % (name, ours, ours / theirs, theirs))
+    bare.shutdown()
+    bare.server_close()
+
+
+class PacedEsp:
+    """A socket that one reader connects to and that sends when told."""
+
+    def __init__(self):
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(1)
+        self.port = self._listener.getsockname()[1]
+        self.client = None
+
+    def accept(self):
+        self.client = self._listener.accept()[0]
+        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self):
+        for each in (self.client, self._listener):
+            if each:
+                each.close()
+
+
+def bench_latency(count=100):
+    """Print the time from a frame's last byte to the first answer that shows it."""
+    esp, times = PacedEsp(), []
+    with program(str(esp.port)) as (port, process):
+        esp.accept()
+        esp.client.sendall(frame(historic()) * 2)
+        wait_for(port, lambda text: '"T1_PAPP":790' in text)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        for number in range(count):
+            esp.client.sendall(frame(historic(papp="%05d" % (1000 + number))))
+            start = time.perf_counter()
+            while True:
+                connection.request("GET", "/api/xdevices.json?cmd=10")
+                text = connection.getresponse().read()
+                if b'"T1_PAPP":%d,' % (1000 + number) in text:
+                    break
+            times.append(1000 * (time.perf_counter() - start))
+            time.sleep(0.01)
+        connection.close()
+    esp.close()
+    times.sort()
+    print("latency, frame to answer       median %.1f ms, 99th percentile %.1f ms"
+          % (statistics.median(times), times[int(count * 0.99) - 1]))
+
+
+def bench_start():
+    """Print how long the first answer takes from the start, and the first values."""
+    start = time.perf_counter()
+    with program("--demo") as (port, process):
+        wait_for(port, lambda text: True)
+        answered = time.perf_counter() - start
+        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        print("start, first answer            %8.2f s; first values %.1f s"
+              % (answered, time.perf_counter() - start))
+
+
+class LineRateEsp(threading.Thread):
+    """Sends a standard-mode meter's frames at line rate, in an ESP's chunks."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self._esp = PacedEsp()
+        self.port = self._esp.port
+        self.ended = threading.Event()
+
+    def run(self):
+        house = House("standard", random.Random(1))
+        self._esp.accept()
+        while not self.ended.is_set():
+            groups, seconds = house.step()
+            data, start = frame(groups, "\t"), time.monotonic()
+            for place in range(0, len(data), 48):
+                self._esp.client.sendall(data[place : place + 48])
+                self.ended.wait(0.05)
+            self.ended.wait(max(0.0, start + seconds - time.monotonic()))
+        self._esp.close()
+
+
+def bench_size(seconds=60):
+    """Print memory after a load of 50 pollers and 200 idle ones, and the CPU used."""
+    esp = LineRateEsp()
+    esp.start()
+    with program(str(esp.port)) as (port, process):
+        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        before = resident_kib(process)
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        threads = [
+            threading.Thread(target=ask_anew, args=(port, ["/status.xml"], 100))
+            for _ in range(50)
+        ]
+        slowest = 0.0
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            start = time.perf_counter()
+            get_text(port, "/status.xml")
+            slowest = max(slowest, time.perf_counter() - start)
+        for connection in idle:
+            connection.close()
+        after = resident_kib(process)
+        print("memory, resident               %8.1f MiB, after 50 pollers and 200 idle"
+              " connections %.1f MiB" % (before / 1024, after / 1024))
+        print("load, slowest poll beside it   %8.3f s" % slowest)
+        used = cpu_seconds(process)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            get_text(port, "/status.xml")
+            get_text(port, "/protect/settings/teleinfo1.xml")
+            time.sleep(2)
+        used = (cpu_seconds(process) - used) / seconds * 600
+        print("cpu, standard mode, polled each 2 s %.2f s per 10 minutes" % used)
+        esp.ended.set()
+
+
+def cpu_seconds(process):
+    """Return the processor time of a process, from /proc."""
+    with open("/proc/%d/stat" % process.pid) as file:
+        words = file.read().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main():
+    """Run the tests, or a benchmark."""
+    if sys.argv[1:2] != ["bench"]:
+        unittest.main()
+    parser = argparse.ArgumentParser(prog="test_ecolinky.py bench")
+    parser.add_argument("what", nargs="?", choices=["speed", "damage"], default="speed")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(sys.argv[2:])
+    if options.what == "damage":
+        sys.exit(1 if bench_damage(options.seed) else 0)
+    for bench in (bench_feed, bench_http, bench_latency, bench_start, bench_size):
+        bench()
+
+
 if __name__ == "__main__":
-    unittest.main()
+    main()
