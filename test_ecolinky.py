@@ -1,18 +1,27 @@
 """The tests of ecolinky and its benchmarks: standard library, loopback, no fixed port.
 
-    python3 -m unittest                              the tests
-    python3 test_ecolinky.py bench                   speed, size, latency
-    python3 test_ecolinky.py bench damage [--seed N] false indexes: none
+    python3 -m unittest                               the tests
+    python3 test_ecolinky.py bench                    speed, size, latency
+    python3 test_ecolinky.py bench damage [--seed N]  false indexes: none
 
-The encoder here is the tests' own, so that the program does not check itself.
+The encoder here is the tests' own, so that the program does not check itself.  With
+ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a browser fail where it is
+missing; else they are skipped.
 """
 
 import argparse
+import asyncio
+import base64
 import bisect
 import collections
 import contextlib
+import glob
 import http.client
 import http.server
+import io
+import itertools
+import json
+import logging
 import math
 import os
 import random
@@ -20,20 +29,52 @@ import re
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import unittest
+import xml.etree.ElementTree as ElementTree
+from collections import namedtuple
+from unittest import mock
 
 import ecolinky
 
-TELEINFO_TAGS = (
+try:
+    import gce.gce as gce_client
+    import pyecodevices
+except ImportError:
+    gce_client = pyecodevices = None
+
+CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
+HERE = os.path.dirname(os.path.abspath(ecolinky.__file__))
+PROGRAM = os.path.join(HERE, "ecolinky.py")
+CAPTURES = os.path.join(HERE, os.pardir, "shared", "captures")
+MAC = "02:00:5e:10:00:01"
+
+logging.getLogger("ecolinky").addHandler(logging.NullHandler())
+
+# The tags, as ECODEVICE.md lists them.
+FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
-    " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
-    " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
+    " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1 IMAX2"
+    " IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
+STATUS_TAGS = (
+    "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
+    " T1_PTEC T2_PTEC T1_ISOUSC T2_ISOUSC T1_IMAX T1_IMAX1 T1_IMAX2 T1_IMAX3 T2_IMAX"
+    " T2_IMAX1 T2_IMAX2 T2_IMAX3 meter0 meter1 meter2 meter3 count0 count1 c0day c1day"
+    " c0_fuel c1_fuel dnsstatus version salr"
+).split()
+TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
+BBR = ["BBRHCJB", "BBRHPJB", "BBRHCJW", "BBRHPJW", "BBRHCJR", "BBRHPJR"]
+T1 = "/protect/settings/teleinfo1.xml"
+T2 = "/protect/settings/teleinfo2.xml"
+CMD10, CMD20 = "/api/xdevices.json?cmd=10", "/api/xdevices.json?cmd=20"
+XML_PATHS = ("/status.xml", T1, T2, "/teleinfo.xml", "/globalstatus.xml")
+PATHS = XML_PATHS + (CMD10, CMD20)
 
 
 ########################################################################################
@@ -765,7 +806,7 @@ class Translation(MeterCase):
     def test_the_fields_are_the_devices_in_its_order_and_complete(self):
         self.feed(historic(), historic())
         fields = self.meter.fields(self.now)
-        self.assertEqual(TELEINFO_TAGS, list(fields))
+        self.assertEqual(FIELDS, list(fields))
         texts = {"ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT"}
         for tag, value in fields.items():
             self.assertIs(str if tag in texts else int, type(value), tag)
@@ -864,7 +905,7 @@ class Translation(MeterCase):
         self.assertIsNone(self.meter.injection(self.now))
         self.feed(groups)
         fields = self.meter.injection(self.now)
-        self.assertEqual(TELEINFO_TAGS, list(fields))
+        self.assertEqual(FIELDS, list(fields))
         expected = {"ADCO": "041761123456", "OPTARIF": "BASE", "PTEC": "TH..",
                     "BASE": 32781, "PAPP": 1253, "PPAP": 1253, "ISOUSC": 30, "IMAX": 20}
         self.assertEqual(expected, {tag: fields[tag] for tag in expected})
@@ -1054,6 +1095,2589 @@ class PowerHistory(unittest.TestCase):
 
 
 ########################################################################################
+# Canned frames
+########################################################################################
+
+
+def historic_frame(*pairs):
+    """Encode (label, data) pairs."""
+    return frame(pairs)
+
+
+def standard_frame(*triples):
+    """Encode (label, data) and (label, stamp, data)."""
+    return frame([(each[0], each[-1]) + each[1:-1] for each in triples], "\t")
+
+
+def changed(pairs, **changes):
+    """Return the pairs with the data of some labels changed."""
+    return [(label, changes.get(label, data)) for label, data in pairs]
+
+
+HC = [
+    ("ADCO", "021728123456"),
+    ("OPTARIF", "HC.."),
+    ("ISOUSC", "30"),
+    ("HCHC", "012345678"),
+    ("HCHP", "023456789"),
+    ("PTEC", "HP.."),
+    ("IINST", "003"),
+    ("IMAX", "090"),
+    ("PAPP", "00690"),
+    ("HHPHC", "A"),
+    ("MOTDETAT", "000000"),
+]
+EJP = [
+    ("ADCO", "021728123457"),
+    ("OPTARIF", "EJP."),
+    ("ISOUSC", "60"),
+    ("EJPHN", "001234567"),
+    ("EJPHPM", "000123456"),
+    ("PEJP", "30"),
+    ("PTEC", "HN.."),
+    ("IINST", "009"),
+    ("IMAX", "039"),
+    ("PAPP", "02070"),
+    ("MOTDETAT", "000000"),
+]
+TEMPO_3 = [
+    ("ADCO", "021728123458"),
+    ("OPTARIF", "BBR("),
+    ("ISOUSC", "20"),
+    ("BBRHCJB", "000000011"),
+    ("BBRHPJB", "000000022"),
+    ("BBRHCJW", "000000033"),
+    ("BBRHPJW", "000000044"),
+    ("BBRHCJR", "000000055"),
+    ("BBRHPJR", "000000066"),
+    ("PTEC", "HPJW"),
+    ("DEMAIN", "ROUG"),
+    ("IINST1", "010"),
+    ("IINST2", "004"),
+    ("IINST3", "021"),
+    ("IMAX1", "060"),
+    ("IMAX2", "060"),
+    ("IMAX3", "060"),
+    ("ADIR3", "021"),
+    ("PMAX", "06000"),
+    ("PAPP", "08050"),
+    ("MOTDETAT", "000000"),
+    ("PPOT", "00"),
+]
+# No power of its own, as on the meters of the first years.
+OLD_BASE = [
+    ("ADCO", "021728123459"),
+    ("OPTARIF", "BASE"),
+    ("ISOUSC", "15"),
+    ("BASE", "000777888"),
+    ("PTEC", "TH.."),
+    ("IINST", "004"),
+    ("IMAX", "016"),
+    ("MOTDETAT", "000000"),
+]
+STAMP = "E240924225642"
+STANDARD_TEMPO = [
+    ("ADSC", "041761123456"),
+    ("VTIC", "02"),
+    ("DATE", STAMP, ""),
+    ("NGTF", "     TEMPO      "),
+    ("LTARF", "    HP  BLANC   "),
+    ("EAST", "000002107"),
+    ("EASF01", "000000100"),
+    ("EASF02", "000000200"),
+    ("EASF03", "000000300"),
+    ("EASF04", "000000400"),
+    ("EASF05", "000000500"),
+    ("EASF06", "000000600"),
+    ("EASF07", "000000007"),
+    ("EASF08", "000000000"),
+    ("EASF09", "000000000"),
+    ("EASF10", "000000000"),
+    ("IRMS1", "033"),
+    ("URMS1", "231"),
+    ("PREF", "06"),
+    ("SINSTS", "07600"),
+    ("SMAXSN", STAMP, "07600"),
+    ("STGE", "463A0C80"),  # white today, blue tomorrow, above the reference
+    ("NTARF", "04"),
+    ("EAIT", "000004321"),
+    ("SINSTI", "00000"),
+]
+HC_FRAME = historic_frame(*HC)
+
+def tags_of(number):
+    return ["T%d_%s" % (number, field) for field in FIELDS]
+
+
+def live(**changes):
+    """Return the 31 fields of a live single-phase HC input."""
+    fields = dict.fromkeys(FIELDS, 0)
+    fields.update(ADCO="021728123456", OPTARIF="HC..", PTEC="HP..", DEMAIN="----")
+    fields.update(ISOUSC=30, HCHC=12345678, HCHP=23456789, IINST=3, IMAX=90, PAPP=690)
+    fields.update(HHPHC="A", MOTDETAT="000000")
+    fields.update(changes)
+    fields["PPAP"] = fields["PAPP"]
+    return fields
+
+
+def wait_for(condition, within=5.0):
+    """Return the first true value of the condition; fail when there is none in time."""
+    end = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError("did not happen within %s s" % within)
+        time.sleep(0.003)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+########################################################################################
+# The reader against an ESP8266 that misbehaves
+########################################################################################
+
+
+class FakeEsp(threading.Thread):
+    """An ESP8266's serial server; what it does to each client in turn is a script.
+
+    A script is called as script(esp, connection); when it returns the connection is
+    closed.  The last script serves all later clients too.
+    """
+
+    def __init__(self, *scripts, port=0):
+        super().__init__(daemon=True)
+        self.scripts = list(scripts)
+        self.connections = 0
+        self.over = threading.Event()
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", port))
+        self._listener.listen(8)
+        self._listener.settimeout(0.02)
+        self._threads = []
+        self.port = self._listener.getsockname()[1]
+        self.start()
+
+    def run(self):
+        while not self.over.is_set():
+            try:
+                connection = self._listener.accept()[0]
+            except socket.timeout:
+                continue
+            connection.settimeout(5)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            thread.daemon = True
+            self._threads.append(thread)
+            thread.start()
+        self._listener.close()
+
+    def _serve(self, connection):
+        script = self.scripts[min(self.connections, len(self.scripts) - 1)]
+        self.connections += 1
+        try:
+            script(self, connection)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+    def close(self):
+        self.over.set()
+        self.join(5)
+        for thread in self._threads:
+            thread.join(5)
+
+
+def frames(data, every=0.004):
+    """Send the data again and again, as a meter does."""
+
+    def script(esp, connection):
+        while not esp.over.wait(every):
+            connection.sendall(data)
+
+    return script
+
+
+def once(*chunks):
+    """Send the chunks and close."""
+
+    def script(esp, connection):
+        for chunk in chunks:
+            connection.sendall(chunk)
+            esp.over.wait(0.01)
+
+    return script
+
+
+def then_reset(*chunks):
+    """Send the chunks and reset the connection, as a rebooted ESP does."""
+
+    def script(esp, connection):
+        once(*chunks)(esp, connection)
+        linger = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return script
+
+
+def then_silence(*chunks):
+    """Send the chunks and nothing more, the connection left open."""
+
+    def script(esp, connection):
+        once(*chunks)(esp, connection)
+        esp.over.wait()
+
+    return script
+
+
+class QuickReader(ecolinky.Reader):
+    """The reader, with its times shortened."""
+
+    CONNECT_TIMEOUT = 1.0
+    SILENCE = 0.15
+    PAUSES = (0.01, 0.08)
+    BREATH = 0.005
+    PATIENCE = 0.1
+
+
+class RecordingStore(ecolinky.Store):
+    """Remembers everything that was served."""
+
+    def __init__(self):
+        super().__init__()
+        self.published = []
+
+    def publish(self, number, snapshot):
+        self.published.append(snapshot.fields)
+        super().publish(number, snapshot)
+
+
+class Clock:
+    """A clock that goes on only when told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class ReaderTest(unittest.TestCase):
+    def setUp(self):
+        self.store = RecordingStore()
+        self.stop = threading.Event()
+        self.readers = []
+
+    def esp(self, *scripts, **options):
+        esp = FakeEsp(*scripts, **options)
+        self.addCleanup(esp.close)
+        return esp
+
+    def read(self, port, number=1, timeout=5.0, kind=QuickReader, host="127.0.0.1", **kw):
+        reader = kind(number, host, port, timeout, self.store, self.stop, **kw)
+        self.addCleanup(self.end, reader)
+        reader.start()
+        return reader
+
+    def end(self, reader):
+        self.stop.set()
+        reader.close()
+        reader.join(5)
+        self.assertFalse(reader.is_alive())
+
+    def shown(self, number=1):
+        """Return what the input shows now."""
+        return ecolinky.served(self.store.read()[1], time.monotonic())[number]
+
+    def test_a_clean_line_is_served_and_said_in_one_line(self):
+        with self.assertLogs("ecolinky", "INFO") as logs:
+            reader = self.read(self.esp(frames(HC_FRAME)).port)
+            wait_for(lambda: reader.meter.frames > 20)
+        self.assertEqual(self.shown(), live())
+        self.assertEqual(
+            [record.getMessage() for record in logs.records],
+            [
+                "teleinfo1: receiving meter 021728123456, historic mode, tariff HC..;"
+                " its values are served"
+            ],
+        )
+
+    def test_bytes_that_travel_alone_make_the_same_values(self):
+        def script(esp, connection):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in HC_FRAME * 4:
+                connection.sendall(bytes([byte]))
+            esp.over.wait()
+
+        self.read(self.esp(script).port)
+        self.assertEqual(wait_for(self.shown), live())
+
+    def test_a_refused_connection_is_retried_until_the_esp_is_back(self):
+        port = free_port()
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            reader = self.read(port)
+            wait_for(lambda: reader._pause == QuickReader.PAUSES[1])
+        self.assertEqual(len(logs.records), 1)
+        self.assertRegex(
+            logs.output[0],
+            "teleinfo1: nothing from 127.0.0.1:%d: refused.*; no value is served;"
+            " trying again" % port,
+        )
+        self.assertEqual(self.shown(), None)
+        self.esp(frames(HC_FRAME), port=port)
+        self.assertEqual(wait_for(self.shown), live())
+
+    def test_a_name_that_does_not_resolve_is_retried(self):
+        esp = self.esp(frames(HC_FRAME))
+        real = socket.getaddrinfo
+        unknown = socket.gaierror(-2, "Name or service not known")
+        answers = itertools.chain([unknown] * 3, itertools.repeat(None))
+
+        def look_up(*arguments):
+            error = next(answers)
+            if error:
+                raise error
+            return real(*arguments)
+
+        with mock.patch("socket.getaddrinfo", look_up):
+            with self.assertLogs("ecolinky", "WARNING") as logs:
+                self.read(esp.port, host="localhost")
+                self.assertEqual(wait_for(self.shown), live())
+        self.assertEqual(len(logs.records), 1)
+        self.assertIn("its name is not known on this network", logs.output[0])
+
+    def test_a_connection_that_nobody_answers_is_given_up_and_retried(self):
+        tried = []
+
+        def swallowed(address, timeout):
+            tried.append((address, timeout))
+            raise socket.timeout("timed out")
+
+        with mock.patch("socket.create_connection", swallowed):
+            with self.assertLogs("ecolinky", "WARNING") as logs:
+                self.read(8888, host="192.0.2.1")
+                wait_for(lambda: len(tried) > 3)
+        self.assertEqual(set(tried), {(("192.0.2.1", 8888), 1.0)})
+        self.assertIn("no answer within 10 s", logs.output[0])
+
+    def test_half_frames_of_two_connections_never_mix(self):
+        whole = HC_FRAME.decode("ascii")
+        cut = whole.index("\nHCHP") + len("\nHCHP 0234")
+        # What follows on the next connection makes a valid group with what came before.
+        splice = group("HCHP", "023478450").decode()[len("\nHCHP 0234") :]
+        rest = whole[whole.index("\nPTEC") :]
+        half = (splice + rest + whole[:cut]).encode("ascii")
+        mixed = group("HCHP", "023478450").decode()
+        self.assertIn(mixed, (half + half).decode("ascii"))
+        halves = [then_reset(half)] * 8
+        esp = self.esp(*(halves + [frames(HC_FRAME)]))
+        self.read(esp.port)
+        self.assertEqual(wait_for(self.shown), live())
+        self.assertGreater(esp.connections, 8)
+        served = [fields["HCHP"] for fields in self.store.published if fields]
+        self.assertEqual(set(served), {23456789})
+
+    def test_a_reset_in_mid_frame_is_noticed_and_the_values_go_on(self):
+        esp = self.esp(then_reset(HC_FRAME * 3 + HC_FRAME[:90]), frames(HC_FRAME))
+        reader = self.read(esp.port)
+        wait_for(lambda: esp.connections == 2 and reader.meter.frames > 6)
+        self.assertEqual(self.shown(), live())
+        first = next(i for i, f in enumerate(self.store.published) if f)
+        self.assertNotIn(None, self.store.published[first:])
+
+    def test_a_silent_esp_is_noticed_and_stale_at_the_timeout_then_back(self):
+        esp = self.esp(then_silence(HC_FRAME * 3), then_silence())
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            self.read(esp.port, timeout=0.4)
+            wait_for(self.shown)
+            last = self.store.read()[1][1].time
+            wait_for(lambda: esp.connections == 2)
+            self.assertEqual(self.shown(), live())
+            wait_for(lambda: self.shown() is None)
+            self.assertGreater(time.monotonic() - last, 0.4)
+            wait_for(lambda: logs.records)
+        self.assertIn("connected, but no byte came for 10 s", logs.output[0])
+        esp.scripts[-1] = frames(HC_FRAME)
+        self.assertEqual(wait_for(self.shown), live())
+
+    def test_a_stream_that_is_no_tic_is_bounded_said_and_harms_nobody(self):
+        noise = random.Random(1)
+        kinds = {
+            "noise": (bytes(noise.randrange(256) for _ in range(997)), "no text"),
+            "flood": (b"A" * 65536, "text, but no TIC"),
+            "endless frame": (b"\x02" + b"ABCDEFG 123 " * 90, "text, but no TIC"),
+            "NUL": (b"\0" * 500, "no text"),
+            "FF": (b"\xff" * 500, "no text"),
+            "telnet": (b"\xff\xfd\x18\xff\xfb\x01" * 50, "telnet"),
+            "marks": (b"\x02\x03" * 200, "no text"),
+            "one byte": (b"\0", "no text"),
+            "no separators": (HC_FRAME.replace(b" ", b""), "missing or replaced"),
+            "damaged": (re.sub(b".\r", b"~\r", HC_FRAME), "none is intact"),
+        }
+        for kind, (data, hint) in kinds.items():
+            with self.subTest(kind=kind), contextlib.ExitStack() as stack:
+                self.stop = threading.Event()
+                esp = FakeEsp(frames(data, 0.0 if kind == "flood" else 0.002))
+                stack.callback(esp.close)
+                logs = stack.enter_context(self.assertLogs("ecolinky", "WARNING"))
+                started = time.process_time()
+                reader = self.read(esp.port)
+                stack.callback(self.stop.set)
+                longest = 0
+                while not logs.records and time.process_time() < started + 3:
+                    longest = max(longest, len(reader.meter._buffer))
+                    time.sleep(0.001)
+                self.assertLessEqual(longest, 4096 + 2048)
+                self.assertEqual(self.shown(), None)
+                self.assertEqual(len(logs.records), 1)
+                self.assertIn("bytes arrive", logs.output[0])
+                self.assertIn(hint, logs.output[0])
+                self.assertTrue(reader.is_alive())
+
+    def test_a_flood_is_made_to_wait_and_costs_little(self):
+        class Calm(QuickReader):
+            BREATH = ecolinky.Reader.BREATH
+
+        reads = []
+
+        class Counting(ecolinky.Meter):
+            def feed(self, data, now):
+                reads.append(len(data))
+                super().feed(data, now)
+
+        esp = self.esp(frames(b"A" * 65536, 0.0))
+        with mock.patch("ecolinky.Meter", Counting):
+            self.read(esp.port, kind=Calm)
+        started = time.monotonic()
+        wait_for(lambda: len(reads) >= 10)
+        self.assertGreaterEqual(time.monotonic() - started, 8 * Calm.BREATH)
+        self.assertLessEqual(max(reads), Calm.CHUNK)
+
+    def test_http_answers_beside_a_flood(self):
+        esp = self.esp(frames(b"\x02" + b"A" * 65535, 0.0))
+        self.read(esp.port)
+        wait_for(lambda: esp.connections)
+        with running_server(self.store) as port:
+            for _ in range(20):
+                started = time.monotonic()
+                answer = ask(port, "/status.xml")
+                self.assertLess(time.monotonic() - started, 0.5)
+                self.assertEqual(answer.status, 200)
+                self.assertIn(b"<T1_PTEC>----</T1_PTEC>", answer.body)
+
+    def test_values_come_after_hours_of_garbage_on_the_same_connection(self):
+        def script(esp, connection):
+            connection.sendall(b"\x02" + b"\xff\0A \r\x7f" * 50000)
+            frames(HC_FRAME)(esp, connection)
+
+        self.read(self.esp(script).port)
+        self.assertEqual(wait_for(self.shown), live())
+
+    def test_an_eviction_is_said_and_the_pause_grows(self):
+        esp = self.esp(once(HC_FRAME * 3))
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            reader = self.read(esp.port)
+            wait_for(lambda: reader._pause == QuickReader.PAUSES[1])
+            wait_for(lambda: esp.connections > 15)
+        self.assertEqual(len(logs.records), 1)
+        self.assertIn("another program seems to be reading the same ESP", logs.output[0])
+        self.assertEqual(reader._pause, QuickReader.PAUSES[1])
+
+    def test_a_valid_frame_brings_back_the_first_pause(self):
+        port = free_port()
+        reader = self.read(port)
+        wait_for(lambda: reader._pause == QuickReader.PAUSES[1])
+        self.esp(frames(HC_FRAME), port=port)
+        wait_for(self.shown)
+        self.assertEqual(reader._pause, QuickReader.PAUSES[0])
+
+    def test_an_eviction_that_is_over_brings_back_the_first_pause(self):
+        class Brief(QuickReader):
+            BRIEF = 0.2
+
+        esp = self.esp(once(HC_FRAME * 3))
+        reader = self.read(esp.port, kind=Brief)
+        wait_for(lambda: reader._pause == QuickReader.PAUSES[1])
+        esp.scripts[-1] = frames(HC_FRAME)
+        wait_for(lambda: reader._pause == QuickReader.PAUSES[0])
+
+    def test_the_pauses_of_the_program_grow_from_one_second_to_ten(self):
+        pauses = []
+
+        class Stop(threading.Event):
+            def wait(self, timeout=None):
+                pauses.append(timeout)
+                if len(pauses) == 16:
+                    self.set()
+                return self.is_set()
+
+        self.stop = Stop()
+        refused = mock.Mock(side_effect=ConnectionRefusedError(111, "refused"))
+        with mock.patch("socket.create_connection", refused):
+            reader = self.read(1, kind=ecolinky.Reader)
+            reader.join(5)
+        self.assertEqual(pauses, sorted(pauses))
+        self.assertLess(pauses[0], 2)
+        self.assertGreaterEqual(pauses[0], 1)
+        self.assertEqual(pauses[-1], 10)
+        self.assertEqual(refused.call_args[0][1], 10)
+        self.assertEqual(ecolinky.Reader.SILENCE, 10)
+
+    def test_it_stops_at_once_whatever_it_is_doing(self):
+        class Slow(QuickReader):
+            PAUSES = (30.0, 30.0)
+            SILENCE = 30.0
+            BREATH = 30.0
+
+        scripts = {
+            "reading": frames(HC_FRAME),
+            "silent": then_silence(HC_FRAME),
+            "flooded": frames(b"A" * 65536, 0.0),
+            "pausing": once(HC_FRAME),
+        }
+        for state, script in scripts.items():
+            with self.subTest(state=state):
+                self.stop = threading.Event()
+                esp = self.esp(script)
+                reader = self.read(esp.port, kind=Slow)
+                wait_for(lambda: reader.connections and esp.connections)
+                started = time.monotonic()
+                self.stop.set()
+                reader.close()
+                reader.join(2)
+                self.assertLess(time.monotonic() - started, 0.5)
+                self.assertFalse(reader.is_alive())
+
+    def test_a_bug_in_the_meter_is_logged_and_does_not_end_the_reader(self):
+        esp = self.esp(frames(HC_FRAME))
+        with self.assertLogs("ecolinky", "ERROR") as logs:
+            with mock.patch.object(
+                ecolinky.Meter, "_frame", side_effect=ZeroDivisionError
+            ):
+                self.read(esp.port)
+                wait_for(lambda: logs.records)
+            self.assertEqual(wait_for(self.shown), live())
+        self.assertIn("teleinfo1: unexpected error, going on", logs.output[0])
+
+    def test_an_esp_that_is_off_is_one_line_an_hour(self):
+        clock = Clock()
+        with self.assertLogs("ecolinky", "DEBUG") as logs:
+            self.read(free_port(), clock=clock)
+
+            def said(level):
+                # A copy: the reader goes on logging.
+                return [
+                    record
+                    for record in list(logs.records)
+                    if "nothing from" in record.getMessage() and record.levelno == level
+                ]
+
+            for hour in range(1, 4):
+                wait_for(lambda: len(said(logging.WARNING)) == hour)
+                seen = len(said(logging.DEBUG))
+                clock.now += 3599
+                wait_for(lambda: len(said(logging.DEBUG)) > seen + 3)
+                self.assertEqual(len(said(logging.WARNING)), hour)
+                clock.now += 1
+
+    def test_a_link_that_comes_and_goes_within_the_timeout_is_no_line(self):
+        once_more = once(HC_FRAME * 3)
+        with self.assertLogs("ecolinky", "INFO") as logs:
+            esp = self.esp(once_more, once_more, frames(HC_FRAME))
+            reader = self.read(esp.port)
+            wait_for(lambda: esp.connections == 3 and reader.meter.frames > 12)
+        self.assertEqual(len(logs.records), 1)
+        self.assertIn("receiving meter", logs.output[0])
+
+    def test_a_link_that_was_lost_and_is_back_is_said_at_once(self):
+        esp = self.esp(then_silence(HC_FRAME * 3), then_silence())
+        with self.assertLogs("ecolinky", "INFO") as logs:
+            self.read(esp.port, timeout=0.3)
+            wait_for(lambda: len(logs.records) == 2)
+            esp.scripts[-1] = frames(HC_FRAME)
+            wait_for(lambda: len(logs.records) == 3)
+        said = [record.getMessage() for record in logs.records]
+        self.assertIn("receiving meter", said[0])
+        self.assertIn("nothing from", said[1])
+        self.assertIn("receiving meter", said[2])
+
+    def test_one_input_failing_never_stales_the_other(self):
+        dead = self.esp(then_silence())
+        alive = self.esp(frames(historic_frame(*EJP)))
+        self.read(dead.port, number=1, timeout=0.3)
+        self.read(alive.port, number=2, timeout=0.3)
+        wait_for(lambda: self.shown(2))
+        wait_for(lambda: dead.connections > 2)
+        self.assertEqual(self.shown(1), None)
+        self.assertEqual(self.shown(2)["EJPHN"], 1234567)
+
+    def test_a_jump_of_the_system_clock_changes_nothing(self):
+        self.read(self.esp(frames(HC_FRAME)).port, timeout=0.5)
+        wait_for(self.shown)
+        for jumped in (0.0, 4e9):
+            with mock.patch("time.time", return_value=jumped):
+                with running_server(self.store) as port:
+                    for _ in range(5):
+                        self.assertIn(b">HP..<", ask(port, "/status.xml").body)
+
+
+class LinesTest(unittest.TestCase):
+    def test_a_kind_of_line_is_said_at_once_and_then_once_an_hour(self):
+        lines = ecolinky.Lines()
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            for now in (5.0, 6.0, 3604.9, 3605.0, 3606.0, 7205.0):
+                lines.say(logging.WARNING, "away", now, "away at %s", now)
+            lines.say(logging.WARNING, "noise", 7206.0, "noise")
+        said = [record.getMessage() for record in logs.records]
+        self.assertEqual(
+            said, ["away at 5.0", "away at 3605.0", "away at 7205.0", "noise"]
+        )
+
+    def test_what_is_held_back_is_still_there_for_the_curious(self):
+        lines = ecolinky.Lines()
+        with self.assertLogs("ecolinky", "DEBUG") as logs:
+            lines.say(logging.WARNING, "away", 0.0, "away")
+            lines.say(logging.WARNING, "away", 1.0, "away")
+        levels = [record.levelname for record in logs.records]
+        self.assertEqual(levels, ["WARNING", "DEBUG"])
+
+    def test_a_forgotten_kind_is_said_at_once_again(self):
+        lines = ecolinky.Lines()
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            lines.say(logging.WARNING, "away", 0.0, "away")
+            lines.forget("away", "never said")
+            lines.say(logging.WARNING, "away", 1.0, "away")
+        self.assertEqual(len(logs.records), 2)
+
+
+########################################################################################
+# HTTP
+########################################################################################
+
+Answer = namedtuple("Answer", "status headers body")
+
+
+def ask(port, path, method="GET", headers=None, body=None):
+    """Return the answer to one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def talk(port, request):
+    """Send raw bytes and return all raw bytes that come back."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # closed in the middle of it: the answer may be there all the same
+        try:
+            while True:
+                piece = connection.recv(65536)
+                if not piece:
+                    break
+                received += piece
+        except ConnectionError:
+            pass
+    return received
+
+
+def basic(username, password):
+    token = base64.b64encode(("%s:%s" % (username, password)).encode()).decode("ascii")
+    return {"Authorization": "Basic " + token}
+
+
+@contextlib.contextmanager
+def running_server(store, username="", password=""):
+    """Serve the store on a free port and yield the port."""
+    box = ecolinky.Box(store, "ecolinky", MAC, 4000)
+    login = ecolinky.login_of(username, password)
+    server = ecolinky.Server(("127.0.0.1", 0), box, login)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def publish(store, number=1, fields=None, age=0.0, timeout=30.0, injection=None):
+    """Publish what a reader would; fields None is an input that never was live."""
+    store.publish(
+        number,
+        ecolinky.Snapshot(
+            "esp:8888", timeout, fields, injection, time.monotonic() - age, {}
+        ),
+    )
+
+
+class HttpTest(unittest.TestCase):
+    LOGIN = ("", "")
+
+    def setUp(self):
+        terminal = io.StringIO()
+        patch = mock.patch("sys.stderr", terminal)
+        patch.start()
+        self.addCleanup(lambda: self.assertEqual(terminal.getvalue(), ""))
+        self.addCleanup(patch.stop)
+        self.store = ecolinky.Store()
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.port = stack.enter_context(running_server(self.store, *self.LOGIN))
+
+    def ask(self, path, *arguments, **options):
+        return ask(self.port, path, *arguments, **options)
+
+    def tags(self, path, status=200):
+        """Return the tags of an XML document, in order, as (tag, text)."""
+        answer = self.ask(path)
+        self.assertEqual(answer.status, status, path)
+        self.assertRegex(answer.headers["Content-Type"], "^text/xml")
+        start = b'<?xml version="1.0" encoding="ISO-8859-1"?>'
+        self.assertEqual(answer.body[: len(start)], start)
+        root = ElementTree.fromstring(answer.body)
+        self.assertEqual(root.tag, "response")
+        return [(child.tag, child.text or "") for child in root]
+
+    def values(self, path):
+        return dict(self.tags(path))
+
+    def number(self, text):
+        self.assertRegex(text, "^(0|[1-9][0-9]*)$")
+        return int(text)
+
+
+class DocumentsTest(HttpTest):
+    def test_status_has_the_tags_of_the_device_in_its_order(self):
+        publish(self.store, fields=live())
+        self.assertEqual([tag for tag, _ in self.tags("/status.xml")], STATUS_TAGS)
+
+    def test_status_says_what_the_clients_look_for(self):
+        publish(self.store, fields=live())
+        values = self.values("/status.xml")
+        self.assertEqual(values["config_hostname"], "ecolinky")
+        self.assertEqual(values["config_mac"], MAC)
+        self.assertEqual(values["http_port"], "4000")
+        self.assertEqual(values["version"], "1.05.25")
+        self.assertEqual((values["T1_PTEC"], values["T2_PTEC"]), ("HP..", "----"))
+        self.assertEqual((values["T1_PAPP"], values["T1_PPAP"]), ("690", "690"))
+        self.assertEqual((values["T1_ISOUSC"], values["T1_IMAX"]), ("30", "90"))
+        self.assertEqual((values["c0_fuel"], values["c1_fuel"]), ("", ""))
+
+    def test_every_number_of_status_is_a_plain_integer(self):
+        texts = ("date", "time0", "config_hostname", "config_mac", "version")
+        texts += ("T1_PTEC", "T2_PTEC", "c0_fuel", "c1_fuel")
+        for fields in (None, live(), live(PAPP=0, IINST=0)):
+            publish(self.store, fields=fields)
+            for tag, text in self.tags("/status.xml"):
+                if tag not in texts:
+                    self.number(text)
+
+    def test_the_date_is_weekday_day_and_month_and_the_time_is_local(self):
+        saturday = time.struct_time((2020, 2, 29, 7, 5, 59, 5, 60, 0))
+        with mock.patch("time.localtime", return_value=saturday):
+            values = self.values("/status.xml")
+        self.assertEqual((values["date"], values["time0"]), ("52902", "07:05"))
+
+    def test_the_time_goes_on_without_a_new_frame(self):
+        publish(self.store, fields=live())
+        seen = []
+        for minute in (0, 1):
+            now = time.struct_time((2026, 5, 4, 10, minute, 0, 0, 124, 1))
+            with mock.patch("time.time", return_value=60.0 * minute):
+                with mock.patch("time.localtime", return_value=now):
+                    seen.append(self.values("/status.xml")["time0"])
+        self.assertEqual(seen, ["10:00", "10:01"])
+
+    def test_the_gauge_is_the_power_against_the_subscription(self):
+        three = dict(ISOUSC=20, IMAX=0, IMAX1=60, IMAX2=60, IMAX3=60)
+        for fields, needle in (
+            (live(PAPP=0), 0),
+            (live(PAPP=690), 1),
+            (live(PAPP=3450), 5),
+            (live(PAPP=6899), 9),
+            (live(PAPP=49999), 9),
+            (live(ISOUSC=0), 0),
+            (live(PAPP=6900, **three), 5),
+        ):
+            publish(self.store, fields=fields)
+            values = self.values("/status.xml")
+            self.assertEqual((values["meter0"], values["meter1"]), (str(needle), "0"))
+
+    def test_teleinfo_has_the_tags_of_the_device_in_its_order(self):
+        publish(self.store, 1, live())
+        publish(self.store, 2, live(ADCO="021728999999", PAPP=1234))
+        for number, path in ((1, T1), (2, T2)):
+            tags = self.tags(path)
+            self.assertEqual([tag for tag, _ in tags], tags_of(number))
+            for tag, text in tags:
+                if tag[3:] not in TEXTS:
+                    self.number(text)
+        self.assertEqual(self.values(T2)["T2_ADCO"], "021728999999")
+
+    def test_teleinfo_has_the_values(self):
+        publish(self.store, fields=live())
+        expected = {"T1_" + tag: str(value) for tag, value in live().items()}
+        self.assertEqual(self.values(T1), expected)
+
+    def test_the_power_stands_under_both_its_names(self):
+        publish(self.store, fields=live(PAPP=4321))
+        for path in ("/status.xml", T1, "/teleinfo.xml", "/globalstatus.xml"):
+            values = self.values(path)
+            self.assertEqual((values["T1_PAPP"], values["T1_PPAP"]), ("4321", "4321"))
+
+    def test_the_combined_teleinfo_has_both_inputs_in_full(self):
+        publish(self.store, fields=live())
+        tags = [tag for tag, _ in self.tags("/teleinfo.xml")]
+        self.assertEqual(tags, tags_of(1) + tags_of(2))
+
+    def test_globalstatus_has_everything_once_and_the_counters_units_and_names(self):
+        publish(self.store, fields=live())
+        tags = [tag for tag, _ in self.tags("/globalstatus.xml")]
+        self.assertEqual(len(tags), len(set(tags)))
+        wanted = set(STATUS_TAGS + tags_of(1) + tags_of(2))
+        self.assertEqual(wanted - set(tags), set())
+        more = set(tags) - wanted
+        self.assertEqual(sorted(more), ["c0_name", "c0_unit", "c1_name", "c1_unit"])
+
+    def test_all_documents_show_the_same_frame(self):
+        for power in range(100, 120):
+            publish(self.store, fields=live(PAPP=power))
+            shown = {self.values(path)["T1_PAPP"] for path in ("/status.xml", T1)}
+            shown.add(self.values("/teleinfo.xml")["T1_PAPP"])
+            shown.add(str(json.loads(self.ask(CMD10).body.decode())["T1_PAPP"]))
+            self.assertEqual(shown, {str(power)})
+
+    def test_the_same_frame_gives_the_same_bytes(self):
+        publish(self.store, fields=live())
+        with mock.patch("time.time", return_value=1e9):
+            for path in PATHS:
+                self.assertEqual(self.ask(path).body, self.ask(path).body)
+
+    def test_a_text_of_the_meter_is_escaped(self):
+        for text in ("BBR<", "BBR&", "BBR>", 'BBR"', "BBR'"):
+            publish(self.store, fields=live(OPTARIF=text, HHPHC="<"))
+            for path in (T1, "/teleinfo.xml", "/globalstatus.xml"):
+                values = self.values(path)
+                self.assertEqual((values["T1_OPTARIF"], values["T1_HHPHC"]), (text, "<"))
+            json.loads(self.ask(CMD10).body.decode("ascii"))
+
+    def test_cmd_10_has_the_indexes_of_the_tariff_as_integers(self):
+        for option, indexes in (
+            ("BASE", ["BASE"]),
+            ("HC..", ["HCHC", "HCHP"]),
+            ("EJP.", ["EJPHN", "EJPHPM"]),
+            ("BBR(", BBR),
+            ("BBR&", BBR),
+        ):
+            amounts = {tag: 1000 + place for place, tag in enumerate(indexes)}
+            publish(self.store, fields=live(OPTARIF=option, **amounts))
+            answer = self.ask(CMD10)
+            self.assertEqual(answer.status, 200)
+            self.assertEqual(answer.headers["Content-Type"], "application/json")
+            pairs = json.loads(answer.body.decode("ascii"), object_pairs_hook=list)
+            expected = [("product", "Eco-devices"), ("T1_PTEC", "HP.."), ("T1_PAPP", 690)]
+            expected += [("T1_" + tag, amounts[tag]) for tag in indexes]
+            expected += [("T2_PTEC", "----"), ("T2_PAPP", 0), ("T2_BASE", 0)]
+            expected += [("INDEX_C1", 0), ("INDEX_C2", 0)]
+            self.assertEqual(pairs, expected)
+            for name, value in pairs[2:]:
+                if not name.endswith("PTEC"):
+                    self.assertIs(type(value), int, name)
+
+    def test_cmd_20_is_the_day_of_the_counters(self):
+        answer = self.ask(CMD20)
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(
+            answer.body, b'{"product":"Eco-devices","Day_C1":0,"Day_C2":0}'
+        )
+
+    def test_an_input_that_is_not_configured_is_an_empty_one(self):
+        for fields in (None, live()):
+            publish(self.store, fields=fields)
+            values = self.values(T2)
+            self.assertEqual(list(values), tags_of(2))
+            for tag in ("T2_PTEC", "T2_DEMAIN", "T2_OPTARIF"):
+                self.assertEqual(values[tag], "----")
+            for tag in FIELDS:
+                if tag not in TEXTS:
+                    self.assertEqual(values["T2_" + tag], "0", tag)
+            self.assertEqual(len(values["T2_HHPHC"]), 1)
+            self.assertRegex(values["T2_MOTDETAT"], "^[0-9]{6}$")
+
+    def test_an_input_that_injects_shows_it_on_the_second(self):
+        injected = live(OPTARIF="BASE", PTEC="TH..", BASE=671631, HCHC=0, HCHP=0)
+        publish(self.store, fields=live(), injection=injected)
+        values = self.values(T2)
+        self.assertEqual((values["T2_PTEC"], values["T2_BASE"]), ("TH..", "671631"))
+        publish(self.store, fields=live(), injection=injected, age=31)
+        self.assertEqual(self.tags(T2, 503), [])
+
+    def assert_stale(self, number):
+        """Assert that an input shows nothing, in the way that each client needs."""
+        path = (T1, T2)[number - 1]
+        answer = self.ask(path)
+        self.assertEqual(answer.status, 503)
+        self.assertIn(b"<response></response>", answer.body)
+        self.assertEqual(self.tags(path, 503), [])
+        values = self.values("/status.xml")
+        self.assertEqual(list(values), STATUS_TAGS)
+        for tag, text in (("PTEC", "----"), ("PAPP", "0"), ("PPAP", "0")):
+            self.assertEqual(values["T%d_%s" % (number, tag)], text)
+
+    def test_an_input_that_never_was_live_is_unavailable(self):
+        publish(self.store)
+        self.assert_stale(1)
+        self.assertEqual(self.tags("/teleinfo.xml", 503), [])
+        self.assertEqual(self.tags("/globalstatus.xml", 503), [])
+        answer = self.ask(CMD10)
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.headers["Content-Type"], "application/json")
+        json.loads(answer.body.decode("ascii"))
+        self.assertEqual(self.ask(CMD20).status, 200)
+        self.values(T2)
+
+    def test_an_input_is_fresh_until_its_timeout_and_stale_after_it(self):
+        publish(self.store, fields=live(), age=29)
+        self.assertEqual(self.values(T1)["T1_HCHP"], "23456789")
+        publish(self.store, fields=live(), age=30.01)
+        self.assert_stale(1)
+        for path in ("/teleinfo.xml", "/globalstatus.xml", CMD10):
+            self.assertEqual(self.ask(path).status, 503, path)
+
+    def test_an_input_becomes_stale_and_fresh_without_anything_published(self):
+        publish(self.store, fields=live(), timeout=0.15)
+        self.values(T1)
+        wait_for(lambda: self.ask(T1).status == 503)
+        self.assert_stale(1)
+        publish(self.store, fields=live())
+        self.values(T1)
+
+    def test_combined_documents_are_there_while_one_input_is_fresh(self):
+        for fresh, stale in ((1, 2), (2, 1)):
+            publish(self.store, fresh, live())
+            publish(self.store, stale, live(), age=31)
+            self.assert_stale(stale)
+            for path in ("/teleinfo.xml", "/globalstatus.xml"):
+                values = self.values(path)
+                self.assertEqual(values["T%d_PTEC" % fresh], "HP..")
+                self.assertEqual(values["T%d_PTEC" % stale], "----")
+                self.assertEqual(values["T%d_HCHP" % stale], "0")
+                self.assertEqual(values["T%d_PAPP" % stale], "0")
+            values = json.loads(self.ask(CMD10).body.decode("ascii"))
+            self.assertEqual(values["T%d_HCHP" % fresh], 23456789)
+            self.assertEqual(values["T%d_PTEC" % stale], "----")
+            self.assertEqual(values["T%d_BASE" % stale], 0)
+
+    def test_two_stale_inputs_are_unavailable_together(self):
+        publish(self.store, 1, live(), age=31)
+        publish(self.store, 2)
+        self.assert_stale(1)
+        self.assert_stale(2)
+        for path in ("/teleinfo.xml", "/globalstatus.xml", CMD10):
+            self.assertEqual(self.ask(path).status, 503, path)
+
+
+class ProtocolTest(HttpTest):
+    def setUp(self):
+        super().setUp()
+        publish(self.store, fields=live())
+
+    def test_head_is_get_without_the_body(self):
+        for path in PATHS + ("/", "/nothing"):
+            got, head = self.ask(path), self.ask(path, "HEAD")
+            self.assertEqual(head.status, got.status)
+            self.assertEqual(head.body, b"")
+            for name in ("Content-Length", "Content-Type"):
+                self.assertEqual(head.headers[name], got.headers[name])
+
+    def test_every_answer_tells_its_length(self):
+        for path in PATHS + ("/", "/index.htm", "/nothing"):
+            answer = self.ask(path)
+            self.assertEqual(int(answer.headers["Content-Length"]), len(answer.body))
+
+    def test_the_home_page_is_html_under_both_its_names(self):
+        for path in ("/", "/index.htm"):
+            answer = self.ask(path)
+            self.assertEqual(answer.status, 200)
+            self.assertIn("text/html", answer.headers["Content-Type"])
+
+    def test_elsewhere_is_nothing(self):
+        for path in (
+            "/nothing",
+            "/status",
+            "/STATUS.XML",
+            "/status.xml/",
+            "/protect/settings/teleinfo3.xml",
+            "/api/xdevices.json",
+            "/api/xdevices.json?cmd=30",
+            "/cmd=10",
+            "/..%2fecolinky.ini",
+            "/..%2f..%2f..%2fetc%2fpasswd",
+            "/../../../etc/passwd",
+            "/protect/settings/../../ecolinky.ini",
+            "/ecolinky.ini",
+            "/ecolinky.py",
+            "/%2e%2e/ecolinky.ini",
+            "/status.xml%00",
+            "*",
+        ):
+            answer = self.ask(path)
+            self.assertEqual(answer.status, 404, path)
+            self.assertNotIn(b"passwd", answer.body)
+
+    def test_a_query_changes_nothing_of_a_document(self):
+        # Browsers and scripts add one against caches.
+        self.assertEqual(self.ask("/status.xml?x=1&y").status, 200)
+        self.assertEqual(self.ask(T1 + "?").status, 200)
+        self.assertEqual(self.ask(CMD10 + "&t=5").status, 200)
+
+    def test_other_methods_are_not_allowed(self):
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"):
+            answer = self.ask("/status.xml", method)
+            self.assertEqual(answer.status, 405, method)
+            self.assertEqual(answer.headers["Allow"], "GET, HEAD")
+        self.assertEqual(self.ask(T1, "POST", body=b"x" * 5000).status, 405)
+
+    def test_a_connection_is_kept_in_http_1_1(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        self.addCleanup(connection.close)
+        connection.connect()
+        mine = connection.sock.getsockname()
+        for path in PATHS * 3 + ("/nothing",) + PATHS:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            answer.read()
+            self.assertIn(answer.status, (200, 404))
+            self.assertEqual(answer.version, 11)
+            self.assertEqual(connection.sock.getsockname(), mine)
+
+    def test_requests_sent_together_are_answered_in_order(self):
+        request = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+        paths = [b"/status.xml", b"/nothing", b"/api/xdevices.json?cmd=20"]
+        received = talk(self.port, b"".join(request % path for path in paths))
+        statuses = re.findall(rb"HTTP/1\.1 (\d+) ", received)
+        self.assertEqual(statuses, [b"200", b"404", b"200"])
+        self.assertTrue(received.endswith(b"}"))
+
+    def test_a_connection_that_is_asked_to_close_is_closed(self):
+        for request in (
+            b"GET /status.xml HTTP/1.0\r\n\r\n",
+            b"GET /status.xml HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+                connection.sendall(request)
+                received = b"".join(iter(lambda: connection.recv(65536), b""))
+            head, _, body = received.partition(b"\r\n\r\n")
+            self.assertIn(b" 200 ", head)
+            self.assertIn(b"Connection: close", head)
+            self.assertTrue(body.endswith(b"</response>\r\n"))
+
+    def test_http_1_0_can_ask_to_keep_the_connection(self):
+        request = b"GET /status.xml HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+        received = talk(self.port, request * 2)
+        self.assertEqual(received.count(b"Connection: keep-alive"), 2)
+        self.assertEqual(received.count(b"</response>"), 2)
+
+    def test_http_0_9_gets_the_body_alone(self):
+        for request in (b"GET /status.xml\r\n\r\n", b"GET /status.xml\r\n"):
+            received = talk(self.port, request)
+            self.assertTrue(received.startswith(b"<?xml"), received[:60])
+            self.assertTrue(received.endswith(b"</response>\r\n"))
+
+    def test_no_answer_tells_the_version_of_python(self):
+        requests = [b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"]
+        received = [
+            talk(self.port, requests[0] % path.encode())
+            for path in PATHS + ("/", "/nothing")
+        ]
+        received.append(talk(self.port, b"\x16\x03\x01 rubbish\r\n\r\n"))
+        received.append(talk(self.port, b"GET / HTTP/9.9\r\n\r\n"))
+        received.append(talk(self.port, b"POST / HTTP/1.1\r\n\r\n"))
+        for answer in received:
+            head = answer.partition(b"\r\n\r\n")[0].lower()
+            self.assertNotIn(b"python", head)
+            self.assertNotIn(b"basehttp", head)
+            self.assertNotIn(sys.version.split()[0].encode(), head)
+
+    def test_what_cannot_be_read_is_refused_and_the_next_is_answered(self):
+        many = b"".join(b"X-%d: y\r\n" % place for place in range(10000))
+        for name, request, statuses in (
+            ("a line of 1 MB", b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n\r\n", "414"),
+            ("10,000 headers", b"GET / HTTP/1.1\r\n" + many + b"\r\n", "431"),
+            ("a header of 1 MB", b"GET / HTTP/1.1\r\nX: " + b"y" * (1 << 20), "431"),
+            ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "400"),
+            ("not HTTP", b"\x00\xff\xfe\r\n\r\n", "400"),
+            ("one word", b"HELLO\r\n\r\n", "400"),
+            ("five words", b"GET / a b HTTP/1.1\r\n\r\n", "400"),
+            ("bad version", b"GET / HTTP/x.y\r\n\r\n", "400"),
+            ("version 2", b"GET / HTTP/2.0\r\n\r\n", "505"),
+            ("0.9 POST", b"POST /status.xml\r\n\r\n", "400"),
+        ):
+            with self.subTest(name):
+                received = talk(self.port, request)
+                # A connection closed with bytes unread may lose the answer.
+                if received or len(request) < 65536:
+                    first = received.partition(b"\r\n")[0].decode("latin-1")
+                    self.assertRegex(first, "^HTTP/1.1 %s |^bad request" % statuses)
+                self.assertEqual(self.ask("/status.xml").status, 200)
+
+    def test_headers_that_lie_do_no_harm(self):
+        for header in (
+            b"Content-Length: -5",
+            b"Content-Length: many",
+            b"Content-Length: 99999999999999999999",
+            b"Content-Length: \xb2",
+            b"Transfer-Encoding: chunked",
+            b"Expect: 100-continue",
+            b": no name",
+            b"no colon",
+            b"Host: \xff\xfe\x00",
+        ):
+            with self.subTest(header=header):
+                request = b"GET /status.xml HTTP/1.1\r\n" + header + b"\r\n\r\n"
+                received = talk(self.port, request)
+                self.assertRegex(received, rb"HTTP/1\.1 (200|400) ")
+                self.assertEqual(self.ask("/status.xml").status, 200)
+
+    def test_headers_and_body_leave_in_one_send(self):
+        sends = []
+
+        class Counting(ecolinky.Handler):
+            def setup(self):
+                super().setup()
+                write = self.wfile.write
+                self.wfile = mock.Mock(wraps=self.wfile)
+                self.wfile.closed = False
+                self.wfile.write = lambda data: (sends.append(bytes(data)), write(data))
+
+        box = ecolinky.Box(self.store, "ecolinky", MAC, 4000)
+        with mock.patch("ecolinky.Handler", Counting):
+            server = ecolinky.Server(("127.0.0.1", 0), box, None)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            for path in PATHS + ("/", "/nothing"):
+                ask(server.server_port, path)
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+        self.assertEqual(len(sends), len(PATHS) + 2)
+        for sent in sends:
+            head, _, body = sent.partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 ") and body)
+
+    def test_a_request_touches_no_file(self):
+        with mock.patch("builtins.open", side_effect=AssertionError("opened")):
+            with mock.patch("os.open", side_effect=AssertionError("opened")):
+                for path in PATHS + ("/", "/nothing", "/..%2fx"):
+                    self.assertIn(self.ask(path).status, (200, 404))
+
+    def test_what_is_logged_of_a_request_is_escaped(self):
+        with self.assertLogs("ecolinky", "DEBUG") as logs:
+            talk(self.port, b"GET /\x1b[31m\x07\x9b HTTP/1.1\r\nHost: x\r\n\r\n")
+            talk(self.port, b"\x1b]0;x\x07 y z w\r\n\r\n")
+            talk(self.port, b"B\x1bD / HTTP/1.1\r\n\r\n")
+            talk(self.port, b"GET / HTTP/\x1b[2J\r\n\r\n")
+            wait_for(lambda: len(logs.records) >= 4)
+        for record in logs.records:
+            self.assertNotRegex(record.getMessage(), "[\x00-\x1f\x7f-\x9f]")
+
+
+class LoginTest(HttpTest):
+    LOGIN = ("domoticz", "s3cr:t é")
+    METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "get", "BREW", "do_GET")
+
+    def setUp(self):
+        super().setUp()
+        publish(self.store, fields=live())
+
+    def assert_refused(self, received):
+        self.assertRegex(received.partition(b"\r\n")[0], rb"^HTTP/1\.1 (400|401|431|5..) ")
+        for secret in (b"690", b"HP..", b"021728123456", b"ecolinky.json", b"product"):
+            self.assertNotIn(secret, received)
+
+    def test_the_right_login_gets_every_document(self):
+        right = basic(*self.LOGIN)
+        for path in PATHS + ("/", "/ecolinky.json"):
+            self.assertEqual(self.ask(path, headers=right).status, 200, path)
+        self.assertEqual(self.ask("/nothing", headers=right).status, 404)
+        self.assertEqual(self.ask("/", "POST", headers=right).status, 405)
+
+    def test_the_scheme_is_written_in_any_case(self):
+        token = basic(*self.LOGIN)["Authorization"].split()[1]
+        for scheme in ("basic", "BASIC", "Basic"):
+            headers = {"Authorization": scheme + " " + token}
+            self.assertEqual(self.ask("/status.xml", headers=headers).status, 200)
+
+    def test_no_path_and_no_method_gets_by_without_login(self):
+        for path in PATHS + ("/", "/index.htm", "/ecolinky.json", "/nothing", "*"):
+            for method in self.METHODS:
+                with self.subTest(path=path, method=method):
+                    answer = self.ask(path, method)
+                    self.assertEqual(answer.status, 401)
+                    self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
+                    self.assertNotIn(b"response", answer.body)
+
+    def test_no_wrong_login_gets_by(self):
+        user, password = self.LOGIN
+        token = basic(*self.LOGIN)["Authorization"].split()[1].encode("ascii")
+        wrong = [
+            basic(user, "wrong")["Authorization"].encode("ascii"),
+            basic("", "")["Authorization"].encode("ascii"),
+            basic(user, "")["Authorization"].encode("ascii"),
+            basic(user.upper(), password)["Authorization"].encode("ascii"),
+            basic(user, password + "x")["Authorization"].encode("ascii"),
+            b"Basic",
+            b"Basic ",
+            b"",
+            token,
+            b"Bearer " + token,
+            b"Digest " + token,
+            b"Basic " + token[:-1],
+            b"Basic " + token + token,
+            b"Basic !!!",
+            b"Basic \xff\xfe\xe9",
+            b"\xc3\xa9",
+            b"Basic " + b"A" * 60000,
+        ]
+        for value in wrong:
+            with self.subTest(value=value[:40]):
+                head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
+                received = talk(self.port, head + value + b"\r\n\r\n")
+                self.assertIn(b" 401 ", received.partition(b"\r\n")[0])
+                self.assert_refused(received)
+
+    def test_no_malformed_request_gets_by(self):
+        right = basic(*self.LOGIN)["Authorization"].encode("ascii")
+        for request in (
+            b"GET /status.xml\r\nAuthorization : " + right + b"\r\n\r\n",
+            b"GET /status.xml HTTP/1.1\r\n: " + right + b"\r\n\r\n",
+            b"GET /status.xml HTTP/1.1\r\nX-Authorization: " + right + b"\r\n\r\n",
+            b"GET /status.xml HTTP/1.1\r\n" + right + b"\r\n\r\n",
+            b"GET /status.xml HTTP/1.1\r\n\r\nAuthorization: " + right + b"\r\n\r\n",
+            b"GET  HTTP/1.1\r\n\r\n",
+            b"\r\nGET /status.xml HTTP/1.1\r\n\r\n",
+            b"GET /status.xml HTTP/1.1 \r\n\r\n",
+            b"GET\t/status.xml\tHTTP/1.1\r\n\r\n",
+            b"G\x00T /status.xml HTTP/1.1\r\n\r\n",
+            b"__class__ /status.xml HTTP/1.1\r\n\r\n",
+            b"GET http://x/status.xml HTTP/1.1\r\n\r\n",
+        ):
+            with self.subTest(request=request):
+                received = talk(self.port, request)
+                for secret in (b"HP..", b"config_mac", b"021728123456", b"<response>"):
+                    self.assertNotIn(secret, received)
+
+    def test_http_0_9_gets_no_document_without_login(self):
+        received = talk(self.port, b"GET /status.xml\r\n\r\n")
+        self.assertNotIn(b"<response>", received)
+        self.assertNotIn(b"HP..", received)
+
+    def test_the_comparison_takes_constant_time(self):
+        with mock.patch("hmac.compare_digest", return_value=False) as compare:
+            self.assertEqual(self.ask("/", headers=basic(*self.LOGIN)).status, 401)
+        self.assertTrue(compare.called)
+
+
+class LoadTest(HttpTest):
+    def setUp(self):
+        super().setUp()
+        publish(self.store, fields=live())
+        self.before = threading.active_count()
+        self.sockets = []
+        self.addCleanup(self.hang_up)
+
+    def hang_up(self):
+        while self.sockets:
+            self.sockets.pop().close()
+
+    def connect(self):
+        connection = socket.create_connection(("127.0.0.1", self.port), 10)
+        self.sockets.append(connection)
+        return connection
+
+    def poll(self):
+        """Poll as Domoticz does; assert that each answer comes within 0.5 s."""
+        for path in ("/status.xml", T1):
+            started = time.monotonic()
+            self.assertEqual(self.ask(path).status, 200)
+            self.assertLess(time.monotonic() - started, 0.5)
+        self.assertLessEqual(threading.active_count() - self.before, 64 + 4)
+
+    def assert_as_before(self):
+        self.hang_up()
+        wait_for(lambda: threading.active_count() <= self.before)
+        self.poll()
+
+    def test_two_hundred_idle_connections_cost_the_others_nothing(self):
+        for _ in range(200):
+            self.connect()
+        for _ in range(20):
+            self.poll()
+        self.assert_as_before()
+
+    def test_slow_clients_cost_the_others_nothing(self):
+        slow = [self.connect() for _ in range(200)]
+        request = b"GET /status.xml HTTP/1.1\r\nHost: slow\r\nX: 123456789"
+        for place in range(12):
+            for connection in slow:
+                try:
+                    connection.sendall(request[place : place + 1])
+                except OSError:
+                    pass  # closed in favour of the poll
+            self.poll()
+        self.assert_as_before()
+
+    def test_two_hundred_kept_connections_do_not_shut_the_others_out(self):
+        for _ in range(200):
+            connection = self.connect()
+            connection.sendall(b"GET /status.xml HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertIn(b" 200 ", connection.recv(64))
+        for _ in range(5):
+            self.poll()
+        self.assert_as_before()
+
+    def test_fifty_clients_polling_at_once_are_all_answered(self):
+        answers = []
+
+        def client():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            try:
+                for path in ("/status.xml", T1) * 5:
+                    connection.request("GET", path)
+                    answer = connection.getresponse()
+                    answers.append((answer.status, answer.read()[-13:]))
+            finally:
+                connection.close()
+
+        clients = [threading.Thread(target=client) for _ in range(50)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join()
+        self.assertEqual(answers, [(200, b"</response>\r\n")] * 500)
+        self.assert_as_before()
+
+    def test_fifty_busy_clients_leave_the_poll_its_turn(self):
+        # In a process of their own, so that they take nothing but the server's time.
+        code = (
+            "import http.client, sys, threading\n"
+            "def client():\n"
+            "    connection = http.client.HTTPConnection('127.0.0.1', %d)\n"
+            "    while True:\n"
+            "        connection.request('GET', '/status.xml')\n"
+            "        connection.getresponse().read()\n"
+            "for _ in range(50):\n"
+            "    threading.Thread(target=client, daemon=True).start()\n"
+            "sys.stdin.read()\n"
+        )
+        clients = subprocess.Popen(
+            [sys.executable, "-c", code % self.port],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(lambda: threading.active_count() >= self.before + 50)
+            for _ in range(10):
+                self.poll()
+        finally:
+            clients.kill()
+            clients.communicate()
+        self.assert_as_before()
+
+    def test_clients_that_vanish_in_mid_answer_leave_no_trace(self):
+        request = b"GET /globalstatus.xml HTTP/1.1\r\nHost: x\r\n\r\n"
+        for place in range(60):
+            connection = socket.create_connection(("127.0.0.1", self.port), 10)
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.sendall(request * (1 + place % 3 * 40))
+            if place % 2:
+                connection.recv(10)
+            connection.close()
+        self.poll()
+        self.assert_as_before()
+
+    def test_clients_that_read_nothing_cost_the_others_nothing(self):
+        request = b"GET /globalstatus.xml HTTP/1.1\r\nHost: x\r\n\r\n" * 150
+        stuffed = threading.active_count() + 60
+        for _ in range(80):
+            connection = socket.socket()
+            self.sockets.append(connection)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.settimeout(5)
+            connection.connect(("127.0.0.1", self.port))
+            connection.sendall(request)
+        wait_for(lambda: threading.active_count() >= stuffed)
+        for _ in range(5):
+            self.poll()
+        self.assert_as_before()
+
+
+########################################################################################
+# Configuration
+########################################################################################
+
+HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
+DEFAULTS = {
+    "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0},
+    "teleinfo2": {"host": "", "port": 8888, "timeout": 30.0},
+    "http": {"address": "0.0.0.0", "port": 4000, "username": "", "password": ""},
+    "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
+    "log": {"level": "info"},
+}
+
+
+class SettingsTest(unittest.TestCase):
+    def read(self, content, **options):
+        """Return the settings of a file with the content, bytes or text."""
+        if isinstance(content, str):
+            content = content.encode("utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            self.path = os.path.join(folder, "ecolinky.ini")
+            with open(self.path, "wb") as file:
+                file.write(content)
+            return ecolinky.read_settings(self.path, **options)
+
+    def error(self, content, **options):
+        """Return the one line that the configuration error is, without the file's name."""
+        with self.assertRaises(ecolinky.ConfigError) as caught:
+            self.read(content, **options)
+        line = str(caught.exception)
+        self.assertEqual(len(line.splitlines()), 1, line)
+        self.assertTrue(line.isprintable(), line)
+        self.assertIn(self.path, line)
+        return line.replace(self.path, "")
+
+    def shipped(self):
+        with open(os.path.join(HERE, "ecolinky.ini"), encoding="utf-8") as file:
+            return file.read()
+
+    def test_everything_has_a_default_but_the_host(self):
+        self.assertEqual(ecolinky.default_settings(), DEFAULTS)
+        settings = self.read(HOST)
+        expected = dict(DEFAULTS, teleinfo1=dict(DEFAULTS["teleinfo1"]))
+        expected["teleinfo1"]["host"] = "192.168.1.50"
+        self.assertEqual(settings, expected)
+
+    def test_the_shipped_ini_says_the_defaults(self):
+        settings = self.read(self.shipped())
+        self.assertNotEqual(settings["teleinfo1"].pop("host"), "")
+        expected = dict(DEFAULTS, teleinfo1=dict(DEFAULTS["teleinfo1"]))
+        del expected["teleinfo1"]["host"]
+        self.assertEqual(settings, expected)
+
+    def test_the_shipped_ini_shows_every_key_and_its_second_input_works(self):
+        text = re.sub(r"(?m)^#(?=\[|\w+ =)", "", self.shipped())
+        settings = self.read(text)
+        self.assertNotEqual(settings["teleinfo2"]["host"], "")
+        for section, keys in DEFAULTS.items():
+            self.assertIn("[%s]\n" % section, text)
+            for key in keys:
+                part = text.partition("[%s]\n" % section)[2].partition("\n[")[0]
+                self.assertRegex(part, "(?m)^%s =" % key)
+        for key in ("port", "timeout"):
+            self.assertEqual(settings["teleinfo2"][key], DEFAULTS["teleinfo2"][key])
+
+    def test_every_value_is_read(self):
+        settings = self.read(
+            "[teleinfo1]\nhost = linky.lan\nport = 23\ntimeout = 12.5\n"
+            "[teleinfo2]\nhost = fe80::1\nport = 65535\ntimeout = 600\n"
+            "[http]\naddress = 127.0.0.1\nport = 1\n"
+            "username = moi\npassword = a%b;c#d:é \"'\n"
+            "[ecodevice]\nhostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
+            "[log]\nlevel = DEBUG\n"
+        )
+        self.assertEqual(
+            settings,
+            {
+                "teleinfo1": {"host": "linky.lan", "port": 23, "timeout": 12.5},
+                "teleinfo2": {"host": "fe80::1", "port": 65535, "timeout": 600.0},
+                "http": {
+                    "address": "127.0.0.1",
+                    "port": 1,
+                    "username": "moi",
+                    "password": "a%b;c#d:é \"'",
+                },
+                "ecodevice": {
+                    "hostname": "Maison-2",
+                    "mac": "02:ab:cd:10:00:01",
+                    "discovery": True,
+                },
+                "log": {"level": "debug"},
+            },
+        )
+
+    def test_a_missing_file_is_one_line(self):
+        path = os.path.join(tempfile.gettempdir(), "nowhere", "ecolinky.ini")
+        for missing in (path, tempfile.gettempdir()):
+            with self.assertRaises(ecolinky.ConfigError) as caught:
+                ecolinky.read_settings(missing)
+            line = str(caught.exception)
+            self.assertEqual(len(line.splitlines()), 1)
+            self.assertIn(missing + ": cannot be read", line)
+            self.assertIn("--config", line)
+
+    def test_a_missing_host_is_an_error_unless_none_is_needed(self):
+        for text in ("", "[teleinfo1]\n", "[teleinfo1]\nhost =\n", "[http]\nport = 80\n"):
+            line = self.error(text)
+            self.assertIn("[teleinfo1] host is missing", line)
+            self.assertIn("host = 192.168.1.50", line)
+            self.assertEqual(self.read(text, needs_host=False)["teleinfo1"]["host"], "")
+
+    def test_a_wrong_value_is_one_line_with_section_key_and_remedy(self):
+        ports = ("", "x", "0", "-1", "65536", "80 81", "8888 # the port", "４０００", "1e3")
+        names = ("", "maison du chat", "l'hôtel", "a_b", "a.b", "x" * 33, "';--")
+        macs = ("02:00:5e", "02:00:5e:10:00:zz", "02005e100001", "02:00:5e:10:00:01:02")
+        times = ("", "x", "0", "-5", "nan", "inf", "1e3", "30 s", "0.5")
+        for section, key, wrong, remedy in (
+            ("teleinfo1", "port", ports, "from 1 to 65535"),
+            ("teleinfo2", "port", ports, "from 1 to 65535"),
+            ("http", "port", ports, "from 1 to 65535"),
+            ("teleinfo1", "timeout", times, "give seconds"),
+            ("ecodevice", "hostname", names, "A-Z a-z 0-9 and -"),
+            ("ecodevice", "mac", macs, "02:00:5e:10:00:01"),
+            ("ecodevice", "discovery", ("", "oui", "1"), "give yes or no"),
+            ("log", "level", ("", "loud", "20"), "debug, info, warning or error"),
+            ("teleinfo1", "host", ("a b", '"a"', "http://a", "a;b"), "IP address"),
+            ("teleinfo1", "host", ("192.168.1.50:8888",), "'port'"),
+            ("http", "address", ("not here", "a/24"), "IP address"),
+            ("http", "username", ("a:b",), "without"),
+        ):
+            for value in wrong:
+                with self.subTest(section=section, key=key, value=value):
+                    line = self.error("[%s]\n%s = %s\n" % (section, key, value))
+                    self.assertIn("[%s] %s" % (section, key), line)
+                    self.assertIn(value, line)
+                    self.assertIn(remedy, line)
+
+    def test_an_indented_line_is_one_line_of_error_too(self):
+        # configparser takes it for the continuation of the value above.
+        line = self.error("[teleinfo1]\nhost = 192.168.1.50\n  port = 8888\n")
+        self.assertIn("[teleinfo1] host", line)
+
+    def test_an_unknown_section_has_a_suggestion(self):
+        for section, meant in (
+            ("teleinfo_1", "teleinfo1"),
+            ("telinfo1", "teleinfo1"),
+            ("HTTP", "http"),
+            ("ecodevices", "ecodevice"),
+            ("logs", "log"),
+        ):
+            line = self.error(HOST + "[%s]\nx = y\n" % section)
+            self.assertIn("[%s]" % section, line)
+            self.assertIn("did you mean %s?" % meant, line)
+        self.assertIn("teleinfo1, teleinfo2, http", self.error(HOST + "[mqtt]\n"))
+        self.assertIn("[DEFAULT]", self.error(HOST + "[DEFAULT]\nport = 1\n"))
+
+    def test_an_unknown_key_has_a_suggestion(self):
+        for section, key, meant in (
+            ("teleinfo1", "hots", "host"),
+            ("teleinfo1", "time-out", "timeout"),
+            ("http", "user", "username"),
+            ("http", "adress", "address"),
+            ("ecodevice", "name", "hostname"),
+        ):
+            line = self.error("[%s]\n%s = 1\n" % (section, key))
+            self.assertIn("[%s] %s" % (section, key), line)
+            self.assertIn("did you mean %s?" % meant, line)
+        self.assertIn("host, port, timeout", self.error("[teleinfo1]\nbaud = 1200\n"))
+
+    def test_a_login_of_one_half_is_an_error(self):
+        line = self.error(HOST + "[http]\nusername = moi\n")
+        self.assertIn("[http] username has no password", line)
+        line = self.error(HOST + "[http]\npassword = moi\n")
+        self.assertIn("[http] password has no username", line)
+
+    def test_what_is_no_ini_is_one_line_with_the_place(self):
+        for text, told in (
+            ("host = 192.168.1.50\n", "line 1"),
+            ("hello\n", "line 1"),
+            (HOST + "hello\n", "3"),
+            (HOST + "host = 192.168.1.51\n", "3"),
+            (HOST + "[http]\n" + HOST, "4"),
+            (HOST + "= 5\n", "3"),
+        ):
+            with self.subTest(text=text):
+                self.assertIn(told, self.error(text))
+
+    def test_a_file_saved_by_notepad_is_accepted(self):
+        text = "# réglages\n" + HOST + "[http]\npassword = é\nusername = è\n"
+        for content in (
+            b"\xef\xbb\xbf" + text.encode("utf-8"),
+            text.replace("\n", "\r\n").encode("utf-8"),
+            b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode("utf-8"),
+            text.encode("latin-1"),
+            text.replace("\n", "\r\n").encode("cp1252"),
+            text.encode("utf-8").rstrip(b"\n"),
+        ):
+            settings = self.read(content)
+            self.assertEqual(settings["teleinfo1"]["host"], "192.168.1.50")
+            self.assertEqual(settings["http"]["password"], "é")
+
+    def test_a_file_that_is_no_plain_text_is_refused_clearly(self):
+        for content in (
+            HOST.encode("utf-16"),
+            HOST.encode("utf-16-le"),
+            b"\xfe\xff" + HOST.encode("utf-16-be"),
+            HOST.encode("utf-8") + b"\0\0",
+        ):
+            self.assertIn("save it as UTF-8", self.error(content))
+
+    def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
+        mac = ecolinky.lasting_mac()
+        self.assertRegex(mac, "^02(:[0-9a-f]{2}){5}$")
+        self.assertEqual(ecolinky.lasting_mac(), mac)
+        code = "import ecolinky; print(ecolinky.lasting_mac())"
+        again = subprocess.check_output([sys.executable, "-c", code], cwd=HERE)
+        self.assertEqual(again.decode().strip(), mac)
+        with mock.patch("builtins.open", side_effect=FileNotFoundError):
+            names = {}
+            for name in ("pi", "nas", "pi"):
+                with mock.patch("socket.gethostname", return_value=name):
+                    names.setdefault(name, set()).add(ecolinky.lasting_mac())
+        self.assertEqual(len(names["pi"]), 1)
+        self.assertNotEqual(names["pi"], names["nas"])
+
+
+########################################################################################
+# The program itself
+########################################################################################
+
+MODES = ("historic", "standard", "tempo", "three-phase")
+
+
+class Program:
+    """The real program as a subprocess, with a temporary ini."""
+
+    def __init__(self, ini, *arguments, port=None):
+        self.port = port or free_port()
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = os.path.join(self._folder.name, "ecolinky.ini")
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write(ini)
+            if "[http]" not in ini:
+                file.write("[http]\n")
+            file.write("address = 127.0.0.1\nport = %d\n" % self.port)
+        self._stderr = open(os.path.join(self._folder.name, "stderr"), "w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, PROGRAM, "--config", self.path] + list(arguments),
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+        )
+
+    def stderr(self):
+        self._stderr.seek(0)
+        return self._stderr.read().decode("utf-8")
+
+    def answers(self):
+        """Say whether it answers HTTP; fail when it has ended."""
+        if self.process.poll() is not None:
+            raise AssertionError("it ended: " + self.stderr())
+        try:
+            return ask(self.port, "/status.xml").status in (200, 401)
+        except OSError:
+            return False
+
+    def end(self, number=signal.SIGTERM):
+        """Ask it to stop; return exit code, seconds and what it wrote."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        taken = time.monotonic() - started
+        text = self.stderr()
+        self.clean_up()
+        return code, taken, text
+
+    def clean_up(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if not self._stderr.closed:
+            self._stderr.close()
+            self._folder.cleanup()
+
+
+# The demonstrations, started once for all tests that look at them: they take their time,
+# since they send at line rate.
+DEMOS = {}
+
+
+def demo(mode, username="", password=""):
+    """Return the program running the simulated meter, started with its sisters."""
+    for each in MODES:
+        if (each, username) not in DEMOS:
+            ini = ""
+            if username:
+                ini = "[http]\nusername = %s\npassword = %s\n" % (username, password)
+            DEMOS[each, username] = Program(ini, "--demo", each)
+    return DEMOS[mode, username]
+
+
+def tearDownModule():
+    ended = [program.end() for program in DEMOS.values()]
+    DEMOS.clear()
+    for code, taken, text in ended:
+        if code or taken > 1 or "Traceback" in text:
+            raise AssertionError("a demo ended badly: %s %s %s" % (code, taken, text))
+
+
+class ProgramTest(unittest.TestCase):
+    def start(self, ini, *arguments, **options):
+        program = Program(ini, *arguments, **options)
+        self.addCleanup(program.clean_up)
+        return program
+
+    def run_it(self, *arguments, program=PROGRAM):
+        """Return exit code, stdout and stderr of a run that ends by itself."""
+        done = subprocess.run(
+            [sys.executable, program] + list(arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def test_version_and_help(self):
+        expected = "ecolinky %s\n" % ecolinky.__version__
+        self.assertEqual(self.run_it("--version"), (0, expected, ""))
+        code, out, err = self.run_it("--help")
+        self.assertEqual((code, err), (0, ""))
+        for option in ("--config", "--demo", "--check", "--version", "--help"):
+            self.assertIn(option, out)
+
+    def test_a_wrong_option_is_one_line_and_exit_2(self):
+        for arguments in (
+            ["--nope"],
+            ["--demo", "nuclear"],
+            ["--config"],
+            ["--vers"],
+            ["ecolinky.ini"],
+        ):
+            code, out, err = self.run_it(*arguments)
+            self.assertEqual((code, out), (2, ""), arguments)
+            self.assertRegex(err, r"^ecolinky: [^\n]+\n$")
+
+    def test_a_configuration_error_is_one_line_and_exit_2(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "ecolinky.ini")
+            code, out, err = self.run_it("--config", path)
+            self.assertEqual((code, out), (2, ""))
+            self.assertRegex(err, r"^ecolinky: [^\n]*ecolinky\.ini: cannot be read[^\n]+\n$")
+            # One that was asked for must be there for a demonstration too.
+            self.assertEqual(self.run_it("--config", path, "--demo")[0], 2)
+            with open(path, "w") as file:
+                file.write("[teleinfo1]\nhots = 192.168.1.50\n")
+            code, out, err = self.run_it("--config", path)
+            self.assertEqual((code, out), (2, ""))
+            self.assertRegex(err, r"^ecolinky: [^\n]*\[teleinfo1\] hots[^\n]+\n$")
+
+    def test_the_ini_beside_the_program_is_read_wherever_one_stands(self):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, "ecolinky.py")
+            with open(PROGRAM, "rb") as source, open(copy, "wb") as target:
+                target.write(source.read())
+            code, _, err = self.run_it(program=copy)
+            self.assertEqual(code, 2)
+            beside = os.path.join(folder, "ecolinky.ini")
+            self.assertIn(os.path.realpath(beside), os.path.realpath(err.split(": ")[1]))
+            with open(beside, "w") as file:
+                file.write("[teleinfo1]\nhost =\n")
+            self.assertIn("host is missing", self.run_it(program=copy)[2])
+
+    def test_a_taken_port_is_one_line_and_exit_1(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen(1)
+            port = taken.getsockname()[1]
+            program = self.start("", "--demo", port=port)
+            self.assertEqual(program.process.wait(10), 1)
+            self.assertRegex(
+                program.stderr(),
+                r"^ecolinky: [^\n]*port %d[^\n]*is ecolinky already running\?[^\n]*\n$"
+                % port,
+            )
+
+    def test_either_signal_ends_it_with_0_within_a_second(self):
+        esp = FakeEsp(then_silence())
+        self.addCleanup(esp.close)
+        reading = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\n" % esp.port
+        refused = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\n" % free_port()
+        runs = [
+            (number, self.start(ini, *arguments))
+            for number in (signal.SIGINT, signal.SIGTERM)
+            for ini, arguments in ((reading, ()), (refused, ()), ("", ("--demo",)))
+        ]
+        for number, program in runs:
+            wait_for(program.answers, 10)
+            idle = socket.create_connection(("127.0.0.1", program.port), 5)
+            self.addCleanup(idle.close)
+            code, taken, text = program.end(number)
+            self.assertEqual(code, 0, text)
+            self.assertLess(taken, 1)
+            self.assertNotIn("Traceback", text)
+            self.assertIn("ecolinky stops", text)
+
+    def test_it_answers_at_once_and_says_where(self):
+        program = self.start("", "--demo")
+        wait_for(program.answers, 10)
+        code, _, text = program.end()
+        self.assertRegex(text, r"ecolinky [0-9.]+ serves .* on port %d " % program.port)
+        self.assertEqual(code, 0)
+
+    def test_a_meter_that_goes_silent_and_comes_back_is_seen_by_domoticz(self):
+        esp = FakeEsp(frames(HC_FRAME))
+        self.addCleanup(esp.close)
+        program = self.start(
+            "[teleinfo1]\nhost = 127.0.0.1\nport = %d\ntimeout = 1\n" % esp.port
+        )
+        wait_for(program.answers, 10)
+        domoticz = DomoticzClient(program.port)
+        expected = wait_for(lambda: domoticz.poll().get(1), 10)
+        self.assertEqual(expected["indexes"], {"HCHC": 12345678, "HCHP": 23456789})
+        esp.close()
+        wait_for(lambda: domoticz.poll() == {}, 10)
+        self.assertEqual(ask(program.port, T1).status, 503)
+        back = FakeEsp(frames(HC_FRAME), port=esp.port)
+        self.addCleanup(back.close)
+        self.assertEqual(wait_for(lambda: domoticz.poll().get(1), 10), expected)
+        code, _, text = program.end()
+        self.assertEqual(code, 0)
+        self.assertNotIn("Traceback", text)
+
+    def test_the_demonstrations_serve_values(self):
+        seen = {}
+        for mode in MODES:
+            domoticz = DomoticzClient(demo(mode).port)
+            wait_for(demo(mode).answers, 10)
+            seen[mode] = wait_for(lambda: domoticz.poll().get(1), 20)
+            self.assertEqual(domoticz.hostname, "ecolinky")
+        self.assertEqual(seen["historic"]["option"], "HC")
+        self.assertEqual(seen["standard"]["option"], "HC")
+        self.assertEqual(seen["tempo"]["option"], "TEMPO")
+        self.assertEqual(seen["three-phase"]["option"], "BASE")
+        for mode in MODES:
+            three = b"<T1_IMAX2>0<" not in ask(demo(mode).port, T1).body
+            self.assertEqual(three, mode == "three-phase")
+            self.assertTrue(180 <= seen[mode]["power"] <= 4540, seen[mode])
+            self.assertNotIn(0, seen[mode]["indexes"].values())
+            self.assertEqual(demo(mode).stderr().count(" WARNING "), 0)
+
+
+########################################################################################
+# Domoticz as a test sees it
+########################################################################################
+
+
+class DomoticzClient:
+    """Polls as Domoticz does; a poll returns what it would store, by input.
+
+    Written from ECODEVICE.md: the version rule, the ---- rule, the tariffs that it
+    compares OPTARIF and PTEC with, the phases, the load, the alerts and the power.
+    """
+
+    OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
+    INDEXES = {
+        "BASE": ["BASE"],
+        "HC": ["HCHC", "HCHP"],
+        "EJP": ["EJPHN", "EJPHPM"],
+        "TEMPO": BBR,
+    }
+    PERIODS = {
+        "BASE": ("TH",),
+        "HC": ("HC", "HP"),
+        "EJP": ("HN", "PM"),
+        "TEMPO": ("HC", "HP"),
+    }
+    COLOURS = {"B": "blue", "W": "white", "R": "red"}
+    TOMORROW = {"BLEU": "blue", "BLAN": "white", "ROUG": "red", "----": None}
+
+    def __init__(self, port, username="", password=""):
+        self.port = port
+        self.headers = basic(username, password) if username else {}
+        self.hostname = None
+        self.asked = []
+        self._power_seen = set()
+
+    def _get(self, path):
+        self.asked.append(path)
+        answer = ask(self.port, path, headers=self.headers)
+        if answer.status != 200:
+            raise OSError("status %d of %s" % (answer.status, path))
+        root = ElementTree.fromstring(answer.body)
+        return {child.tag: child.text or "" for child in root}
+
+    def poll(self):
+        status = self._get("/status.xml")
+        version = [int(part) for part in status["version"].split(".")]
+        if len(version) != 3 or version < [1, 5, 12]:
+            raise OSError("firmware too old")
+        self.hostname = status["config_hostname"]
+        stored = {}
+        for number in (1, 2):
+            prefix = "T%d_" % number
+            if status[prefix + "PTEC"] == "----":
+                continue
+            tags = self._get("/protect/settings/teleinfo%d.xml" % number)
+            fields = {
+                tag[len(prefix) :]: text
+                for tag, text in tags.items()
+                if tag.startswith(prefix)
+            }
+            stored[number] = self._store(number, fields)
+        return stored
+
+    def _store(self, number, fields):
+        amount = {
+            tag: int(text) for tag, text in fields.items() if tag not in TEXTS
+        }
+        option = self.OPTIONS.get(fields["OPTARIF"])
+        if fields["OPTARIF"].startswith("BBR"):
+            option = "TEMPO"
+        period = fields["PTEC"][:2]
+        if option is None or period not in self.PERIODS[option]:
+            raise ValueError("%(OPTARIF)s %(PTEC)s is no tariff" % fields)
+        currents = [amount["IINST%d" % phase] for phase in (1, 2, 3)]
+        three = currents[1] > 0 or currents[2] > 0
+        three = three or (amount["IINST"] == 0 and currents[0] > 0)
+        currents = currents if three else [amount["IINST"]]
+        if amount["PAPP"] > 0:
+            self._power_seen.add(number)
+        power = amount["PAPP"]
+        if number not in self._power_seen:
+            power = 230 * sum(currents)
+        subscribed = amount["ISOUSC"]
+        tempo = option == "TEMPO"
+        return {
+            "meter": fields["ADCO"],
+            "option": option,
+            "period": period,
+            "today": self.COLOURS[fields["PTEC"][3]] if tempo else None,
+            "tomorrow": self.TOMORROW[fields["DEMAIN"]],
+            "indexes": {tag: amount[tag] for tag in self.INDEXES[option]},
+            "power": power,
+            "phases": 3 if three else 1,
+            "load": [100 * c // subscribed for c in currents] if subscribed else None,
+            "overload": amount["ADPS"] > 0,
+            "peak announced": amount["PEJP"] == 30,
+        }
+
+
+def labels_of(capture):
+    """Return the groups of a capture as (label, data) by plain means, frame by frame."""
+    found = []
+    for part in re.split(b"[\x02\x03]", capture):
+        groups = []
+        for line in re.split(b"[\r\n]+", part):
+            if not line.strip():
+                continue
+            separator = b"\t" if b"\t" in line else b" "
+            words = line[:-2].split(separator)
+            data = b"".join(words[2:]) or words[1]
+            if separator == b" ":
+                data = separator.join(words[1:])
+            groups.append((words[0].decode("ascii"), data.decode("ascii")))
+        if groups:
+            found.append(dict(groups))
+    return found
+
+
+class DomoticzCase(HttpTest):
+    def setUp(self):
+        super().setUp()
+        self.domoticz = DomoticzClient(self.port)
+
+    def stored(self, meter, now):
+        """Return what Domoticz stores of a meter, through the real HTTP server."""
+        injection = meter.injection(now)
+        publish(self.store, 1, meter.fields(now), 0.0, 30.0, injection)
+        return self.domoticz.poll()
+
+    def after(self, *sent):
+        """Return what Domoticz stores after the frames, one each two seconds."""
+        self.domoticz = DomoticzClient(self.port)
+        meter, now = ecolinky.Meter(), 0.0
+        for data in sent:
+            now += 2
+            meter.feed(data, now)
+        return self.stored(meter, now)
+
+
+class DomoticzTest(DomoticzCase):
+    def test_nothing_is_asked_of_an_input_that_says_nothing(self):
+        publish(self.store)
+        self.assertEqual(self.domoticz.poll(), {})
+        self.assertEqual(self.domoticz.asked, ["/status.xml"])
+
+    def test_both_inputs_are_stored(self):
+        publish(self.store, 1, live())
+        publish(self.store, 2, live(ADCO="021728999999", HCHP=5))
+        stored = self.domoticz.poll()
+        self.assertEqual(stored[1]["indexes"], {"HCHC": 12345678, "HCHP": 23456789})
+        self.assertEqual(stored[2]["indexes"], {"HCHC": 12345678, "HCHP": 5})
+
+    def test_off_peak_hours(self):
+        self.assertEqual(
+            self.after(*[HC_FRAME] * 3),
+            {
+                1: {
+                    "meter": "021728123456",
+                    "option": "HC",
+                    "period": "HP",
+                    "today": None,
+                    "tomorrow": None,
+                    "indexes": {"HCHC": 12345678, "HCHP": 23456789},
+                    "power": 690,
+                    "phases": 1,
+                    "load": [10],
+                    "overload": False,
+                    "peak announced": False,
+                }
+            },
+        )
+
+    def test_a_peak_is_announced_and_gone(self):
+        announced = historic_frame(*EJP)
+        gone = historic_frame(*[pair for pair in EJP if pair[0] != "PEJP"])
+        stored = self.after(*[announced] * 3)[1]
+        self.assertEqual((stored["option"], stored["period"]), ("EJP", "HN"))
+        self.assertEqual(stored["indexes"], {"EJPHN": 1234567, "EJPHPM": 123456})
+        self.assertTrue(stored["peak announced"])
+        stored = self.after(announced, announced, announced, gone)[1]
+        self.assertFalse(stored["peak announced"])
+        peak = historic_frame(*changed(EJP, PTEC="PM.."))
+        self.assertEqual(self.after(*[peak] * 3)[1]["period"], "PM")
+
+    def test_an_older_spelling_of_ejp_is_the_one_that_domoticz_compares(self):
+        self.assertEqual(
+            self.after(*[historic_frame(*changed(EJP, OPTARIF="EJP "))] * 3)[1]["option"], "EJP"
+        )
+
+    def test_tempo_on_three_phases_in_overload(self):
+        stored = self.after(*[historic_frame(*TEMPO_3)] * 3)[1]
+        self.assertEqual((stored["option"], stored["period"]), ("TEMPO", "HP"))
+        self.assertEqual((stored["today"], stored["tomorrow"]), ("white", "red"))
+        self.assertEqual(list(stored["indexes"].values()), [11, 22, 33, 44, 55, 66])
+        self.assertEqual(stored["phases"], 3)
+        self.assertEqual(stored["load"], [50, 20, 105])
+        self.assertTrue(stored["overload"])
+        self.assertEqual(stored["power"], 8050)
+
+    def test_an_overload_comes_and_goes_on_one_phase(self):
+        over = historic_frame(*(HC[:7] + [("ADPS", "033")] + HC[7:]))
+        self.assertTrue(self.after(HC_FRAME, HC_FRAME, over)[1]["overload"])
+        self.assertFalse(self.after(HC_FRAME, over, over, HC_FRAME)[1]["overload"])
+
+    def test_a_meter_without_power_shows_it_from_the_current(self):
+        stored = self.after(*[historic_frame(*OLD_BASE)] * 3)[1]
+        self.assertEqual((stored["power"], stored["load"]), (920, [26]))
+        self.assertEqual(stored["indexes"], {"BASE": 777888})
+
+    def test_tempo_in_standard_mode(self):
+        stored = self.after(*[standard_frame(*STANDARD_TEMPO)] * 3)
+        first = stored[1]
+        self.assertEqual((first["option"], first["period"]), ("TEMPO", "HP"))
+        self.assertEqual((first["today"], first["tomorrow"]), ("white", "blue"))
+        self.assertEqual(sum(first["indexes"].values()), 2107)
+        self.assertEqual(first["indexes"]["BBRHPJW"], 400)
+        self.assertEqual((first["power"], first["load"]), (7600, [110]))
+        self.assertTrue(first["overload"])
+        self.assertEqual(stored[2]["indexes"], {"BASE": 4321})
+        self.assertEqual((stored[2]["option"], stored[2]["power"]), ("BASE", 0))
+
+    def test_every_demonstration_in_simulated_time(self):
+        options = {"tempo": "TEMPO", "three-phase": "BASE"}
+        for mode in MODES:
+            with self.subTest(mode=mode):
+                self.domoticz = DomoticzClient(self.port)
+                simulated, meter = ecolinky.DemoMeter(mode), ecolinky.Meter()
+                sums, before, start, energy = [], None, None, 0
+                for now in range(10, 4000, 2):
+                    data = simulated.frame(float(now))
+                    meter.feed(data, float(now))
+                    sent = labels_of(data)[0]
+                    totals = [
+                        int(text)
+                        for tag, text in sent.items()
+                        if tag in BBR + ["BASE", "HCHC", "HCHP", "EAST"]
+                    ]
+                    sums = sums[-2:] + [sum(totals)]
+                    power = int(sent.get("PAPP") or sent["SINSTS"])
+                    energy += 2 * power if start is not None else 0  # VA s
+                    start = sums[-1] if start is None else start
+                    if now < 16 or now % 60:
+                        continue
+                    stored = self.stored(meter, float(now))[1]
+                    total = sum(stored["indexes"].values())
+                    self.assertIn(total, sums)
+                    self.assertEqual(stored["power"], power)
+                    self.assertEqual(stored["option"], options.get(mode, "HC"))
+                    currents = [sent.get("IINST%d" % phase, "") for phase in (1, 2, 3)]
+                    three = "".join(currents).strip("0") != ""
+                    self.assertEqual(stored["phases"], 3 if three else 1)
+                    self.assertEqual(stored["overload"], False)
+                    self.assertTrue(all(0 <= load <= 100 for load in stored["load"]))
+                    if before:
+                        for tag, value in stored["indexes"].items():
+                            self.assertGreaterEqual(value, before[tag])
+                    before = stored["indexes"]
+                # It grew as its power said, but for the rounding of two indexes.
+                self.assertLess(abs(sums[-1] - start - energy / 3600), 2)
+                self.assertEqual(self.domoticz.poll().get(2), None)
+
+
+@unittest.skipUnless(os.path.isdir(CAPTURES), "the captures are not here")
+class CapturesTest(DomoticzCase):
+    PARTIAL = ("historic-1ph-hc-10.tic", "standard-1ph-hphc-2.tic")
+    OPTIONS = {"base": "BASE", "hc": "HC", "hphc": "HC", "ejp": "EJP", "tempo": "TEMPO"}
+    OPTIONS.update({"prod": "BASE"})
+
+    def look_at(self, name):
+        """Return the labels of a capture and what Domoticz stores after three times."""
+        with open(os.path.join(CAPTURES, name), "rb") as file:
+            content = file.read()
+        marks = [place for place, byte in enumerate(content) if byte == 2] or [0]
+        parts = [content[a:b] for a, b in zip(marks, marks[1:] + [len(content)])]
+        parts[0] = content[: marks[0]] + parts[0]
+        return labels_of(content), self.after(*parts * 3)
+
+    def names(self):
+        found = sorted(map(os.path.basename, glob.glob(os.path.join(CAPTURES, "*.tic"))))
+        self.assertGreater(len(found), 40)
+        return found
+
+    def test_every_capture_is_stored_as_its_labels_say(self):
+        for name in self.names():
+            with self.subTest(capture=name):
+                said, stored = self.look_at(name)
+                if name in self.PARTIAL:
+                    self.assertEqual(stored, {})
+                    continue
+                one, last = stored[1], said[-1]
+                power = last.get("PAPP", last.get("SINSTS"))
+                mode, phases, option = name.split("-")[:3]
+                self.assertEqual(one["option"], self.OPTIONS[option])
+                self.assertEqual(one["meter"], last.get("ADCO", last.get("ADSC")))
+                currents = [
+                    int(data)
+                    for tag, data in last.items()
+                    if re.match("(IINST|IRMS)[123]?$", tag)
+                ]
+                idle = phases == "3ph" and not any(currents)
+                self.assertEqual(one["phases"], 1 if idle else int(phases[0]))
+                if power is not None and int(power):
+                    self.assertEqual(one["power"], int(power))
+                else:
+                    self.assertEqual(one["power"], 230 * sum(currents))
+                if mode == "historic":
+                    self.check_historic(said, one)
+                else:
+                    self.check_standard(said, one)
+                self.assertEqual(2 in stored, any("EAIT" in each for each in said))
+                if 2 in stored:
+                    injected = {int(each["EAIT"]) for each in said}
+                    self.assertIn(stored[2]["indexes"]["BASE"], injected)
+
+    def check_historic(self, said, one):
+        last = said[-1]
+        for tag, value in one["indexes"].items():
+            self.assertIn(value, {int(each[tag]) for each in said})
+        self.assertEqual(one["period"], last["PTEC"][:2])
+        self.assertEqual(one["peak announced"], "PEJP" in last)
+        self.assertEqual(one["overload"], "ADPS" in last)
+        load = [
+            100 * int(last[tag]) // int(last["ISOUSC"])
+            for tag in ("IINST", "IINST1", "IINST2", "IINST3")
+            if tag in last
+        ]
+        self.assertEqual(one["load"], load if one["phases"] == len(load) else [0])
+        if one["option"] == "TEMPO":
+            colours = {"B": "blue", "W": "white", "R": "red"}
+            self.assertEqual(one["today"], colours[last["PTEC"][3]])
+            colours = {"BLEU": "blue", "BLAN": "white", "ROUG": "red", "----": None}
+            self.assertEqual(one["tomorrow"], colours[last["DEMAIN"]])
+
+    def check_standard(self, said, one):
+        self.assertIn(
+            sum(one["indexes"].values()), {int(each["EAST"]) for each in said}
+        )
+        self.assertFalse(one["overload"])
+        self.assertFalse(one["peak announced"])
+
+    def test_the_standard_captures_one_by_one(self):
+        for name, period, indexes, load in (
+            ("standard-1ph-base-1", "TH", [11887649], [5]),
+            ("standard-1ph-hc-et-week-end-1", "HC", [4432429 + 3357049, 9236697], [4]),
+            ("standard-1ph-hc-sem-we-mercr-1", "HP", [23820654, 959119], [8]),
+            ("standard-1ph-hphc-1", "HP", [0, 0], [0]),
+            ("standard-3ph-hphc-1", "HC", [681183, 475484], [106, 33, 6]),
+            ("standard-1ph-prod-1", "TH", [0], [33]),
+            (
+                "standard-3ph-tempo-1",
+                "HC",
+                [51134735, 44370464, 2332363, 978604, 632297, 317331],
+                [23, 16, 16],
+            ),
+        ):
+            with self.subTest(capture=name):
+                one = self.look_at(name + ".tic")[1][1]
+                self.assertEqual(one["period"], period)
+                self.assertEqual(list(one["indexes"].values()), indexes)
+                self.assertEqual(one["load"], load)
+
+
+
+
+########################################################################################
+# Discovery, and the device's real clients
+########################################################################################
+
+
+class DiscoveryTest(unittest.TestCase):
+    REQUEST = b"Discover GCE Devices"
+    ANSWER = ("ecolinky\r\n%s\r\n4000\r\n" % MAC).encode("ascii")
+
+    def discovery(self, name="ecolinky", port=4000):
+        """Start a Discovery on a free port of loopback and return it."""
+        stop = threading.Event()
+        box = ecolinky.Box(ecolinky.Store(), name, MAC, port)
+        discovery = ecolinky.Discovery(box, stop, ("127.0.0.1", 0))
+        discovery.start()
+        self.addCleanup(discovery.join, 5)
+        self.addCleanup(stop.set)
+        self.stop = stop
+        return discovery
+
+    def socket(self):
+        asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(asking.close)
+        asking.settimeout(5)
+        return asking
+
+    def test_the_request_is_answered_to_the_port_it_came_from(self):
+        address = ("127.0.0.1", self.discovery().port)
+        for asking in (self.socket(), self.socket()):
+            for _ in range(2):
+                asking.sendto(self.REQUEST, address)
+                self.assertEqual(asking.recvfrom(256), (self.ANSWER, address))
+
+    def test_nothing_else_is_answered(self):
+        address = ("127.0.0.1", self.discovery().port)
+        asking = self.socket()
+        for request in (
+            b"",
+            b"\0",
+            b"discover gce devices",
+            self.REQUEST[:-1],
+            self.REQUEST + b"\r\n",
+            self.REQUEST + b"\0",
+            b" " + self.REQUEST,
+            self.REQUEST * 2,
+            self.REQUEST + b"x" * 60000,
+            self.ANSWER,
+        ):
+            asking.sendto(request, address)
+        # What is answered is answered in order: a second answer would come before.
+        marked = self.socket()
+        marked.sendto(self.REQUEST, address)
+        self.assertEqual(marked.recv(256), self.ANSWER)
+        asking.settimeout(0.1)
+        with self.assertRaises(socket.timeout):
+            asking.recv(256)
+
+    def test_the_longest_answer_has_no_more_than_64_bytes(self):
+        address = ("127.0.0.1", self.discovery("n" * 32, 65535).port)
+        asking = self.socket()
+        asking.sendto(self.REQUEST, address)
+        answer = asking.recv(256)
+        self.assertEqual(answer, b"n" * 32 + b"\r\n%s\r\n65535\r\n" % MAC.encode())
+        self.assertLessEqual(len(answer), 64)
+
+    def test_it_ends_with_the_program(self):
+        discovery = self.discovery()
+        self.stop.set()
+        discovery.join(1)
+        self.assertFalse(discovery.is_alive())
+
+    def test_a_taken_port_is_an_error_that_main_can_tell(self):
+        taken = self.discovery().port
+        box = ecolinky.Box(ecolinky.Store(), "ecolinky", MAC, 4000)
+        with self.assertRaises(OSError):
+            ecolinky.Discovery(box, threading.Event(), ("127.0.0.1", taken))
+
+    def test_no_discovery_is_served_unless_asked_for(self):
+        made = []
+        with mock.patch("ecolinky.Discovery", lambda *_: made.append(1)):
+            with mock.patch("signal.signal"), mock.patch("sys.stderr", io.StringIO()):
+                settings = ecolinky.default_settings()
+                settings["http"].update(address="127.0.0.1", port=free_port())
+                stop = threading.Event()
+                stop.set()
+                self.assertEqual(ecolinky.serve(settings, "nothing", [], stop), 0)
+        self.assertEqual(made, [])
+
+
+class ClientsPresentTest(unittest.TestCase):
+    @unittest.skipUnless(CLIENTS_WANTED, "ECOLINKY_CLIENTS is not set")
+    def test_the_clients_are_installed(self):
+        self.assertIsNotNone(pyecodevices)
+        self.assertIsNotNone(gce_client)
+
+
+@unittest.skipUnless(pyecodevices, "the clients are not installed")
+class ClientsTest(unittest.TestCase):
+    """Runs the real clients against in-process servers and the real program."""
+
+    LOGINS = (("", ""), ("domoticz", "s3cret"))
+
+    @contextlib.contextmanager
+    def box(self, store, login):
+        with running_server(store, *login) as port:
+            yield port
+
+    def home_assistant(self, port, login, calls):
+        """Return what the calls return, or raise what they raise."""
+
+        async def call():
+            username, password = login
+            device = pyecodevices.EcoDevices(
+                "127.0.0.1", port, username or None, password or None
+            )
+            async with device:
+                results = []
+                for name in calls.split():
+                    try:
+                        results.append(await getattr(device, name)())
+                    except pyecodevices.EcoDevicesCannotConnectError:
+                        results.append("unavailable")
+                    except pyecodevices.EcoDevicesInvalidAuthError:
+                        results.append("login")
+                return results, device
+
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(call())
+        finally:
+            loop.close()
+
+    def gce(self, port, login):
+        """Return a device as find_gce does; the client has no other way for a login."""
+        place = "%s:%s@127.0.0.1" % login if login[0] else "127.0.0.1"
+        return [place, "ecolinky", MAC, str(port)]
+
+    def check_fresh(self, port, login, hchp):
+        calls = "get_info global_get get_t1 get_t2 get_c1 get_c2"
+        results, device = self.home_assistant(port, login, calls)
+        _, everything, first, second, pulses, more_pulses = results
+        self.assertRegex(device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+        self.assertEqual(device.version, "1.05.25")
+        for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
+            self.assertIn(tag, everything)
+        for name, value in first.items():
+            if "index" in name or "intens" in name or name in ("current", "souscription"):
+                float(value)
+        self.assertEqual(first["numero_compteur"], everything["T1_ADCO"])
+        self.assertEqual((second["type_heures"], second["current"]), ("----", "0"))
+        for each in (pulses, more_pulses):
+            self.assertEqual((int(each["daily"]), float(each["total"])), (0, 0.0))
+            self.assertIn("fuel", each)
+        device = self.gce(port, login)
+        one, two = gce_client.teleinfo(1, device), gce_client.teleinfo(2, device)
+        self.assertEqual(list(one), tags_of(1))
+        self.assertEqual(list(two), tags_of(2))
+        self.assertEqual(gce_client.status(device)["version"], "1.05.25")
+        self.assertEqual(gce_client.compteurs(device)["Day_C1"], 0)
+        summary = gce_client.donnees(device)
+        self.assertEqual(summary["product"], "Eco-devices")
+        self.assertEqual(summary["T1_PTEC"], one["T1_PTEC"])
+        if hchp:
+            self.assertEqual(first["index_heures_pleines"], str(hchp))
+            self.assertEqual(one["T1_HCHP"], str(hchp))
+            self.assertEqual(summary["T1_HCHP"], hchp)
+        return first
+
+    def check_stale(self, port, login):
+        calls = "get_info global_get get_t1 get_t2 get_c1"
+        results, device = self.home_assistant(port, login, calls)
+        self.assertEqual(results[1:3], ["unavailable", "unavailable"])
+        self.assertEqual(results[3]["type_heures"], "----")
+        self.assertEqual(results[4]["daily"], "0")
+        self.assertRegex(device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+        device = self.gce(port, login)
+        self.assertEqual(gce_client.teleinfo(1, device), {})
+        self.assertEqual(gce_client.status(device)["T1_PTEC"], "----")
+        self.assertIsNone(gce_client.donnees(device))
+
+    def test_fresh_and_stale_and_back(self):
+        for login in self.LOGINS:
+            store = ecolinky.Store()
+            with self.box(store, login) as port:
+                publish(store)
+                self.check_stale(port, login)
+                for hchp in (23456789, 23456790):
+                    publish(store, fields=live(HCHP=hchp))
+                    self.check_fresh(port, login, hchp)
+                    publish(store, fields=live(HCHP=hchp), age=31)
+                    self.check_stale(port, login)
+
+    def test_a_wrong_login_is_told_apart_from_a_fault(self):
+        store = ecolinky.Store()
+        publish(store, fields=live())
+        calls = "get_info global_get get_t1 get_t2 get_c1 get_c2"
+        with self.box(store, self.LOGINS[1]) as port:
+            for login in (("", ""), ("domoticz", "wrong")):
+                results, _ = self.home_assistant(port, login, calls)
+                self.assertEqual(results, ["login"] * 6)
+                self.assertIsNone(gce_client.donnees(self.gce(port, login)))
+
+    def test_the_real_program_with_a_meter_that_comes_and_goes(self):
+        for login in self.LOGINS:
+            esp = FakeEsp(frames(HC_FRAME))
+            self.addCleanup(esp.close)
+            program = Program(
+                "[teleinfo1]\nhost = 127.0.0.1\nport = %d\ntimeout = 1\n"
+                "[http]\nusername = %s\npassword = %s\n" % ((esp.port,) + login)
+            )
+            self.addCleanup(program.clean_up)
+            wait_for(program.answers, 10)
+            domoticz = DomoticzClient(program.port, *login)
+            wait_for(domoticz.poll, 10)
+            self.check_fresh(program.port, login, 23456789)
+            esp.close()
+            wait_for(lambda: not domoticz.poll(), 10)
+            self.check_stale(program.port, login)
+            back = FakeEsp(frames(HC_FRAME), port=esp.port)
+            self.addCleanup(back.close)
+            wait_for(domoticz.poll, 10)
+            self.check_fresh(program.port, login, 23456789)
+            code, _, text = program.end()
+            self.assertEqual((code, "Traceback" in text), (0, False), text)
+
+    def test_every_demonstration_with_and_without_login(self):
+        for login in self.LOGINS:
+            for mode in MODES:
+                demo(mode, *login)
+        for login in self.LOGINS:
+            for mode in MODES:
+                with self.subTest(mode=mode, login=login[0]):
+                    program = demo(mode, *login)
+                    domoticz = DomoticzClient(program.port, *login)
+                    wait_for(program.answers, 10)
+                    wait_for(domoticz.poll, 20)
+                    first = self.check_fresh(program.port, login, None)
+                    indexes = {
+                        "tempo": ["index_heures_creuses_jour_bleu"],
+                        "three-phase": ["index_base"],
+                    }.get(mode, ["index_heures_creuses", "index_heures_pleines"])
+                    for name in indexes:
+                        self.assertGreater(int(first[name]), 1000000)
+                    self.assertGreater(int(first["current"]), 0)
+
+    def test_the_box_is_found_by_its_broadcast(self):
+        stop, store = threading.Event(), ecolinky.Store()
+        publish(store, fields=live())
+        with running_server(store) as port:
+            box = ecolinky.Box(store, "ecolinky", MAC, port)
+            discovery = ecolinky.Discovery(box, stop, ("127.0.0.1", 0))
+            discovery.start()
+            self.addCleanup(discovery.join, 5)
+            self.addCleanup(stop.set)
+
+            class Redirected(socket.socket):
+                """Broadcasts to the discovery of this test, on its free port."""
+
+                def sendto(self, data, address):
+                    assert address == ("<broadcast>", 30303)
+                    return super().sendto(data, ("127.0.0.1", discovery.port))
+
+            with mock.patch("socket.socket", Redirected):
+                found = gce_client.find_gce()
+                absent = gce_client.find_gce(duration=0.1, name="another")
+            self.assertEqual(found, [["127.0.0.1", "ecolinky", MAC, str(port)]])
+            self.assertEqual(absent, [])
+            self.assertEqual(gce_client.teleinfo(1, found[0])["T1_HCHP"], "23456789")
+
+
+########################################################################################
+# The home page in a real browser
+########################################################################################
+
+CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
+
+
+@unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
+class HomePageTest(unittest.TestCase):
+    def dom(self, port, language):
+        """Return the page's document as Chromium has it once the values are there."""
+        with tempfile.TemporaryDirectory() as profile:
+            options = (
+                "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+                " --disable-background-networking --disable-component-update"
+                " --disable-sync --virtual-time-budget=6000 --dump-dom"
+            ).split()
+            options += ["--user-data-dir=" + profile, "--lang=" + language]
+            options += ["--accept-lang=" + language]
+            url = "http://127.0.0.1:%d/" % port
+            run = subprocess.run(
+                [CHROMIUM] + options + [url],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=dict(os.environ, LANGUAGE=language),
+                timeout=90,
+            )
+        return run.stdout.decode("utf-8")
+
+    def text_of(self, dom, name):
+        found = re.search('id="%s"[^>]*>([^<]*)<' % re.escape(name), dom)
+        self.assertIsNotNone(found, "no element %s" % name)
+        return found.group(1)
+
+    def test_a_browser_shows_the_values_that_are_served(self):
+        with program("--demo", "tempo") as (port, _):
+            wait_until(port, lambda text: '"T1_PAPP":' in text)
+            dom = self.dom(port, "fr")
+            values = json.loads(get_text(port, "/api/xdevices.json?cmd=10"))
+            english = self.dom(port, "en")
+        self.assertIn('data-ready="1"', dom)
+        self.assertIn('data-state="live"', dom)
+        self.assertRegex(self.text_of(dom, "power-1"), "^[0-9\xa0\u202f]+$")
+        shown = self.text_of(dom, "index-1-BBRHPJR")
+        digits = re.sub("[^0-9]", "", shown)
+        self.assertEqual(values["T1_BBRHPJR"], int(digits))
+        self.assertIn(":%d" % port, self.text_of(dom, "address"))
+        self.assertIn("blanc", dom.lower())
+        self.assertIn('lang="fr"', dom)
+        self.assertIn('lang="en"', english)
+
+    def test_a_browser_shows_at_once_that_nothing_is_live(self):
+        with program() as (port, _):
+            wait_until(port, lambda text: True)
+            dom = self.dom(port, "fr")
+        self.assertIn('data-state="waiting"', dom)
+        self.assertNotRegex(self.text_of(dom, "power-1"), "[0-9]")
+
+
+########################################################################################
 # Benchmarks: numbers that anyone can measure again
 ########################################################################################
 
@@ -1172,7 +3796,7 @@ def program(*arguments):
             process.communicate(timeout=10)
 
 
-def wait_for(port, ready, seconds=20.0):
+def wait_until(port, ready, seconds=20.0):
     """Poll cmd=10 until `ready(text)`; return the seconds it took."""
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -1209,7 +3833,7 @@ def bench_http():
     threading.Thread(target=bare.serve_forever, daemon=True).start()
     paths = ["/status.xml", "/protect/settings/teleinfo1.xml"]
     with program("--demo", "standard") as (port, process):
-        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        wait_until(port, lambda text: '"T1_PAPP":' in text)
         for name, ask, count in (
             ("one connection", ask_kept_alive, 4000),
             ("a connection each", ask_anew, 1500),
@@ -1248,7 +3872,7 @@ def bench_latency(count=100):
     with program(str(esp.port)) as (port, process):
         esp.accept()
         esp.client.sendall(frame(historic()) * 2)
-        wait_for(port, lambda text: '"T1_PAPP":790' in text)
+        wait_until(port, lambda text: '"T1_PAPP":790' in text)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         for number in range(count):
             esp.client.sendall(frame(historic(papp="%05d" % (1000 + number))))
@@ -1271,9 +3895,9 @@ def bench_start():
     """Print how long the first answer takes from the start, and the first values."""
     start = time.perf_counter()
     with program("--demo") as (port, process):
-        wait_for(port, lambda text: True)
+        wait_until(port, lambda text: True)
         answered = time.perf_counter() - start
-        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        wait_until(port, lambda text: '"T1_PAPP":' in text)
         print("start, first answer            %8.2f s; first values %.1f s"
               % (answered, time.perf_counter() - start))
 
@@ -1305,7 +3929,7 @@ def bench_size(seconds=60):
     esp = LineRateEsp()
     esp.start()
     with program(str(esp.port)) as (port, process):
-        wait_for(port, lambda text: '"T1_PAPP":' in text)
+        wait_until(port, lambda text: '"T1_PAPP":' in text)
         before = resident_kib(process)
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
         threads = [
