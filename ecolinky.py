@@ -2018,9 +2018,10 @@ def look_at_link(host: str, port: int, seconds: float) -> Tuple[List[Finding], s
                     deadline = 0.0  # seen enough
     findings = [(OK, "%s answers" % place)]
     if closed:
-        told = "the ESP ended the connection %d times: another program reads it (an"
-        told += " ecolinky that is running, a browser, nc): stop it, one fits at a time"
-        findings.append((WARNING, told % closed))
+        times = "once" if closed == 1 else "%d times" % closed
+        told = "the ESP ended the connection %s: another program reads it (an ecolinky"
+        told += " that is running, a browser, nc): stop it, one fits at a time"
+        findings.append((WARNING, told % times))
     return findings + link_findings(meter, raw, time.monotonic()), ours
 
 

@@ -3619,6 +3619,142 @@ class ClientsTest(unittest.TestCase):
 
 
 ########################################################################################
+# --check: a finding a line
+########################################################################################
+
+
+def eight_bits(data):
+    """Return what 7E1 looks like when it is read as 8N1."""
+    return bytes(byte | bin(byte).count("1") % 2 << 7 for byte in data)
+
+
+class CheckTest(unittest.TestCase):
+    """Each trouble is made by a fake ESP, and named with its remedy."""
+
+    def check(self, script=None, host="127.0.0.1", seconds=0.4, http_port=None):
+        """Return the exit code and the lines of a check of that ESP."""
+        settings = ecolinky.default_settings()
+        port = free_port()
+        if script:
+            esp = FakeEsp(script)
+            self.addCleanup(esp.close)
+            port = esp.port
+        settings["teleinfo1"].update(host=host, port=port)
+        settings["http"].update(address="127.0.0.1", port=http_port or free_port())
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            code = ecolinky.check(settings, seconds)
+        return code, told.getvalue()
+
+    def assertFinds(self, code, *words, **options):
+        """Check that these words are found, on lines of their own, and the exit code."""
+        found, told = self.check(**options)
+        for word in words:
+            self.assertIn(word, told)
+        self.assertEqual(code, found, told)
+        end = "Values would be served." if code == 0 else "No value would be served."
+        self.assertEqual(end, told.splitlines()[-1])
+        for line in told.splitlines()[:-1]:
+            self.assertRegex(line, "^(ok     |WARNING|FAILED ) ")
+        return told
+
+    def test_a_good_link_is_described_as_it_will_be_served(self):
+        told = self.assertFinds(
+            0,
+            "meter 021728123456, historic mode, one phase",
+            "tariff HC.., now HP..; subscription 30 A; power 690 VA",
+            "index HCHC = 12345678 Wh",
+            "index HCHP = 23456789 Wh",
+            'hardware "Eco Devices": address 127.0.0.1, port ',
+            "is free",
+            script=frames(HC_FRAME),
+            seconds=10.0,
+        )
+        self.assertNotIn("WARNING", told)
+        told = self.assertFinds(
+            0,
+            "standard mode, one phase",
+            "tariff BBR(",
+            "index BBRHPJW = 400 Wh",
+            script=frames(standard_frame(*STANDARD_TEMPO)),
+            seconds=10.0,
+        )
+
+    def test_a_port_that_refuses(self):
+        self.assertFinds(1, "cannot be reached: refused", "serial server listens")
+
+    def test_a_name_that_is_not_known(self):
+        failing = mock.Mock(side_effect=socket.gaierror(-2, "Name or service not known"))
+        with mock.patch("socket.create_connection", failing):
+            self.assertFinds(1, "its name is not known", host="esp-linky")
+
+    def test_a_host_without_a_route_or_switched_off(self):
+        failing = mock.Mock(side_effect=OSError(113, "No route to host"))
+        with mock.patch("socket.create_connection", failing):
+            self.assertFinds(1, "No route to host")
+        failing = mock.Mock(side_effect=socket.timeout())
+        with mock.patch("socket.create_connection", failing):
+            self.assertFinds(1, "no answer within 10 s")
+
+    def test_an_esp_that_is_silent(self):
+        self.assertFinds(1, "no byte came", "I1 and I2", script=then_silence())
+
+    def test_7E1_read_as_8N1_is_a_warning(self):
+        script = frames(eight_bits(HC_FRAME))
+        self.assertFinds(0, "WARNING", "8N1", "7E1", script=script, seconds=10.0)
+
+    def test_a_wrong_baud_rate(self):
+        rng = random.Random(3)
+        noise = bytes(rng.randrange(256) for _ in range(300))
+        self.assertFinds(1, "no valid group", "baud rate", script=frames(noise))
+
+    def test_replaced_spaces_and_line_ends(self):
+        for old, new in ((b" ", b"_"), (b" ", b""), (b"\n", b""), (b"\r", b";")):
+            data = HC_FRAME.replace(old, new)
+            if old != b" ":
+                data = data.replace(b"\r", b"").replace(b"\n", b"")
+            told = self.assertFinds(
+                1, "spaces or line ends", "Event processing", script=frames(data)
+            )
+            self.assertIn("no valid group", told)
+
+    def test_the_esps_own_log_in_the_stream(self):
+        noise = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0 FreeMem 15544\r\n"
+        script = frames(noise + HC_FRAME)
+        self.assertFinds(0, "WARNING", "own log", script=script, seconds=10.0)
+        self.assertFinds(1, "it is text, but no TIC", script=frames(noise))
+
+    def test_another_client_that_evicts_us(self):
+        self.assertFinds(
+            1, "ended the connection 3 times: another program", script=once(b"\n")
+        )
+
+    def test_many_damaged_groups_are_a_warning(self):
+        spoilt = HC_FRAME.replace(b"MOTDETAT 000000", b"MOTDETAT 000001")
+        told = self.assertFinds(
+            0, "opto-coupler", script=frames(spoilt), seconds=10.0
+        )
+        self.assertRegex(told, "WARNING teleinfo1: [0-9]+ of [0-9]+ groups verified")
+
+    def test_frames_that_are_cut_short_tell_what_is_missing(self):
+        data = historic_frame(*[pair for pair in HC if pair[0] not in ("PTEC", "HCHP")])
+        self.assertFinds(1, "HCHP, PTEC is missing", script=frames(data))
+
+    def test_a_taken_http_port_is_a_warning(self):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen(1)
+            port = other.getsockname()[1]
+            self.assertFinds(
+                0,
+                "WARNING port %d cannot be had" % port,
+                script=frames(HC_FRAME),
+                seconds=10.0,
+                http_port=port,
+            )
+
+
+########################################################################################
 # The home page in a real browser
 ########################################################################################
 
