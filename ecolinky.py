@@ -2603,8 +2603,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if options.demo:
         simulated = DemoServer(options.demo, stop)
         demo.append(simulated)
-        settings["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
-        settings["teleinfo2"].update(host="")
+        inputs = default_settings()
+        inputs["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
+        settings.update(teleinfo1=inputs["teleinfo1"], teleinfo2=inputs["teleinfo2"])
     if options.check:
         for thread in demo:
             thread.start()

@@ -3,6 +3,7 @@
     python3 -m unittest                               the tests
     python3 test_ecolinky.py bench                    speed, size, latency
     python3 test_ecolinky.py bench damage [--seed N]  false indexes: none
+    python3 test_ecolinky.py bench soak               20 minutes with a failing ESP
 
 The encoder here is the tests' own, so that the program does not check itself.  With
 ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a browser fail where it is
@@ -3726,7 +3727,10 @@ class CheckTest(unittest.TestCase):
 
     def test_another_client_that_evicts_us(self):
         self.assertFinds(
-            1, "ended the connection 3 times: another program", script=once(b"\n")
+            1,
+            "ended the connection 3 times: another program",
+            script=once(b"\n"),
+            seconds=10.0,
         )
 
     def test_many_damaged_groups_are_a_warning(self):
@@ -4096,6 +4100,115 @@ def bench_size(seconds=60):
         esp.ended.set()
 
 
+class FailingEsp(threading.Thread):
+    """Sends a standard-mode meter at line rate, and fails once a minute, each way."""
+
+    WAYS = ("close", "reset", "silent", "gone")
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.sent = {"HCHC": set(), "HCHP": set()}
+        self.ended = threading.Event()
+        self._listener = self._listen(0)
+        self.port = self._listener.getsockname()[1]
+
+    @staticmethod
+    def _listen(port):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(1)
+        listener.settimeout(0.2)
+        return listener
+
+    def run(self):
+        house, failures = House("standard", random.Random(1)), 0
+        client, due = None, time.monotonic() + 60
+        while not self.ended.is_set():
+            try:
+                client = client or self._listener.accept()[0]
+            except socket.timeout:
+                continue
+            groups, seconds = house.step()
+            for tag, value in house.served_indexes(groups).items():
+                self.sent[tag].add(value)
+            data, start = frame(groups, "\t"), time.monotonic()
+            try:
+                for place in range(0, len(data), 48):
+                    client.sendall(data[place : place + 48])
+                    self.ended.wait(0.05)
+                    if time.monotonic() > due:
+                        due += 60
+                        client = self._fail(client, self.WAYS[failures % 4])
+                        failures += 1
+                        break
+            except OSError:
+                client = None
+            self.ended.wait(max(0.0, start + seconds - time.monotonic()))
+        for each in (client, self._listener):
+            if each:
+                each.close()
+
+    def _fail(self, client, way):
+        if way == "silent":
+            self.ended.wait(12)
+        if way == "reset":
+            linger = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        client.close()
+        if way == "gone":
+            self._listener.close()
+            self.ended.wait(8)
+            self._listener = self._listen(self.port)
+        return None
+
+
+def bench_soak(minutes):
+    """Poll with three clients while the ESP fails each minute; print what changed."""
+    esp, answers, wrong = FailingEsp(), [0], []
+    esp.start()
+
+    def poll(port, path):
+        last = {}
+        while not esp.ended.wait(0.7):
+            answers[0] += 1
+            try:
+                text = get_text(port, path)
+                for tag, sent in esp.sent.items():
+                    found = re.search(r"T1_%s[^0-9]+([0-9]+)" % tag, text)
+                    if not found:
+                        wrong.append("no %s in %.60r" % (tag, text))
+                    elif not last.get(tag, 0) <= int(found.group(1)) in sent:
+                        wrong.append("%s %s" % (tag, found.group(1)))
+                    else:
+                        last[tag] = int(found.group(1))
+            except OSError as error:
+                wrong.append(repr(error))
+
+    with program(str(esp.port)) as (port, process):
+        wait_until(port, lambda text: '"T1_PAPP":' in text)
+        paths = ("/api/xdevices.json?cmd=10", "/protect/settings/teleinfo1.xml",
+                 "/globalstatus.xml")
+        pollers = [threading.Thread(target=poll, args=(port, path)) for path in paths]
+        for each in pollers:
+            each.start()
+        first = None
+        for minute in range(minutes):
+            time.sleep(60)
+            with open("/proc/%d/status" % process.pid) as file:
+                threads = int(re.search(r"Threads:\s+(\d+)", file.read()).group(1))
+            files = len(os.listdir("/proc/%d/fd" % process.pid))
+            now = (resident_kib(process), threads, files)
+            first = first or now
+            print("minute %2d: %d KiB, %d threads, %d descriptors; %d answers, %d wrong %s"
+                  % (minute + 1, *now, answers[0], len(wrong), wrong[-1:]), flush=True)
+        esp.ended.set()
+        for each in pollers:
+            each.join()
+    print("soak: memory %+d KiB after the first minute, %d answers, %d wrong or missing"
+          % (now[0] - first[0], answers[0], len(wrong)))
+
+
 def cpu_seconds(process):
     """Return the processor time of a process, from /proc."""
     with open("/proc/%d/stat" % process.pid) as file:
@@ -4108,11 +4221,15 @@ def main():
     if sys.argv[1:2] != ["bench"]:
         unittest.main()
     parser = argparse.ArgumentParser(prog="test_ecolinky.py bench")
-    parser.add_argument("what", nargs="?", choices=["speed", "damage"], default="speed")
-    parser.add_argument("--seed", type=int, default=1)
+    kinds = ["speed", "damage", "soak"]
+    parser.add_argument("what", nargs="?", choices=kinds, default="speed")
+    parser.add_argument("--seed", type=int, default=1, help="of the damage")
+    parser.add_argument("--minutes", type=int, default=20, help="of the soak")
     options = parser.parse_args(sys.argv[2:])
     if options.what == "damage":
         sys.exit(1 if bench_damage(options.seed) else 0)
+    if options.what == "soak":
+        return bench_soak(options.minutes)
     for bench in (bench_feed, bench_http, bench_latency, bench_start, bench_size):
         bench()
 
