@@ -516,7 +516,7 @@ class Meter:
         # Of the last frames: damaged groups, and those of the right form among them.
         self._damaged = deque(maxlen=8)  # type: deque
         self._altered = deque(maxlen=8)  # type: deque
-        self._fresh = -math.inf  # time of the last valid frame
+        self.fresh = -math.inf  # time of the last valid frame of the meter
         self._reset(None)
 
     def _reset(self, identity: Optional[Tuple[str, str]]) -> None:
@@ -647,7 +647,7 @@ class Meter:
             if self._stranger[1] < (3 if self._vouched > 1 else 1):
                 return False
             self._reset(said)
-            self._fresh = -math.inf
+            self.fresh = -math.inf
         self._vouched += 1
         self._stranger = (None, 0)
         return True
@@ -687,12 +687,12 @@ class Meter:
         Where a frame is so damaged that an intact-looking group may not be, what it
         changes is believed when the next frame says the same.
         """
-        if now - self._fresh > self.timeout:
+        if now - self.fresh > self.timeout:
             # After a silence the identity comes first, then everything anew.
             if self.identity[0] not in groups:
                 return
             self._woke = now
-        self._fresh = now
+        self.fresh = now
         if rough:
             rumours, self._rumours = self._rumours, groups
             agreed = POWER if self._power_agrees(groups) else ()
@@ -740,11 +740,11 @@ class Meter:
 
     def missing(self, now: float) -> Optional[List[str]]:
         """Return the tags still unknown of a live input, None of one that is silent."""
-        if now - self._fresh > self.timeout:
+        if now - self.fresh > self.timeout:
             return None
         values = self._translate(now)
-        missing = [tag for tag, value in values.items() if value is None]
-        return missing + ([] if self._vouched > 1 or missing else ["ADCO"])
+        missing = [tag for tag in FIELDS if values[tag] is None and tag != "PPAP"]
+        return missing or ([] if self._vouched > 1 else ["ADCO"])
 
     def fields(self, now: float) -> Optional[Dict[str, Any]]:
         """Return the 31 fields to serve, tag -> int or str, or None.
@@ -752,7 +752,7 @@ class Meter:
         None when no valid frame has come for `timeout` seconds, and until identity,
         tariff, period, power and every index of the tariff are known.
         """
-        if now - self._fresh > self.timeout or self._vouched < 2:
+        if now - self.fresh > self.timeout or self._vouched < 2:
             return None
         values = self._translate(now)
         return None if None in values.values() else values
@@ -766,7 +766,7 @@ class Meter:
         injects, so that production is at the same place in every house and no client
         ever sees a production index counted as consumption.
         """
-        drawn = self.fields(now)
+        drawn = self.fields(now) if "EAIT" in self.labels else None
         labels, indexes = self._known(now) if drawn else ({}, {})
         if not drawn or "EAIT" not in indexes or "SINSTI" not in labels:
             return None
@@ -1068,12 +1068,12 @@ class Box:
         for number, snapshot in sorted(snapshots.items()):
             fields = live[number]
             status = dict(snapshot.status)
-            status["age"] = round(now - snapshot.time, 1) if snapshot.time else None
-            state = "live" if fields else "stale" if snapshot.fields else "waiting"
+            age = now - snapshot.time
             status.update(
                 input=number,
                 source=snapshot.source,
-                state=state,
+                state="live" if fields else status["state"],
+                age=round(age, 1) if age < math.inf else None,
                 fields=fields,
                 injection=(snapshot.injection or None) if fields else None,
             )
@@ -1179,7 +1179,8 @@ class Reader(threading.Thread):
         self._pause = self.PAUSES[0]
         self._brief = 0  # connections in a row that the ESP ended soon
         self._shown = None  # type: Optional[Tuple]  # what was last said to be received
-        self._good = -math.inf  # time of the last valid frame
+        self._served = False  # has anything been served since the start
+        self._complete = self._clock()  # time of the last frame that could be served
         self._reason = "no connection yet"
         self._checked = (0.0, 0, 0)  # time, frames and refused groups at that time
         self._publish(self._clock())
@@ -1219,8 +1220,10 @@ class Reader(threading.Thread):
                 self._read_all(connection, started)
             finally:
                 self._socket = None
+                frames = self.meter.frames
                 self.meter.disconnected()
-                self._published_frames(self._clock())
+                if self.meter.frames != frames:
+                    self._take_frames(self._clock())
 
     def _read_all(self, connection: socket.socket, started: float) -> None:
         sample, since = b"", self._clock()
@@ -1238,7 +1241,7 @@ class Reader(threading.Thread):
                 frames, sample, since = self.meter.frames, b"", now
                 if now - started > self.BRIEF:
                     self._brief = 0
-                self._published_frames(now)
+                self._take_frames(now)
             else:
                 sample = (sample + data)[-1024:]
                 if now - since > self.PATIENCE:
@@ -1248,24 +1251,29 @@ class Reader(threading.Thread):
                 # No serial line brings so much: whatever floods us, it waits, not we.
                 self._stop_event.wait(self.BREATH)
 
-    def _published_frames(self, now: float) -> None:
-        if self._publish(now):
-            self._good = now
+    def _take_frames(self, now: float) -> None:
+        """Publish what new frames brought, and say what changed by them."""
+        fields = self._publish(now)
+        if fields:
+            self._history.add(fields["PAPP"], now)
             self._reason = ""
             if self._brief < 3:
                 self._pause = self.PAUSES[0]
-            self._say_received()
+            self._say_received(fields)
+            self._complete = now
+        elif now - self._complete > self.PATIENCE:
+            self._incomplete(now)
         self._say_damage(now)
 
-    def _publish(self, now: float) -> bool:
-        """Publish what the meter says, if it says something; return whether it does."""
-        meter = self.meter
+    def _publish(self, now: float) -> Optional[Dict[str, Any]]:
+        """Publish what the meter says; return the fields that are served, if any."""
+        meter, identity = self.meter, self.meter.identity
         fields = meter.fields(now)
         if fields:
-            self._history.add(fields["PAPP"], now)
+            self._served = True
             log.debug("%s: frame %d: %s", self.name, meter.frames, fields)
-        identity = meter.identity
         status = {
+            "state": "stale" if self._served else "waiting",  # unless it is live
             "reason": self._reason,
             "mode": identity and ("historic" if identity[0] == "ADCO" else "standard"),
             "phases": (3 if fields["IMAX1"] else 1) if fields else None,
@@ -1278,39 +1286,25 @@ class Reader(threading.Thread):
             },
             "history": {"step": History.STEP, "power": self._history.means(now)},
         }
-        last = self._store.read()[1].get(self.number)
         injection = meter.injection(now) or ({} if "EAIT" in meter.labels else None)
-        if not fields and last and last.fields:
-            # Nothing new to serve: what is served goes on to age.
-            fields, injection, now = last.fields, last.injection, last.time
-            live = False
-        else:
-            live = bool(fields)
         source = "%s:%d" % (self.host, self.port)
-        self._store.publish(
-            self.number,
-            Snapshot(source, meter.timeout, fields, injection, now, status),
-        )
-        return live
+        snapshot = (source, meter.timeout, fields, injection, meter.fresh, status)
+        self._store.publish(self.number, Snapshot(*snapshot))
+        return fields
 
     # ---- what is said ----
 
-    def _say_received(self) -> None:
-        fields = self.meter.fields(self._clock())
-        if not fields:
-            return
+    def _say_received(self, fields: Dict[str, Any]) -> None:
         mode = "historic" if self.meter.identity[0] == "ADCO" else "standard"
-        shown = (mode, fields["ADCO"], fields["OPTARIF"])
+        shown = (fields["ADCO"], mode, fields["OPTARIF"])
         if shown != self._shown:
             self._shown = shown
             log.info(
                 "%s: receiving meter %s, %s mode, tariff %s; its values are served",
                 self.name,
-                fields["ADCO"],
-                mode,
-                fields["OPTARIF"],
+                *shown
             )
-            self._lines.forget("away", "unreadable")
+            self._lines.forget("away", "unreadable", "incomplete")
 
     def _failed(self, error: OSError, started: float) -> None:
         now = self._clock()
@@ -1334,7 +1328,7 @@ class Reader(threading.Thread):
                 self.port,
                 self._brief,
             )
-        elif now - self._good > self.meter.timeout:
+        elif now - self.meter.fresh > self.meter.timeout:
             self._shown = None
             self._lines.say(
                 logging.WARNING,
@@ -1352,7 +1346,7 @@ class Reader(threading.Thread):
 
     def _unreadable(self, sample: bytes, now: float) -> None:
         self._reason = HINTS[diagnose(sample)]
-        if now - self._good > self.meter.timeout:
+        if now - self.meter.fresh > self.meter.timeout:
             self._shown = None
         self._lines.say(
             logging.WARNING,
@@ -1365,6 +1359,21 @@ class Reader(threading.Thread):
             self._reason,
         )
         self._publish(now)
+
+    def _incomplete(self, now: float) -> None:
+        missing = ", ".join(self.meter.missing(now) or ["the meter's identity"])
+        self._reason = "groups arrive, but some are missing: " + missing
+        self._lines.say(
+            logging.WARNING,
+            "incomplete",
+            now,
+            "%s: groups arrive from %s:%d, but some are missing: %s; no value is served;"
+            " raise ESPEasy's buffer",
+            self.name,
+            self.host,
+            self.port,
+            missing,
+        )
 
     def _say_damage(self, now: float) -> None:
         """Once an hour, say that much is refused, when it is."""
@@ -1862,8 +1871,10 @@ def parse_settings(text: str, name: str, needs_host: bool = True) -> Settings:
         keys = OPTIONS[section]
         for key, value in parser.items(section):
             if key not in keys:
+                homes = [other for other in OPTIONS if key in OPTIONS[other]]
+                hint = ": it belongs in [%s]" % homes[0] if homes else _meant(key, keys)
                 raise ConfigError(
-                    "%s: [%s] %s is no key%s" % (name, section, key, _meant(key, keys))
+                    "%s: [%s] %s is no key there%s" % (name, section, key, hint)
                 )
             try:
                 settings[section][key] = keys[key][0](value)
@@ -1963,10 +1974,9 @@ def link_findings(meter: Meter, raw: bytes, now: float) -> List[Finding]:
         findings.append((OK, told))
     fields = meter.fields(now)
     if not fields:
-        missing = meter.missing(now)
-        told = "not enough to serve yet, %s is missing: is the line cut short? raise"
-        told = told % (", ".join(missing or ["a whole frame"]))
-        return findings + [(FAILED, told + " ESPEasy's buffer, or look for longer")]
+        missing = ", ".join(meter.missing(now) or ["whole frames"])
+        told = "not enough to serve, missing: %s: raise ESPEasy's buffer, or wait longer"
+        return findings + [(FAILED, told % missing)]
     mode = "historic" if meter.identity[0] == "ADCO" else "standard"
     phases = "three phases" if fields["IMAX1"] else "one phase"
     told = "meter %s, %s mode, %s" % (fields["ADCO"], mode, phases)
@@ -2022,6 +2032,8 @@ def look_at_link(host: str, port: int, seconds: float) -> Tuple[List[Finding], s
         told = "the ESP ended the connection %s: another program reads it (an ecolinky"
         told += " that is running, a browser, nc): stop it, one fits at a time"
         findings.append((WARNING, told % times))
+        if not raw:
+            return findings + [(FAILED, "no byte came before it ended")], ours
     return findings + link_findings(meter, raw, time.monotonic()), ours
 
 
@@ -2639,6 +2651,7 @@ def serve(
 
     Starts `threads` too, which end with `stop`; `what` is served, for the log.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     http, device = settings["http"], settings["ecodevice"]
     store = Store()
     mac = device["mac"] or lasting_mac()
@@ -2671,9 +2684,8 @@ def serve(
         for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
         if each["host"]
     ]
-    save_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        save_memory()
         log.info(
             "ecolinky %s serves %s on port %d of %s",
             __version__,
@@ -2689,14 +2701,19 @@ def serve(
             signal.signal(number, signal.SIG_IGN)
     log.info("ecolinky stops")
     stop.set()
-    server.shutdown()
+    if answering.is_alive():
+        server.shutdown()
     server.server_close()
     for reader in readers:
         reader.close()
     for thread in threads + readers:
-        thread.join(0.3)
+        if thread.is_alive():
+            thread.join(0.3)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(0)
