@@ -1153,7 +1153,7 @@ class Reader(threading.Thread):
     PAUSES = (1.0, 10.0)
     PAUSE_GROWTH = 1.25
     CHUNK = 4096
-    BREATH = 0.05  # after a full chunk: no line is that fast, see run_session
+    BREATH = 0.05  # after a full chunk: no serial line brings so much so fast
     BRIEF = 60.0  # a connection that the ESP ends sooner may be another client's doing
     PATIENCE = 20.0  # seconds of bytes without a valid group before it is said
 
@@ -1169,7 +1169,8 @@ class Reader(threading.Thread):
     ) -> None:
         name = "teleinfo%d" % number
         super().__init__(name=name, daemon=True)
-        self.number, self.host, self.port = number, host, port
+        self.number, self.address = number, (host, port)
+        self.source = "%s:%d" % self.address
         self.meter = Meter(timeout)
         self.connections = 0
         self._store, self._stop_event, self._clock = store, stop, clock
@@ -1180,7 +1181,7 @@ class Reader(threading.Thread):
         self._brief = 0  # connections in a row that the ESP ended soon
         self._shown = None  # type: Optional[Tuple]  # what was last said to be received
         self._served = False  # has anything been served since the start
-        self._complete = self._clock()  # time of the last frame that could be served
+        self._complete = 0.0  # time of the last frame that could be served
         self._reason = "no connection yet"
         self._checked = (0.0, 0, 0)  # time, frames and refused groups at that time
         self._publish(self._clock())
@@ -1193,8 +1194,10 @@ class Reader(threading.Thread):
                 self._read_once(started)
             except OSError as error:
                 self._failed(error, started)
-            except Exception:  # a bug must not leave the graphs empty for ever
-                log.exception("%s: unexpected error, going on", self.name)
+            except Exception as error:  # a bug must not empty the graphs for ever
+                told = "%s: unexpected error, going on: %r"
+                verbose = log.isEnabledFor(logging.DEBUG)
+                log.error(told, self.name, error, exc_info=verbose)
             self._stop_event.wait(self._pause)
             self._pause = min(self.PAUSES[1], self._pause * self.PAUSE_GROWTH)
 
@@ -1210,12 +1213,14 @@ class Reader(threading.Thread):
     # ---- one connection ----
 
     def _read_once(self, started: float) -> None:
-        address = (self.host, self.port)
-        with socket.create_connection(address, self.CONNECT_TIMEOUT) as connection:
+        with socket.create_connection(
+            self.address, self.CONNECT_TIMEOUT
+        ) as connection:
             self._socket = connection
+            self._complete = self._clock()
             self.connections += 1
             connection.settimeout(self.SILENCE)
-            log.debug("%s: connected to %s:%d", self.name, *address)
+            log.debug("%s: connected to %s", self.name, self.source)
             try:
                 self._read_all(connection, started)
             finally:
@@ -1248,7 +1253,7 @@ class Reader(threading.Thread):
                     self._unreadable(sample, now)
                     since = now
             if len(data) == self.CHUNK:
-                # No serial line brings so much: whatever floods us, it waits, not we.
+                # Whatever floods us is to wait, not the HTTP side.
                 self._stop_event.wait(self.BREATH)
 
     def _take_frames(self, now: float) -> None:
@@ -1287,8 +1292,7 @@ class Reader(threading.Thread):
             "history": {"step": History.STEP, "power": self._history.means(now)},
         }
         injection = meter.injection(now) or ({} if "EAIT" in meter.labels else None)
-        source = "%s:%d" % (self.host, self.port)
-        snapshot = (source, meter.timeout, fields, injection, meter.fresh, status)
+        snapshot = (self.source, meter.timeout, fields, injection, meter.fresh, status)
         self._store.publish(self.number, Snapshot(*snapshot))
         return fields
 
@@ -1306,6 +1310,9 @@ class Reader(threading.Thread):
             )
             self._lines.forget("away", "unreadable", "incomplete")
 
+    def _warn(self, kind: str, now: float, line: str, *args: Any) -> None:
+        self._lines.say(logging.WARNING, kind, now, line, self.name, self.source, *args)
+
     def _failed(self, error: OSError, started: float) -> None:
         now = self._clock()
         if self._stop_event.is_set():
@@ -1316,28 +1323,20 @@ class Reader(threading.Thread):
         self._reason = plain_reason(error)
         if self._brief >= 3:
             self._reason = "the ESP ends each connection: another program reads it"
-            self._lines.say(
-                logging.WARNING,
+            self._warn(
                 "evicted",
                 now,
-                "%s: %s:%d closed %d connections in a row soon after they were made:"
+                "%s: %s closed %d connections in a row soon after they were made:"
                 " another program seems to be reading the same ESP, which has room for"
                 " one; stop it; trying again",
-                self.name,
-                self.host,
-                self.port,
                 self._brief,
             )
         elif now - self.meter.fresh > self.meter.timeout:
             self._shown = None
-            self._lines.say(
-                logging.WARNING,
+            self._warn(
                 "away",
                 now,
-                "%s: nothing from %s:%d: %s; no value is served; trying again",
-                self.name,
-                self.host,
-                self.port,
+                "%s: nothing from %s: %s; no value is served; trying again",
                 self._reason,
             )
         else:
@@ -1348,14 +1347,10 @@ class Reader(threading.Thread):
         self._reason = HINTS[diagnose(sample)]
         if now - self.meter.fresh > self.meter.timeout:
             self._shown = None
-        self._lines.say(
-            logging.WARNING,
+        self._warn(
             "unreadable",
             now,
-            "%s: bytes arrive from %s:%d but no valid group: %s; no value is served",
-            self.name,
-            self.host,
-            self.port,
+            "%s: bytes arrive from %s but no valid group: %s; no value is served",
             self._reason,
         )
         self._publish(now)
@@ -1363,15 +1358,11 @@ class Reader(threading.Thread):
     def _incomplete(self, now: float) -> None:
         missing = ", ".join(self.meter.missing(now) or ["the meter's identity"])
         self._reason = "groups arrive, but some are missing: " + missing
-        self._lines.say(
-            logging.WARNING,
+        self._warn(
             "incomplete",
             now,
-            "%s: groups arrive from %s:%d, but some are missing: %s; no value is served;"
+            "%s: groups arrive from %s, but some are missing: %s; no value is served;"
             " raise ESPEasy's buffer",
-            self.name,
-            self.host,
-            self.port,
             missing,
         )
 
@@ -1384,19 +1375,15 @@ class Reader(threading.Thread):
         self._checked = (now, meter.groups, sum(meter.refused.values()))
         damaged, intact = self._checked[2] - refused, meter.groups - groups
         if then and damaged * 20 > damaged + intact:
-            self._lines.say(
-                logging.WARNING,
+            self._warn(
                 "damage",
                 now,
-                "%s: %d of %d groups of the last minute were damaged (checksum %d, form"
+                "%s: from %s, %d of %d groups of the last minute were damaged (checksum %d, form"
                 " %d, implausible %d since the start) and left out: check the"
                 " opto-coupler and its resistors, raise ESPEasy's buffer",
-                self.name,
                 damaged,
                 damaged + intact,
-                meter.refused["checksum"],
-                meter.refused["form"],
-                meter.refused["implausible"],
+                *meter.refused.values()
             )
 
 
@@ -1576,7 +1563,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._slots = threading.Semaphore(self.MOST)
-        self.waiting = {}  # type: Dict[socket.socket, None]  # the longest first
+        self.waiting = {}  # type: Dict[socket.socket, bool]  # the longest first
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
@@ -1586,16 +1573,16 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, another one's if need be."""
-        while not self._slots.acquire(timeout=0.0 if self.waiting else 0.1):
-            for oldest in list(self.waiting)[:1]:
-                self.waiting.pop(oldest, None)
+        patience = 0.0
+        while not self._slots.acquire(timeout=patience):
+            for longest in list(self.waiting)[:1]:
+                self.waiting.pop(longest, None)
                 try:
-                    oldest.shutdown(socket.SHUT_RDWR)
+                    longest.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass
-                if self._slots.acquire(timeout=0.5):
-                    self._slots.release()
-        self.waiting[request] = None
+            patience = 0.1
+        self.waiting[request] = True
         try:
             super().process_request(request, client_address)
         except Exception:
@@ -1626,8 +1613,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         """Answer one request; a connection that waits for the next one is the newest."""
         super().handle_one_request()
-        if self.server.waiting.pop(self.connection, self) is None:
-            self.server.waiting[self.connection] = None
+        if self.server.waiting.pop(self.connection, False):
+            self.server.waiting[self.connection] = True
 
     def do_GET(self) -> None:
         """Answer with a document, or say why not."""
@@ -2695,7 +2682,8 @@ def serve(
         )
         for thread in threads + readers:
             thread.start()
-        stop.wait()
+        while not stop.wait(0.5):
+            pass  # a wait without end can miss a signal that comes just before it
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
