@@ -20,15 +20,29 @@ ERDF-NOI-CPT_02E (older meters), captures of real meters, and the Eco-Devices'
 firmware 1.05.25.
 """
 
+import os
 import sys
 
+START = """
+import runpy, sys
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], {"LEAN": True}, "__main__")
+except KeyboardInterrupt:
+    pass
+"""
 if __name__ == "__main__":
-    # No TLS is spoken here, yet http.client and hashlib load OpenSSL, which takes 5 MiB
-    # of a Pi's memory.  Not where hashlib has nothing else, as on some distributions.
+    # Two things would take 9 MiB of a Pi's memory for nothing.  Python keeps the syntax
+    # tree of the script it was given for as long as that runs: so the script is given
+    # to runpy, by the same process started again.  And http.client and hashlib load
+    # OpenSSL, where no TLS is spoken: so they do not find it (unless hashlib has
+    # nothing else, as on some distributions).
+    if "LEAN" not in globals() and os.name == "posix" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-c", START] + sys.argv)
     from importlib.util import find_spec
 
     if find_spec("_md5") and find_spec("_sha1"):
-        sys.modules.update({"ssl": None, "_hashlib": None})  # type: ignore
+        sys.modules.update(dict.fromkeys(("ssl", "_hashlib")))  # type: ignore
 
 import argparse
 import base64
@@ -39,7 +53,6 @@ import hmac
 import json
 import logging
 import math
-import os
 import re
 import signal
 import socket
