@@ -1383,7 +1383,9 @@ class ReaderTest(unittest.TestCase):
         self.addCleanup(esp.close)
         return esp
 
-    def read(self, port, number=1, timeout=5.0, kind=QuickReader, host="127.0.0.1", **kw):
+    def read(
+        self, port, number=1, timeout=5.0, kind=QuickReader, host="127.0.0.1", **kw
+    ):
         reader = kind(number, host, port, timeout, self.store, self.stop, **kw)
         self.addCleanup(self.end, reader)
         reader.start()
@@ -1590,7 +1592,9 @@ class ReaderTest(unittest.TestCase):
             wait_for(lambda: reader._pause == QuickReader.PAUSES[1])
             wait_for(lambda: esp.connections > 15)
         self.assertEqual(len(logs.records), 1)
-        self.assertIn("another program seems to be reading the same ESP", logs.output[0])
+        self.assertIn(
+            "another program seems to be reading the same ESP", logs.output[0]
+        )
         self.assertEqual(reader._pause, QuickReader.PAUSES[1])
 
     def test_a_valid_frame_brings_back_the_first_pause(self):
@@ -1977,7 +1981,9 @@ class DocumentsTest(HttpTest):
             publish(self.store, fields=live(OPTARIF=text, HHPHC="<"))
             for path in (T1, "/teleinfo.xml", "/globalstatus.xml"):
                 values = self.values(path)
-                self.assertEqual((values["T1_OPTARIF"], values["T1_HHPHC"]), (text, "<"))
+                self.assertEqual(
+                    (values["T1_OPTARIF"], values["T1_HHPHC"]), (text, "<")
+                )
             json.loads(self.ask(CMD10).body.decode("ascii"))
 
     def test_cmd_10_has_the_indexes_of_the_tariff_as_integers(self):
@@ -1994,7 +2000,11 @@ class DocumentsTest(HttpTest):
             self.assertEqual(answer.status, 200)
             self.assertEqual(answer.headers["Content-Type"], "application/json")
             pairs = json.loads(answer.body.decode("ascii"), object_pairs_hook=list)
-            expected = [("product", "Eco-devices"), ("T1_PTEC", "HP.."), ("T1_PAPP", 690)]
+            expected = [
+                ("product", "Eco-devices"),
+                ("T1_PTEC", "HP.."),
+                ("T1_PAPP", 690),
+            ]
             expected += [("T1_" + tag, amounts[tag]) for tag in indexes]
             expected += [("T2_PTEC", "----"), ("T2_PAPP", 0), ("T2_BASE", 0)]
             expected += [("INDEX_C1", 0), ("INDEX_C2", 0)]
@@ -2221,7 +2231,11 @@ class ProtocolTest(HttpTest):
     def test_what_cannot_be_read_is_refused_and_the_next_is_answered(self):
         many = b"".join(b"X-%d: y\r\n" % place for place in range(10000))
         for name, request, statuses in (
-            ("a line of 1 MB", b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n\r\n", "414"),
+            (
+                "a line of 1 MB",
+                b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n\r\n",
+                "414",
+            ),
             ("10,000 headers", b"GET / HTTP/1.1\r\n" + many + b"\r\n", "431"),
             ("a header of 1 MB", b"GET / HTTP/1.1\r\nX: " + b"y" * (1 << 20), "431"),
             ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "400"),
@@ -2305,14 +2319,26 @@ class ProtocolTest(HttpTest):
 
 class LoginTest(HttpTest):
     LOGIN = ("domoticz", "s3cr:t é")
-    METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "get", "BREW", "do_GET")
+    METHODS = (
+        "GET",
+        "HEAD",
+        "POST",
+        "PUT",
+        "DELETE",
+        "OPTIONS",
+        "get",
+        "BREW",
+        "do_GET",
+    )
 
     def setUp(self):
         super().setUp()
         publish(self.store, fields=live())
 
     def assert_refused(self, received):
-        self.assertRegex(received.partition(b"\r\n")[0], rb"^HTTP/1\.1 (400|401|431|5..) ")
+        self.assertRegex(
+            received.partition(b"\r\n")[0], rb"^HTTP/1\.1 (400|401|431|5..) "
+        )
         for secret in (b"690", b"HP..", b"021728123456", b"ecolinky.json", b"product"):
             self.assertNotIn(secret, received)
 
@@ -2335,7 +2361,9 @@ class LoginTest(HttpTest):
                 with self.subTest(path=path, method=method):
                     answer = self.ask(path, method)
                     self.assertEqual(answer.status, 401)
-                    self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
+                    self.assertRegex(
+                        answer.headers["WWW-Authenticate"], "^Basic realm="
+                    )
                     self.assertNotIn(b"response", answer.body)
 
     def test_no_wrong_login_gets_by(self):
@@ -2560,7 +2588,7 @@ class SettingsTest(unittest.TestCase):
             return ecolinky.read_settings(self.path, **options)
 
     def error(self, content, **options):
-        """Return the one line that the configuration error is, without the file's name."""
+        """Return the one line that the error is, without the name of the file."""
         with self.assertRaises(ecolinky.ConfigError) as caught:
             self.read(content, **options)
         line = str(caught.exception)
@@ -2639,14 +2667,29 @@ class SettingsTest(unittest.TestCase):
             self.assertIn("--config", line)
 
     def test_a_missing_host_is_an_error_unless_none_is_needed(self):
-        for text in ("", "[teleinfo1]\n", "[teleinfo1]\nhost =\n", "[http]\nport = 80\n"):
+        for text in (
+            "",
+            "[teleinfo1]\n",
+            "[teleinfo1]\nhost =\n",
+            "[http]\nport = 80\n",
+        ):
             line = self.error(text)
             self.assertIn("[teleinfo1] host is missing", line)
             self.assertIn("host = 192.168.1.50", line)
             self.assertEqual(self.read(text, needs_host=False)["teleinfo1"]["host"], "")
 
     def test_a_wrong_value_is_one_line_with_section_key_and_remedy(self):
-        ports = ("", "x", "0", "-1", "65536", "80 81", "8888 # the port", "４０００", "1e3")
+        ports = (
+            "",
+            "x",
+            "0",
+            "-1",
+            "65536",
+            "80 81",
+            "8888 # the port",
+            "４０００",
+            "1e3",
+        )
         names = ("", "maison du chat", "l'hôtel", "a_b", "a.b", "x" * 33, "';--")
         macs = ("02:00:5e", "02:00:5e:10:00:zz", "02005e100001", "02:00:5e:10:00:01:02")
         times = ("", "x", "0", "-5", "nan", "inf", "1e3", "30 s", "0.5")
@@ -2822,7 +2865,7 @@ class Program:
             self._folder.cleanup()
 
 
-# The demonstrations, started once for all tests that look at them: they take their time,
+# The demonstrations, started once for all tests that look at them: they take time,
 # since they send at line rate.
 DEMOS = {}
 
@@ -2887,7 +2930,9 @@ class ProgramTest(unittest.TestCase):
             path = os.path.join(folder, "ecolinky.ini")
             code, out, err = self.run_it("--config", path)
             self.assertEqual((code, out), (2, ""))
-            self.assertRegex(err, r"^ecolinky: [^\n]*ecolinky\.ini: cannot be read[^\n]+\n$")
+            self.assertRegex(
+                err, r"^ecolinky: [^\n]*ecolinky\.ini: cannot be read[^\n]+\n$"
+            )
             # One that was asked for must be there for a demonstration too.
             self.assertEqual(self.run_it("--config", path, "--demo")[0], 2)
             with open(path, "w") as file:
@@ -2904,7 +2949,9 @@ class ProgramTest(unittest.TestCase):
             code, _, err = self.run_it(program=copy)
             self.assertEqual(code, 2)
             beside = os.path.join(folder, "ecolinky.ini")
-            self.assertIn(os.path.realpath(beside), os.path.realpath(err.split(": ")[1]))
+            self.assertIn(
+                os.path.realpath(beside), os.path.realpath(err.split(": ")[1])
+            )
             with open(beside, "w") as file:
                 file.write("[teleinfo1]\nhost =\n")
             self.assertIn("host is missing", self.run_it(program=copy)[2])
@@ -3052,9 +3099,7 @@ class DomoticzClient:
         return stored
 
     def _store(self, number, fields):
-        amount = {
-            tag: int(text) for tag, text in fields.items() if tag not in TEXTS
-        }
+        amount = {tag: int(text) for tag, text in fields.items() if tag not in TEXTS}
         option = self.OPTIONS.get(fields["OPTARIF"])
         if fields["OPTARIF"].startswith("BBR"):
             option = "TEMPO"
@@ -3088,7 +3133,7 @@ class DomoticzClient:
 
 
 def labels_of(capture):
-    """Return the groups of a capture as (label, data) by plain means, frame by frame."""
+    """Return the labels of a capture by plain means, a dict a frame."""
     found = []
     for part in re.split(b"[\x02\x03]", capture):
         groups = []
@@ -3174,7 +3219,8 @@ class DomoticzTest(DomoticzCase):
 
     def test_an_older_spelling_of_ejp_is_the_one_that_domoticz_compares(self):
         self.assertEqual(
-            self.after(*[historic_frame(*changed(EJP, OPTARIF="EJP "))] * 3)[1]["option"], "EJP"
+            self.after(*[historic_frame(*changed(EJP, OPTARIF="EJP "))] * 3)[1]["option"],
+            "EJP",
         )
 
     def test_tempo_on_three_phases_in_overload(self):
@@ -3266,7 +3312,9 @@ class CapturesTest(DomoticzCase):
         return labels_of(content), self.after(*parts * 3)
 
     def names(self):
-        found = sorted(map(os.path.basename, glob.glob(os.path.join(CAPTURES, "*.tic"))))
+        found = sorted(
+            map(os.path.basename, glob.glob(os.path.join(CAPTURES, "*.tic")))
+        )
         self.assertGreater(len(found), 40)
         return found
 
@@ -3348,8 +3396,6 @@ class CapturesTest(DomoticzCase):
                 self.assertEqual(one["period"], period)
                 self.assertEqual(list(one["indexes"].values()), indexes)
                 self.assertEqual(one["load"], load)
-
-
 
 
 ########################################################################################
@@ -3530,7 +3576,11 @@ class ClientsTest(unittest.TestCase):
         for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
             self.assertIn(tag, everything)
         for name, value in first.items():
-            if "index" in name or "intens" in name or name in ("current", "souscription"):
+            if (
+                "index" in name
+                or "intens" in name
+                or name in ("current", "souscription")
+            ):
                 float(value)
         self.assertEqual(first["numero_compteur"], everything["T1_ADCO"])
         self.assertEqual((second["type_heures"], second["current"]), ("----", "0"))
