@@ -78,7 +78,7 @@ STX, ETX, EOT = b"\x02", b"\x03", b"\x04"
 # STX and EOT have an odd number of bits: read as 8N1 they carry the parity bit.
 MARK = re.compile(b"([\x02\x03\x04\x82\x84])")
 LINE_ENDS = re.compile(b"[\r\n]+")
-# What has been met around a group: LF that arrived as 0B, 0E or 0F, a trailing 0C or 08.
+# Met around a group: LF that arrived as 0B, 0E or 0F, a trailing 0C or 08.
 DEBRIS = bytes(range(0x20)) + b" \x7f"
 
 # The form of each label's data: a group whose data has another is not the meter's.
@@ -185,7 +185,7 @@ def _decode_exact(group: bytes, old: bool) -> Verdict:
 
 
 def _parity_table() -> bytes:
-    """Map a byte of 7E1 read as 8N1 to its seven bits, to DEL if its parity is wrong."""
+    """Map a byte of 7E1 read as 8N1 to its seven bits, to DEL where parity is wrong."""
     return bytes(
         byte & 0x7F if bin(byte).count("1") % 2 == 0 else 0x7F for byte in range(256)
     )
@@ -356,14 +356,19 @@ COLOUR_WORDS = ("BLEU", "BLANC", "ROUGE")
 
 # True now and only now: not served any more when they have not been seen for a while.
 INSTANT = frozenset(
-    "PAPP IINST IINST1 IINST2 IINST3 ADPS ADIR1 ADIR2 ADIR3 PEJP SINSTS SINSTS1 SINST1"
-    " SINSTI IRMS1 IRMS2 IRMS3".split()
+    "PAPP SINSTS SINST1 SINSTI ADPS ADIR1 ADIR2 ADIR3 PEJP".split()
 )
 # The current of one phase, or of each of three, in both modes; the power.
 CURRENTS = (("IINST", "IRMS1"),) + tuple(
     ("IINST%d" % phase, "IRMS%d" % phase) for phase in (1, 2, 3)
 )
-POWER = frozenset(("PAPP", "SINSTS", "SINST1")).union(*CURRENTS)
+OWN_POWER = frozenset(("PAPP", "SINSTS", "SINST1"))
+POWER = OWN_POWER.union(*CURRENTS)
+# Sent by three-phase meters only: one is enough to know.
+THREE_PHASE = frozenset(
+    "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT IRMS2 IRMS3 URMS2 URMS3 UMOY2"
+    " UMOY3 SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3 SMAXSN2 SMAXSN3 SMAXN2 SMAXN3".split()
+)
 # Sent only while they last: gone with the first undamaged frame that has them no more.
 EPHEMERAL = ("ADPS", "PEJP", "ADIR1", "ADIR2", "ADIR3")
 MAINS_VOLTS = 230
@@ -431,8 +436,7 @@ def translate_historic(
     """Return the 31 fields of a historic-mode meter; None where one is not known."""
     fields = dict(EMPTY)
     option = labels.get("OPTARIF", "")
-    three = "IINST2" in labels or "IMAX2" in labels
-    phases = ("1", "2", "3") if three else ("",)
+    phases = ("1", "2", "3") if THREE_PHASE & labels.keys() else ("",)
     currents = [_number(labels, "IINST" + phase) for phase in phases]
     alerts = ("ADPS", "ADIR1", "ADIR2", "ADIR3")
     fields.update(
@@ -452,7 +456,7 @@ def translate_historic(
     _phased(fields, "IMAX", [_number(labels, "IMAX" + phase) for phase in phases], 1)
     for tag in TARIFFS.get(option[:3], ()):
         fields[tag] = indexes.get(tag)
-    return _with_power(fields, currents)
+    return fields
 
 
 def translate_standard(
@@ -463,8 +467,7 @@ def translate_standard(
     ngtf, ltarf = labels.get("NGTF", ""), labels.get("LTARF", "")
     stge = int(labels.get("STGE", "0"), 16)
     number = _number(labels, "NTARF") or ("STGE" in labels and (stge >> 10 & 15) + 1)
-    three = "IRMS2" in labels
-    phases = ("1", "2", "3") if three else ("",)
+    phases = ("1", "2", "3") if THREE_PHASE & labels.keys() else ("",)
     currents = [_number(labels, "IRMS" + (phase or "1")) for phase in phases]
     maxima = [_number(labels, "SMAXSN" + phase, "SMAXN" + phase) for phase in phases]
     kva = _number(labels, "PREF") or 0
@@ -488,15 +491,6 @@ def translate_standard(
     _phased(fields, "IINST", currents, 0)
     amperes = [power and int(power / MAINS_VOLTS + 0.5) for power in maxima]
     _phased(fields, "IMAX", amperes, 1)
-    return _with_power(fields, currents)
-
-
-def _with_power(
-    fields: Dict[str, Any], currents: List[Optional[int]]
-) -> Dict[str, Any]:
-    if fields["PAPP"] is None and None not in currents:
-        fields["PAPP"] = MAINS_VOLTS * sum(currents)  # type: ignore
-    fields["PPAP"] = fields["PAPP"]  # the firmware's own misspelling: both are served
     return fields
 
 
@@ -538,6 +532,7 @@ class Meter:
         self._vouched = 0  # frames that said this identity
         self._stranger = (None, 0)  # type: Tuple[Optional[Tuple[str, str]], int]
         self._woke = -math.inf  # time of the first frame after the last silence
+        self._powerless = 0  # undamaged frames in a row without a power
         self.labels = {}  # type: Dict[str, str]
         self._seen = {}  # type: Dict[str, float]
         self._rumours = {}  # type: Dict[str, str]
@@ -605,6 +600,7 @@ class Meter:
         self._take_indexes(groups, calm or steady and (few or not altered), now)
         self._take_labels(groups, not few, now)
         if whole and not damaged and ("OPTARIF" in groups or "NGTF" in groups):
+            self._powerless = 0 if OWN_POWER & groups.keys() else self._powerless + 1
             for label in EPHEMERAL:
                 if label not in groups:
                     self.labels.pop(label, None)
@@ -727,8 +723,7 @@ class Meter:
         """Say whether a frame's power is that of its currents, which come rounded."""
         latest = {**self.labels, **groups}
         power = _number(groups, "PAPP", "SINSTS", "SINST1")
-        three = "IINST2" in latest or "IRMS2" in latest
-        names = CURRENTS[1:] if three else CURRENTS[:1]
+        names = CURRENTS[1:] if THREE_PHASE & latest.keys() else CURRENTS[:1]
         amperes = [_number(latest, *each) for each in names]
         if power is None or None in amperes:
             return False
@@ -740,10 +735,11 @@ class Meter:
     def _known(self, now: float) -> Tuple[Dict[str, str], Dict[str, int]]:
         """Return the labels and the indexes that are good enough to be served."""
         seen, long_ago = self._seen, now - self.timeout
-        gone = {label for label in INSTANT & self.labels.keys() if seen[label] < long_ago}
-        if gone & {"PAPP", "SINSTS", "SINST1"}:
-            gone |= POWER  # no power rather than one made up of the currents
-        labels = {k: data for k, data in self.labels.items() if k not in gone}
+        labels = {
+            label: data
+            for label, data in self.labels.items()
+            if label not in INSTANT or seen[label] >= long_ago
+        }
         indexes = {
             label: index.value
             for label, index in self._indexes.items()
@@ -793,9 +789,16 @@ class Meter:
 
     def _translate(self, now: float) -> Dict[str, Any]:
         standard = self.identity is not None and self.identity[0] == "ADSC"
-        return (translate_standard if standard else translate_historic)(
-            *self._known(now)
-        )
+        translate = translate_standard if standard else translate_historic
+        labels, indexes = self._known(now)
+        fields = translate(labels, indexes)
+        if fields["PAPP"] is None and self._powerless > 1:
+            seen = [self._seen[label] for label in POWER & labels.keys()]
+            if seen and now - min(seen) <= self.timeout:
+                amperes = (fields["IINST" + phase] for phase in ("", "1", "2", "3"))
+                fields["PAPP"] = MAINS_VOLTS * sum(amperes)
+        fields["PPAP"] = fields["PAPP"]  # the firmware's own misspelling
+        return fields
 
 
 class History:
@@ -894,7 +897,7 @@ class Store:
             self._version += 1
 
     def read(self) -> Tuple[int, Dict[int, Snapshot]]:
-        """Return the version and the snapshots, all published by then, not to change."""
+        """Return the version and the snapshots, which are not to be changed."""
         with self._lock:
             return self._version, self._snapshots
 
@@ -922,11 +925,11 @@ def served(
 
 FIRMWARE = "1.05.25"  # Domoticz refuses anything below 1.05.12
 XML, JSON, HTML = "text/xml", "application/json", "text/html; charset=utf-8"
-# The tags of status.xml in the device's order; {n} stands for one input, then the other.
+# The tags of status.xml in the device's order; {n} is one input, then the other.
 STATUS = (
     "date time0 config_hostname config_mac http_port T{n}_PPAP T{n}_PAPP T{n}_PTEC"
-    " T{n}_ISOUSC T{n}_IMAX,T{n}_IMAX1,T{n}_IMAX2,T{n}_IMAX3 meter0 meter1 meter2 meter3"
-    " count0 count1 c0day c1day c0_fuel c1_fuel dnsstatus version salr"
+    " T{n}_ISOUSC T{n}_IMAX,T{n}_IMAX1,T{n}_IMAX2,T{n}_IMAX3 meter0 meter1 meter2"
+    " meter3 count0 count1 c0day c1day c0_fuel c1_fuel dnsstatus version salr"
 )
 STATUS_TAGS = tuple(
     tag
@@ -944,7 +947,7 @@ Answer = Tuple[int, str, bytes]  # HTTP status, content type, body
 
 def xml_document(tags: Tags) -> bytes:
     """Return a document as the device writes it: one root, one line a tag."""
-    lines = ["<%s>%s</%s>" % (tag, escape(str(value), False), tag) for tag, value in tags]
+    lines = ["<%s>%s</%s>" % (k, escape(str(value), False), k) for k, value in tags]
     text = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>%s</response>\r\n'
     body = "".join("\r\n" + line for line in lines) + ("\r\n" if lines else "")
     return (text % body).encode("latin-1", "xmlcharrefreplace")
@@ -1144,7 +1147,7 @@ class Silence(OSError):
     """Ten seconds without a byte: the TIC never pauses for long."""
 
     def __str__(self) -> str:
-        return "connected, but no byte came for 10 s: is the meter wired, the ESP alive?"
+        return "connected, but no byte for 10 s: is the meter wired, the ESP alive?"
 
 
 class Closed(OSError):
@@ -1391,8 +1394,8 @@ class Reader(threading.Thread):
             self._warn(
                 "damage",
                 now,
-                "%s: from %s, %d of %d groups of the last minute were damaged (checksum %d, form"
-                " %d, implausible %d since the start) and left out: check the"
+                "%s: from %s, %d of %d groups of the last minute were damaged (checksum"
+                " %d, form %d, implausible %d since the start) and left out: check the"
                 " opto-coupler and its resistors, raise ESPEasy's buffer",
                 damaged,
                 damaged + intact,
@@ -1418,7 +1421,7 @@ class DemoMeter:
 
     @staticmethod
     def power(now: float) -> int:
-        """Return the power in VA at `now` seconds: a house, with a kettle and an oven."""
+        """Return the power in VA at `now` seconds: a house with a kettle, an oven."""
         power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
         power += 2100 if now % 300 < 45 else 0
         power += 1800 if now % 1700 > 1250 and now % 40 < 25 else 0
@@ -1497,7 +1500,8 @@ class DemoMeter:
             + [("CCASN", stamp, "00452"), ("CCASN-1", stamp, "00487")]
             + [("UMOY1", stamp, "231"), ("STGE", "003A%X001" % (running - 1 << 2 & 15))]
             + [("MSG1", "PAS DE          MESSAGE         ")]
-            + [("PRM", "09123456789012"), ("RELAIS", "000"), ("NTARF", "%02d" % running)]
+            + [("PRM", "09123456789012"), ("RELAIS", "000")]
+            + [("NTARF", "%02d" % running)]
             + [("NJOURF", "00"), ("NJOURF+1", "00")]
             + [("PJOURF+1", "00008001" + " NONUTILE" * 10)]
         )
@@ -1624,7 +1628,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30  # seconds; without one, a client that says nothing keeps its thread
 
     def handle_one_request(self) -> None:
-        """Answer one request; a connection that waits for the next one is the newest."""
+        """Answer one request; what then waits for the next one is the newest."""
         super().handle_one_request()
         if self.server.waiting.pop(self.connection, False):
             self.server.waiting[self.connection] = True
@@ -1670,7 +1674,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(int(code), "text/plain", b"bad request\r\n")
 
     def _send(self, status: int, content_type: str, body: bytes) -> None:
-        """Send headers and body at once: in two they cost 44 ms (Nagle, delayed ACK)."""
+        """Send headers and body at once: in two they cost 44 ms (Nagle's algorithm)."""
         self._drop_body()
         head = [
             "HTTP/1.1 %d %s" % (status, self.responses[status][0]),
@@ -1953,7 +1957,7 @@ LOG_TEXT = re.compile(b"[A-Za-z]{2,} *: [ -~]")
 def link_findings(meter: Meter, raw: bytes, now: float) -> List[Finding]:
     """Return what the bytes of a link and the Meter that was fed them tell."""
     if not raw:
-        silent = "no byte came: check the wires from the meter's I1 and I2 and the ESP's"
+        silent = "no byte came: check the wires from the meter's I1 and I2, the ESP's"
         return [(FAILED, silent + " RX pin, then the TCP port's serial settings")]
     findings = [(OK, "%d bytes came" % len(raw))]
     good = meter.groups
@@ -1975,7 +1979,7 @@ def link_findings(meter: Meter, raw: bytes, now: float) -> List[Finding]:
     fields = meter.fields(now)
     if not fields:
         missing = ", ".join(meter.missing(now) or ["whole frames"])
-        told = "not enough to serve, missing: %s: raise ESPEasy's buffer, or wait longer"
+        told = "not enough to serve, missing: %s: raise ESPEasy's buffer, or try again"
         return findings + [(FAILED, told % missing)]
     mode = "historic" if meter.identity[0] == "ADCO" else "standard"
     phases = "three phases" if fields["IMAX1"] else "one phase"
@@ -2050,11 +2054,13 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
             for kind, told in findings:
                 print("%s %s: %s" % (kind, name, told))
     try:
-        Server((http["address"], http["port"]), Box(Store(), "", "", 0), None).server_close()
+        address = (http["address"], http["port"])
+        Server(address, Box(Store(), "", "", 0), None).server_close()
         print("%s port %d is free" % (OK, http["port"]))
     except OSError as error:
         told = "port %d cannot be had (%s): if that is not ecolinky itself, change"
-        print((WARNING + " " + told + " [http] port") % (http["port"], plain_reason(error)))
+        told = told % (http["port"], plain_reason(error))
+        print("%s %s [http] port" % (WARNING, told))
     if http["address"] not in ("0.0.0.0", "::"):
         ours = http["address"]
     told = 'in Domoticz, hardware "Eco Devices": address %s, port %d'
