@@ -85,7 +85,7 @@ DEBRIS = bytes(range(0x20)) + b" \x7f"
 # The sum does not see a change of bit 6 (40 hex), nor two changes that cancel.
 HISTORIC_FORMS = {
     "ADCO": "[0-9A-Z ]{11,14}",
-    "OPTARIF": r"BASE|HC\.\.|EJP[. ]|BBR[!-~]",
+    "OPTARIF": r"BASE|HC\.\.|EJP[. ]|BBR[!-?]",
     "ISOUSC": "[0-9]{2}",
     "BASE|HCHC|HCHP|EJPHN|EJPHPM|BBRH[CP]J[BWR]": "[0-9]{9}",
     "PEJP": "[0-9]{2}",
@@ -154,7 +154,8 @@ def decode_group(group: bytes, old: bool = False) -> Verdict:
     """
     verdict = _decode_exact(group, old)
     if verdict[0] is None:
-        stripped = group.strip(DEBRIS)
+        # Not a space at the end: that can be the checksum.
+        stripped = group.lstrip(DEBRIS).rstrip(DEBRIS.replace(b" ", b""))
         if stripped != group:
             again = _decode_exact(stripped, old)
             if again[0]:
@@ -213,7 +214,7 @@ def seven_bits(raw: bytes) -> bytes:
 ########################################################################################
 
 WH_PER_SECOND = 10  # a Linky is cut off at 36 kVA
-SLACK_WH = 30  # what grows during the three seconds that a long frame takes to arrive
+SLACK_WH = 10  # what a stalled network or a slow line may make of a second
 BRACKET_WH = 230  # two readings farther apart than this do not confirm each other
 TAKEOVER = 8  # readings in a row that agree against the served one replace it
 FEW = 3  # damaged groups are few when there is at most one for so many intact ones
@@ -354,17 +355,17 @@ TEMPO_PERIODS = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
 COLOURS = (NO_PERIOD, "BLEU", "BLAN", "ROUG")
 COLOUR_WORDS = ("BLEU", "BLANC", "ROUGE")
 
-# True now and only now: not served any more when they have not been seen for a while.
-INSTANT = frozenset(
-    "PAPP SINSTS SINST1 SINSTI ADPS ADIR1 ADIR2 ADIR3 PEJP".split()
-)
+# True now and only now: for how many seconds they are served without being seen again.
+INSTANT = dict.fromkeys("PAPP SINSTS SINST1 SINSTI".split(), 300)
+INSTANT_IF_ROUGH = dict.fromkeys(INSTANT, 20)
+INSTANT.update(dict.fromkeys("ADPS ADIR1 ADIR2 ADIR3 PEJP".split(), 30))
 # The current of one phase, or of each of three, in both modes; the power.
 CURRENTS = (("IINST", "IRMS1"),) + tuple(
     ("IINST%d" % phase, "IRMS%d" % phase) for phase in (1, 2, 3)
 )
 OWN_POWER = frozenset(("PAPP", "SINSTS", "SINST1"))
 POWER = OWN_POWER.union(*CURRENTS)
-# Sent by three-phase meters only: one is enough to know.
+# Sent by three-phase meters only; one alone may be another, damaged.
 THREE_PHASE = frozenset(
     "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT IRMS2 IRMS3 URMS2 URMS3 UMOY2"
     " UMOY3 SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3 SMAXSN2 SMAXSN3 SMAXN2 SMAXN3".split()
@@ -378,13 +379,13 @@ def _words(text: str) -> str:
     return " ".join(text.upper().split())
 
 
-def standard_option(ngtf: str, ltarf: str, stge: int) -> Tuple[str, bool]:
-    """Return the OPTARIF of a standard-mode meter, and whether the texts told it."""
+def standard_option(ngtf: str, ltarf: str, stge: int) -> str:
+    """Return the OPTARIF of a standard-mode meter."""
     for text in (ngtf, ltarf):
         for pattern, option in OPTION_WORDS:
             if pattern.search(_words(text)):
-                return option, True
-    return ("BBR(", True) if stge >> 24 & 3 else ("BASE", False)
+                return option
+    return "BBR(" if stge >> 24 & 3 else "BASE"
 
 
 def standard_period(option: str, ngtf: str, ltarf: str, number: int) -> Optional[str]:
@@ -418,6 +419,11 @@ def _number(labels: Dict[str, str], *names: str) -> Optional[int]:
     return None
 
 
+def phases_of(labels: Dict[str, str]) -> Tuple[str, ...]:
+    """Return what a tag's name ends with for each phase that the labels tell of."""
+    return ("1", "2", "3") if len(THREE_PHASE & labels.keys()) > 1 else ("",)
+
+
 def _phased(
     fields: Dict[str, Any], name: str, values: List[Optional[int]], least: int
 ) -> None:
@@ -436,7 +442,7 @@ def translate_historic(
     """Return the 31 fields of a historic-mode meter; None where one is not known."""
     fields = dict(EMPTY)
     option = labels.get("OPTARIF", "")
-    phases = ("1", "2", "3") if THREE_PHASE & labels.keys() else ("",)
+    phases = phases_of(labels)
     currents = [_number(labels, "IINST" + phase) for phase in phases]
     alerts = ("ADPS", "ADIR1", "ADIR2", "ADIR3")
     fields.update(
@@ -467,13 +473,13 @@ def translate_standard(
     ngtf, ltarf = labels.get("NGTF", ""), labels.get("LTARF", "")
     stge = int(labels.get("STGE", "0"), 16)
     number = _number(labels, "NTARF") or ("STGE" in labels and (stge >> 10 & 15) + 1)
-    phases = ("1", "2", "3") if THREE_PHASE & labels.keys() else ("",)
+    phases = phases_of(labels)
     currents = [_number(labels, "IRMS" + (phase or "1")) for phase in phases]
     maxima = [_number(labels, "SMAXSN" + phase, "SMAXN" + phase) for phase in phases]
     kva = _number(labels, "PREF") or 0
     option = None
     if "NGTF" in labels:
-        option = standard_option(ngtf, ltarf, stge)[0]
+        option = standard_option(ngtf, ltarf, stge)
         fields["PTEC"] = standard_period(option, ngtf, ltarf, number or 0)
         for tag, parts in SHARES[option].items():
             known = all(part in indexes for part in parts)
@@ -532,7 +538,8 @@ class Meter:
         self._vouched = 0  # frames that said this identity
         self._stranger = (None, 0)  # type: Tuple[Optional[Tuple[str, str]], int]
         self._woke = -math.inf  # time of the first frame after the last silence
-        self._powerless = 0  # undamaged frames in a row without a power
+        self._few = False  # the last frame had few damaged groups
+        self._powerless = 0  # complete frames in a row without a power
         self.labels = {}  # type: Dict[str, str]
         self._seen = {}  # type: Dict[str, float]
         self._rumours = {}  # type: Dict[str, str]
@@ -584,7 +591,7 @@ class Meter:
             groups, damaged, altered = self._sort_out(text, whole)
         if not groups:
             return
-        self.eight_bits = text is not raw
+        self.eight_bits = b"\x8d" in raw and b"\r" not in raw
         self.frames += 1
         self.groups += len(groups)
         few = damaged * FEW <= len(groups)
@@ -597,10 +604,14 @@ class Meter:
         if not self._same_meter(groups):
             self.refused["implausible"] += self._stranger[1] and len(groups)
             return
+        self._few = few
         self._take_indexes(groups, calm or steady and (few or not altered), now)
         self._take_labels(groups, not few, now)
         if whole and not damaged and ("OPTARIF" in groups or "NGTF" in groups):
-            self._powerless = 0 if OWN_POWER & groups.keys() else self._powerless + 1
+            if OWN_POWER & groups.keys():
+                self._powerless = 0
+            elif "MOTDETAT" in groups or "PRM" in groups:  # the end was there too
+                self._powerless += 1
             for label in EPHEMERAL:
                 if label not in groups:
                     self.labels.pop(label, None)
@@ -662,10 +673,11 @@ class Meter:
         return True
 
     def _take_indexes(
-        self, groups: Dict[str, str], trusted: Optional[bool], now: float
+        self, groups: Dict[str, str], trusted: bool, now: float
     ) -> None:
+        balanced = trusted
         if self.identity[0] == "ADSC":
-            trusted = self._balance(groups, trusted)
+            balanced = self._balance(groups, trusted)
         for label in INDEXES[self.identity[0]]:
             data = groups.get(label)
             if data is None:
@@ -673,9 +685,10 @@ class Meter:
             index = self._indexes.get(label)
             if index is None:
                 index = self._indexes[label] = Index()
-            if trusted is None and data != index.data:
+            trust = trusted if label == "EAIT" else balanced
+            if trust is None and data != index.data:
                 self.refused["implausible"] += 1
-            elif not index.read(data, now, bool(trusted)):
+            elif not index.read(data, now, bool(trust)):
                 self.refused["implausible"] += 1
 
     def _balance(self, groups: Dict[str, str], trusted: bool) -> Optional[bool]:
@@ -694,7 +707,7 @@ class Meter:
         """Keep the last good data of each label.
 
         Where a frame is so damaged that an intact-looking group may not be, what it
-        changes is believed when the next frame says the same.
+        changes is believed when the next such frame says the same.
         """
         if now - self.fresh > self.timeout:
             # After a silence the identity comes first, then everything anew.
@@ -703,8 +716,8 @@ class Meter:
             self._woke = now
         self.fresh = now
         if rough:
+            agreed = POWER if self._power_agrees(groups, now) else ()
             rumours, self._rumours = self._rumours, groups
-            agreed = POWER if self._power_agrees(groups) else ()
             groups = {
                 label: data
                 for label, data in groups.items()
@@ -719,12 +732,27 @@ class Meter:
         self.labels.update(groups)
         self._seen.update(dict.fromkeys(groups, now))
 
-    def _power_agrees(self, groups: Dict[str, str]) -> bool:
-        """Say whether a frame's power is that of its currents, which come rounded."""
-        latest = {**self.labels, **groups}
+    def _power_agrees(self, groups: Dict[str, str], now: float) -> bool:
+        """Say whether a rough frame's power is to be believed.
+
+        It is when it is near that of the rough frame before, or that of the currents,
+        which come rounded: those of the same frame, or else ones of a moment ago.
+        """
+        lately = now - 6
+        latest = {
+            label: self.labels[label]
+            for label in POWER & self.labels.keys()
+            if self._seen[label] >= lately
+        }
+        latest.update(groups)
         power = _number(groups, "PAPP", "SINSTS", "SINST1")
-        names = CURRENTS[1:] if THREE_PHASE & latest.keys() else CURRENTS[:1]
+        three = len(phases_of({**self.labels, **groups})) == 3
+        names = CURRENTS[1:] if three else CURRENTS[:1]
         amperes = [_number(latest, *each) for each in names]
+        before = _number(self._rumours, "PAPP", "SINSTS", "SINST1")
+        if power is not None and before is not None:
+            if abs(power - before) <= power // 10 + 50:
+                return True
         if power is None or None in amperes:
             return False
         gap = abs(power - MAINS_VOLTS * sum(amperes))  # type: ignore
@@ -734,11 +762,11 @@ class Meter:
 
     def _known(self, now: float) -> Tuple[Dict[str, str], Dict[str, int]]:
         """Return the labels and the indexes that are good enough to be served."""
-        seen, long_ago = self._seen, now - self.timeout
+        seen, lasts = self._seen, INSTANT if self._few else INSTANT_IF_ROUGH
         labels = {
             label: data
             for label, data in self.labels.items()
-            if label not in INSTANT or seen[label] >= long_ago
+            if now - seen[label] <= lasts.get(label, math.inf)
         }
         indexes = {
             label: index.value
@@ -758,8 +786,9 @@ class Meter:
     def fields(self, now: float) -> Optional[Dict[str, Any]]:
         """Return the 31 fields to serve, tag -> int or str, or None.
 
-        None when no valid frame has come for `timeout` seconds, and until identity,
-        tariff, period, power and every index of the tariff are known.
+        None when no valid frame has come for `timeout` seconds, and until two frames
+        have said the identity, and tariff, period, power and every index of the tariff
+        are known.
         """
         if now - self.fresh > self.timeout or self._vouched < 2:
             return None
@@ -792,11 +821,14 @@ class Meter:
         translate = translate_standard if standard else translate_historic
         labels, indexes = self._known(now)
         fields = translate(labels, indexes)
-        if fields["PAPP"] is None and self._powerless > 1:
+        if fields["PAPP"] is None:
+            # The meter sends none, or it is always damaged on an otherwise good line.
+            lost = self._few and OWN_POWER & self.labels.keys()
             seen = [self._seen[label] for label in POWER & labels.keys()]
-            if seen and now - min(seen) <= self.timeout:
-                amperes = (fields["IINST" + phase] for phase in ("", "1", "2", "3"))
-                fields["PAPP"] = MAINS_VOLTS * sum(amperes)
+            if (lost or self._powerless > 1) and seen:
+                if now - min(seen) <= self.timeout:
+                    amperes = (fields["IINST" + phase] for phase in ("", "1", "2", "3"))
+                    fields["PAPP"] = MAINS_VOLTS * sum(amperes)
         fields["PPAP"] = fields["PAPP"]  # the firmware's own misspelling
         return fields
 
@@ -1472,7 +1504,8 @@ class DemoMeter:
         return groups
 
     def _three_phase(self, power: int, low: bool, index: Dict[str, str]) -> List[tuple]:
-        amperes = [power / MAINS_VOLTS * share + 0.5 for share in (0.5, 0.3, 0.2)]
+        # At least 1 A on a phase: Domoticz knows three-phase meters by their currents.
+        amperes = [power / MAINS_VOLTS * share + 1 for share in (0.5, 0.3, 0.2)]
         return (
             [("ADCO", "041620123456"), ("OPTARIF", "BASE"), ("ISOUSC", "20")]
             + [("BASE", "%09d" % sum(self._energy.values())), ("PTEC", "TH..")]
@@ -1906,7 +1939,8 @@ def parse_settings(text: str, name: str, needs_host: bool = True) -> Settings:
 def _meant(word: str, known: Any) -> str:
     import difflib  # only wanted when there is something to suggest
 
-    close = difflib.get_close_matches(word.lower(), list(known), 1)
+    close = [name for name in known if name.startswith(word.lower())]
+    close += difflib.get_close_matches(word.lower(), list(known), 1)
     if close:
         return ": did you mean %s?" % close[0]
     return ": there are %s" % ", ".join(known)
