@@ -11,12 +11,14 @@ missing; else they are skipped.
 """
 
 import argparse
+import ast
 import asyncio
 import base64
 import bisect
 import collections
 import contextlib
 import glob
+import html
 import http.client
 import http.server
 import io
@@ -3917,6 +3919,57 @@ class CheckTest(unittest.TestCase):
 
 
 ########################################################################################
+# The README
+########################################################################################
+
+
+class ReadmeTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            cls.text = file.read()
+        with open(PROGRAM, encoding="utf-8") as file:
+            cls.source = file.read()
+
+    def test_every_setting_is_in_it(self):
+        for section, keys in ecolinky.OPTIONS.items():
+            self.assertIn("[%s]" % section, self.text)
+            for key in keys:
+                self.assertIn("`%s`" % key, self.text)
+
+    def test_every_line_it_quotes_is_one_that_the_program_can_say(self):
+        # What the program says, string by string, values cut out; glued together.
+        tree = ast.parse(self.source)
+        said = [node.s for node in ast.walk(tree) if isinstance(node, ast.Str)] if (
+            sys.version_info < (3, 8)
+        ) else [
+            node.value for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        pieces = []
+        for text in said:
+            pieces += [piece for piece in re.split("%[sdr.0-9]+", text) if len(piece) > 8]
+        quoted = re.findall(
+            r"^\| `((?:ecolinky|teleinfo1|discovery|FAILED |WARNING)[ :].+?)` \|",
+            self.text,
+            re.M,
+        )
+        self.assertGreater(len(quoted), 20)
+        for line in quoted:
+            rest = line
+            for piece in sorted(pieces, key=len, reverse=True):
+                rest = rest.replace(piece.strip(), "")
+            # What remains is values: names, addresses, numbers, the system's words.
+            words = re.findall("[a-z]{4,}", re.sub(r"\([^)]*\)|/home\S+", "", rest))
+            self.assertLess(len(words), 6, "%r leaves %r" % (line, rest))
+
+    def test_the_two_commands_are_at_its_top(self):
+        top = "\n".join(self.text.splitlines()[:20])
+        self.assertIn("\npython3 ecolinky.py --demo\n", top)
+        self.assertIn("\npython3 -m unittest\n", top)
+
+
+########################################################################################
 # The home page in a real browser
 ########################################################################################
 
@@ -3948,7 +4001,7 @@ class HomePageTest(unittest.TestCase):
     def text_of(self, dom, name):
         found = re.search('id="%s"[^>]*>([^<]*)<' % re.escape(name), dom)
         self.assertIsNotNone(found, "no element %s" % name)
-        return found.group(1)
+        return html.unescape(found.group(1))
 
     def test_a_browser_shows_the_values_that_are_served(self):
         with program("--demo", "tempo") as (port, _):
