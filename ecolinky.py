@@ -2681,6 +2681,38 @@ def save_memory() -> None:
         pass  # another C library: it does as it likes
 
 
+class Signals:
+    """SIGINT and SIGTERM, for one to wait for; within it they interrupt nothing.
+
+    The C handler itself writes to a socket: a wait for a lock can miss a signal that
+    comes just before it, and an exception may come in the midst of anything.
+    """
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "Signals":
+        self._waiting, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._before = [signal.signal(each, self._note) for each in self.NUMBERS]
+        signal.set_wakeup_fd(self._told.fileno())
+        return self
+
+    @staticmethod
+    def _note(number: int, frame: Any) -> None:
+        pass
+
+    def wait(self) -> None:
+        """Return when one has come."""
+        self._waiting.recv(1)
+
+    def __exit__(self, *exception: Any) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in zip(self.NUMBERS, self._before):
+            signal.signal(number, handler)
+        self._waiting.close()
+        self._told.close()
+
+
 def serve(
     settings: Settings,
     what: str,
@@ -2691,7 +2723,6 @@ def serve(
 
     Starts `threads` too, which end with `stop`; `what` is served, for the log.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     http, device = settings["http"], settings["ecodevice"]
     store = Store()
     mac = device["mac"] or lasting_mac()
@@ -2724,8 +2755,8 @@ def serve(
         for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
         if each["host"]
     ]
-    try:
-        save_memory()
+    save_memory()
+    with Signals() as signals:
         log.info(
             "ecolinky %s serves %s on port %d of %s",
             __version__,
@@ -2735,20 +2766,14 @@ def serve(
         )
         for thread in threads + readers:
             thread.start()
-        while not stop.wait(0.5):
-            pass  # a wait without end can miss a signal that comes just before it
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    log.info("ecolinky stops")
-    stop.set()
-    if answering.is_alive():
+        signals.wait()
+        log.info("ecolinky stops")
+        stop.set()
         server.shutdown()
-    server.server_close()
-    for reader in readers:
-        reader.close()
-    for thread in threads + readers:
-        if thread.is_alive():
+        server.server_close()
+        for reader in readers:
+            reader.close()
+        for thread in threads + readers:
             thread.join(0.3)
     return 0
 
