@@ -4015,7 +4015,7 @@ class HomePageTest(unittest.TestCase):
         shown = self.text_of(dom, "index-1-BBRHPJR")
         digits = re.sub("[^0-9]", "", shown)
         self.assertEqual(values["T1_BBRHPJR"], int(digits))
-        self.assertIn(":%d" % port, self.text_of(dom, "address"))
+        self.assertEqual(str(port), self.text_of(dom, "port"))
         self.assertIn("blanc", dom.lower())
         self.assertIn('lang="fr"', dom)
         self.assertIn('lang="en"', english)
