@@ -594,19 +594,19 @@ class Meter:
         self.eight_bits = b"\x8d" in raw and b"\r" not in raw
         self.frames += 1
         self.groups += len(groups)
-        few = damaged * FEW <= len(groups)
-        calm = few and damaged <= min(self._damaged, default=0)
-        usual = min(self._altered, default=0)
-        steady = altered <= usual == max(self._altered, default=0)
+        self._few = damaged * FEW <= len(groups)
+        trusted = not damaged or self._few and damaged <= min(self._damaged, default=0)
+        if not trusted and (self._few or not altered):
+            usual = min(self._altered, default=0)
+            trusted = altered <= usual == max(self._altered, default=0)
         if whole:
             self._damaged.append(damaged)
             self._altered.append(altered)
         if not self._same_meter(groups):
             self.refused["implausible"] += self._stranger[1] and len(groups)
             return
-        self._few = few
-        self._take_indexes(groups, calm or steady and (few or not altered), now)
-        self._take_labels(groups, not few, now)
+        self._take_indexes(groups, trusted, now)
+        self._take_labels(groups, not self._few, now)
         if whole and not damaged and ("OPTARIF" in groups or "NGTF" in groups):
             if OWN_POWER & groups.keys():
                 self._powerless = 0
