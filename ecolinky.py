@@ -38,7 +38,7 @@ if __name__ == "__main__":
     # OpenSSL, where no TLS is spoken: so they do not find it (unless hashlib has
     # nothing else, as on some distributions).
     if "LEAN" not in globals() and os.name == "posix" and sys.executable:
-        os.execv(sys.executable, [sys.executable, "-c", START] + sys.argv)
+        os.execv(sys.executable, [sys.executable, "-I", "-c", START] + sys.argv)
     from importlib.util import find_spec
 
     if find_spec("_md5") and find_spec("_sha1"):
@@ -48,6 +48,7 @@ import argparse
 import base64
 import binascii
 import configparser
+import errno
 import functools
 import hmac
 import json
@@ -529,6 +530,7 @@ class Meter:
         # Of the last frames: damaged groups, and those of the right form among them.
         self._damaged = deque(maxlen=8)  # type: deque
         self._altered = deque(maxlen=8)  # type: deque
+        self._few = True  # the last frame had few damaged groups
         self.fresh = -math.inf  # time of the last valid frame of the meter
         self._reset(None)
 
@@ -538,7 +540,6 @@ class Meter:
         self._vouched = 0  # frames that said this identity
         self._stranger = (None, 0)  # type: Tuple[Optional[Tuple[str, str]], int]
         self._woke = -math.inf  # time of the first frame after the last silence
-        self._few = False  # the last frame had few damaged groups
         self._powerless = 0  # complete frames in a row without a power
         self.labels = {}  # type: Dict[str, str]
         self._seen = {}  # type: Dict[str, float]
@@ -873,6 +874,8 @@ class History:
 LABELS_SEEN = re.compile(b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS")
 NORMAL_GROUP = re.compile(b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|EAST)\t")
 
+TELNET = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
+
 HINTS = {
     "separators": "spaces or line ends are missing or replaced: in ESPEasy's Serial"
     " Server set 'Event processing' to None and leave its replacements empty",
@@ -888,6 +891,7 @@ HINTS = {
 
 def diagnose(sample: bytes) -> str:
     """Return the key in HINTS of what bytes without a valid group look like."""
+    sample = sample[-1024:]
     text = seven_bits(sample)
     if LABELS_SEEN.search(text):
         broken = not LINE_ENDS.search(text) or not NORMAL_GROUP.search(text)
@@ -895,7 +899,7 @@ def diagnose(sample: bytes) -> str:
     printable = sum(1 for byte in text if 32 <= byte < 127 or byte in b"\t\r\n")
     if sample and printable >= 0.95 * len(sample):
         return "text"
-    if b"\xff\xfb" in sample or b"\xff\xfd" in sample:
+    if len(TELNET.findall(sample)) * 20 > len(sample):
         return "telnet"
     return "noise"
 
@@ -1093,9 +1097,10 @@ class Box:
             return 200, JSON, json_document(self.status(snapshots, now))
         if path in ("/", "/index.htm"):
             return 200, HTML, HOME_PAGE
+        name = path if path.startswith("/") else ""
         if path == "/api/xdevices.json":
-            path = next((word for word in query.split("&") if word in DOCUMENTS), "")
-        if path not in DOCUMENTS:
+            name = next((w for w in query.split("&") if w.startswith("cmd=")), "")
+        if name not in DOCUMENTS:
             return None
         inputs = served(snapshots, now)
         minute = int(time.time() // 60)
@@ -1105,9 +1110,9 @@ class Box:
             # Replaced, never emptied: a thread that still has the old ones keeps them.
             answers = {}
             self._answers = (made_of, answers)
-        if path not in answers:
-            answers[path] = document(path, inputs, self.tags, time.localtime())
-        return answers[path]
+        if name not in answers:
+            answers[name] = document(name, inputs, self.tags, time.localtime())
+        return answers[name]
 
     def status(self, snapshots: Dict[int, Snapshot], now: float) -> Dict[str, Any]:
         """Return what /ecolinky.json says; the README documents it."""
@@ -1243,9 +1248,9 @@ class Reader(threading.Thread):
             except OSError as error:
                 self._failed(error, started)
             except Exception as error:  # a bug must not empty the graphs for ever
-                told = "%s: unexpected error, going on: %r"
-                verbose = log.isEnabledFor(logging.DEBUG)
-                log.error(told, self.name, error, exc_info=verbose)
+                now, told = self._clock(), "%s: unexpected error, going on: %r"
+                self._lines.say(logging.ERROR, "bug", now, told, self.name, error)
+                log.debug("%s: where it was", self.name, exc_info=True)
             self._stop_event.wait(self._pause)
             self._pause = min(self.PAUSES[1], self._pause * self.PAUSE_GROWTH)
 
@@ -1306,6 +1311,8 @@ class Reader(threading.Thread):
 
     def _take_frames(self, now: float) -> None:
         """Publish what new frames brought, and say what changed by them."""
+        if self._stop_event.is_set():
+            return
         fields = self._publish(now)
         if fields:
             self._history.add(fields["PAPP"], now)
@@ -1636,6 +1643,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         try:
             super().process_request(request, client_address)
         except Exception:
+            self.waiting.pop(request, None)
             self._slots.release()
             raise
 
@@ -1668,7 +1676,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a document, or say why not."""
-        path, _, query = self.path.partition("?")
+        # A proxy's way to ask has the host in front.
+        path, _, query = re.sub("^http://[^/]*", "", self.path).partition("?")
         if not self._may_ask():
             self._send(401, "text/plain", b"login needed\r\n")
             return
@@ -1812,11 +1821,15 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+# Names and IPv4 addresses (what is between dots is 1 to 63 long), IPv6 addresses.
+HOST = re.compile("[A-Za-z0-9_-]{1,63}([.][A-Za-z0-9_-]{1,63}){0,9}|[0-9A-Fa-f:]*::?[0-9A-Fa-f:.]*")
+
+
 def _host(text: str) -> str:
-    if text and not re.fullmatch("[A-Za-z0-9._:-]{1,253}", text):
-        raise ValueError("is no address: give a name or an IP address and nothing else")
-    if text.count(":") == 1:
+    if re.fullmatch("[^:/]*:[0-9]+", text):
         raise ValueError("has a port in it: give that in 'port'")
+    if text and not HOST.fullmatch(text):
+        raise ValueError("is no address: give a name or an IP address and nothing else")
     return text
 
 
@@ -1985,7 +1998,7 @@ def lasting_mac() -> str:
 OK, WARNING, FAILED = "ok     ", "WARNING", "FAILED "
 Finding = Tuple[str, str]  # one of the three, and what was found and what to do
 # A line of ESPEasy's own log: "3612 : Info  : WD   : Uptime 1 ..."
-LOG_TEXT = re.compile(b"[A-Za-z]{2,} *: [ -~]")
+LOG_TEXT = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
 
 def link_findings(meter: Meter, raw: bytes, now: float) -> List[Finding]:
@@ -2094,7 +2107,11 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
     except OSError as error:
         told = "port %d cannot be had (%s): if that is not ecolinky itself, change"
         told = told % (http["port"], plain_reason(error))
-        print("%s %s [http] port" % (WARNING, told))
+        if error.errno == errno.EADDRINUSE:
+            print("%s %s [http] port" % (WARNING, told))
+        else:
+            works = False
+            print("%s %s [http] address or port" % (FAILED, told))
     if http["address"] not in ("0.0.0.0", "::"):
         ours = http["address"]
     told = 'in Domoticz, hardware "Eco Devices": address %s, port %d'
@@ -2682,18 +2699,17 @@ def save_memory() -> None:
 
 
 class Signals:
-    """SIGINT and SIGTERM, for one to wait for; within it they interrupt nothing.
+    """SIGINT and SIGTERM, for one to wait for; from then on they interrupt nothing.
 
     The C handler itself writes to a socket: a wait for a lock can miss a signal that
     comes just before it, and an exception may come in the midst of anything.
     """
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
     def __enter__(self) -> "Signals":
         self._waiting, self._told = socket.socketpair()
         self._told.setblocking(False)
-        self._before = [signal.signal(each, self._note) for each in self.NUMBERS]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
         signal.set_wakeup_fd(self._told.fileno())
         return self
 
@@ -2707,8 +2723,6 @@ class Signals:
 
     def __exit__(self, *exception: Any) -> None:
         signal.set_wakeup_fd(-1)
-        for number, handler in zip(self.NUMBERS, self._before):
-            signal.signal(number, handler)
         self._waiting.close()
         self._told.close()
 
@@ -2780,6 +2794,11 @@ def serve(
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(0)
+    except BrokenPipeError:  # as in --check | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

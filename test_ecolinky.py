@@ -736,6 +736,10 @@ class Decoding(MeterCase):
         for data in (good[1:-1], b"\x0b" + good[1:-1], good[1:-1] + b"\x0c"):
             self.assertEqual(("BASE", "010151175"), ecolinky.decode_group(data))
 
+    def test_the_labels_of_the_first_frame_alone_are_known(self):
+        self.feed(historic())
+        self.assertEqual(dict(historic()), self.meter.labels)
+
     def test_a_damaged_group_costs_that_group_and_keeps_its_last_good_value(self):
         self.feed(historic(), historic())
         data = frame(historic(papp="00850", IINST="004"))
@@ -3904,6 +3908,24 @@ class CheckTest(unittest.TestCase):
         data = historic_frame(*[pair for pair in HC if pair[0] not in ("PTEC", "HCHP")])
         self.assertFinds(1, "missing: HCHP, PTEC:", script=frames(data))
 
+    def test_an_endless_frame_is_judged_in_no_time(self):
+        started = time.monotonic()
+        self.assertFinds(1, "it is text, but no TIC", script=frames(b"A" * 4096, 0.0))
+        self.assertLess(time.monotonic() - started, 5)
+
+    def test_noise_is_not_taken_for_telnet(self):
+        rng = random.Random(4)
+        for _ in range(50):
+            noise = bytes(rng.randrange(256) for _ in range(20000))
+            self.assertEqual("noise", ecolinky.diagnose(noise))
+
+    def test_an_address_that_is_not_ours_is_a_failure(self):
+        failing = mock.Mock(side_effect=OSError(99, "Cannot assign requested address"))
+        with mock.patch("ecolinky.Server", failing):
+            self.assertFinds(
+                1, "[http] address", script=frames(HC_FRAME), seconds=10.0
+            )
+
     def test_a_taken_http_port_is_a_warning(self):
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
@@ -3916,6 +3938,35 @@ class CheckTest(unittest.TestCase):
                 seconds=10.0,
                 http_port=port,
             )
+
+
+class ProgramStartTest(unittest.TestCase):
+    def test_files_in_the_current_directory_are_never_run(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("socket.py", "runpy.py", "calendar.py"):
+                with open(os.path.join(folder, name), "w") as file:
+                    file.write("raise SystemExit(3)")
+            run = subprocess.run(
+                [sys.executable, PROGRAM, "--version"],
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        self.assertEqual((0, b""), (run.returncode, run.stderr))
+
+    def test_output_that_nobody_reads_gives_no_traceback(self):
+        with open(os.devnull) as nothing:
+            process = subprocess.Popen(
+                [sys.executable, PROGRAM, "--demo", "--check"],
+                stdin=nothing,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        process.stdout.close()
+        error = process.stderr.read()
+        process.stderr.close()
+        self.assertEqual(1, process.wait(30))
+        self.assertEqual(b"", error)
 
 
 ########################################################################################
