@@ -558,12 +558,15 @@ class Meter:
             self._buffer = parts.pop()
             for place in range(0, len(parts), 2):
                 self._mark(parts[place], parts[place + 1], now)
-        while len(self._buffer) > self.LONGEST:
+        taken = 0
+        while len(self._buffer) - taken > self.LONGEST:
             # No mark in sight: take what there is, up to the last whole group.
-            head = self._buffer[: self.LONGEST]
+            head = self._buffer[taken : taken + self.LONGEST]
             end = max(head.rfind(b"\r"), head.rfind(b"\n"), head.rfind(b"\x8d")) + 1
-            self._buffer = self._buffer[end or self.LONGEST :]
+            taken += end or self.LONGEST
             self._frame(head[: end or self.LONGEST], False, now)
+        if taken:
+            self._buffer = self._buffer[taken:]
 
     def disconnected(self) -> None:
         """Note that the link ended: what comes next does not continue what came."""
@@ -2617,6 +2620,7 @@ poll();
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        """Exit with 2 and one line."""
         self.exit(2, "ecolinky: %s; see --help\n" % message)
 
 
