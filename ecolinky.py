@@ -1627,7 +1627,12 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which can hang."""
+        """Bind without HTTPServer's look-up of the host's name, which can hang.
+
+        Connections get room for a few answers only: a client that asks and never reads
+        then waits, instead of keeping us at work.
+        """
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
@@ -2726,6 +2731,9 @@ class Signals:
         self._waiting.recv(1)
 
     def __exit__(self, *exception: Any) -> None:
+        # Not the defaults: another signal on the way out is one too many.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         self._waiting.close()
         self._told.close()
