@@ -1810,9 +1810,6 @@ class Discovery(threading.Thread):
 # Configuration
 ########################################################################################
 
-DEFAULT_PORT = 8888
-
-
 class ConfigError(Exception):
     """What is wrong with the configuration and what to do, in one line."""
 
