@@ -911,10 +911,10 @@ def diagnose(sample: bytes) -> str:
 # Store: the one place that threads share
 ########################################################################################
 
-# What a reader publishes of its input, never changed afterwards.  fields as Meter
-# returns them and time when they were true; injection likewise, {} while a meter that
-# injects has nothing fresh, None of one that does not; status for /ecolinky.json.
-Snapshot = namedtuple("Snapshot", "source timeout fields injection time status")
+# What a reader publishes of an input, never changed afterwards: fields as Meter returns
+# them and time when they were true; status for /ecolinky.json, None of the injection
+# that is shown as input 2, which has no meter of its own.
+Snapshot = namedtuple("Snapshot", "source timeout fields time status")
 
 
 class Store:
@@ -944,17 +944,11 @@ class Store:
 def served(
     snapshots: Dict[int, Snapshot], now: float
 ) -> Dict[int, Optional[Dict[str, Any]]]:
-    """Return what each input shows now: fields, None if stale, EMPTY if not there.
-
-    Where no second input is configured, it shows what the first meter injects, once
-    that is known.
-    """
+    """Return what each input shows now: fields, None if stale, EMPTY if not there."""
     inputs = {1: None, 2: EMPTY}  # type: Dict[int, Optional[Dict[str, Any]]]
-    for number, snapshot in sorted(snapshots.items()):
+    for number, snapshot in snapshots.items():
         fresh = snapshot.fields and now - snapshot.time <= snapshot.timeout
         inputs[number] = snapshot.fields if fresh else None
-        if number == 1 and snapshot.injection is not None and 2 not in snapshots:
-            inputs[2] = (snapshot.injection or None) if fresh else None
     return inputs
 
 
@@ -1045,7 +1039,11 @@ def document(
     live = any(fields and fields is not EMPTY for fields in inputs.values())
     t1, t2 = teleinfo_tags(1, shown[1]), teleinfo_tags(2, shown[2])
     if name == "/status.xml":
-        return 200, XML, xml_document(status_tags(shown, box, local))
+        # Domoticz gives the total of both inputs one and the same device, and decides
+        # by this tag alone whether to read input 2 (EcoDevices.cpp): it never may.
+        # Input 2 is input 1 of a box of its own, on the second port.
+        tags = dict(status_tags(shown, box, local), T2_PTEC=NO_PERIOD)
+        return 200, XML, xml_document(list(tags.items()))
     if name == "cmd=20":
         day = {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
         return 200, JSON, json_document(day)
@@ -1080,11 +1078,21 @@ DOCUMENTS = (
 
 
 class Box:
-    """The Eco-Devices that is shown: its name, its inputs, its answers to paths."""
+    """An Eco-Devices that is shown: its name, its inputs, its answers to paths.
 
-    def __init__(self, store: Store, hostname: str, mac: str, port: int) -> None:
-        self.store = store
-        self.tags = {"config_hostname": hostname, "config_mac": mac, "http_port": port}
+    `ports` are those of all boxes: the first shows both inputs.  The second, there when
+    input 2 is, shows that as its input 1, under a name and a MAC address of its own.
+    """
+
+    def __init__(
+        self, store: Store, hostname: str, mac: str, ports: List[int], second: bool
+    ) -> None:
+        self.store, self.ports, self.second = store, ports, second
+        if second:
+            hostname = hostname[:30] + "-2"
+            mac = "%s%02x" % (mac[:-2], int(mac[-2:], 16) ^ 1)
+        self.tags = dict(config_hostname=hostname, config_mac=mac)  # type: Dict
+        self.tags["http_port"] = ports[second]
         self.started = time.monotonic()
         # What the answers were made of, and the answers made so far, by path.
         self._answers = ((), {})  # type: Tuple[tuple, Dict[str, Answer]]
@@ -1106,6 +1114,8 @@ class Box:
         if name not in DOCUMENTS:
             return None
         inputs = served(snapshots, now)
+        if self.second:
+            inputs = {1: inputs[2], 2: EMPTY}
         minute = int(time.time() // 60)
         made_of = (version, minute, inputs[1] is None, inputs[2] is None)
         before, answers = self._answers
@@ -1122,6 +1132,8 @@ class Box:
         live = served(snapshots, now)
         inputs = []
         for number, snapshot in sorted(snapshots.items()):
+            if snapshot.status is None:
+                continue
             fields = live[number]
             status = dict(snapshot.status)
             age = now - snapshot.time
@@ -1131,14 +1143,14 @@ class Box:
                 state="live" if fields else status["state"],
                 age=round(age, 1) if age < math.inf else None,
                 fields=fields,
-                injection=(snapshot.injection or None) if fields else None,
+                injection=status["injection"] if fields else None,
             )
             inputs.append(status)
         return {
             "version": __version__,
             "uptime": round(now - self.started),
             "hostname": self.tags["config_hostname"],
-            "port": self.tags["http_port"],
+            "ports": self.ports,
             "inputs": inputs,
         }
 
@@ -1197,6 +1209,20 @@ class Closed(OSError):
         return "the ESP closed the connection"
 
 
+class Flood(OSError):
+    """Many bytes without one valid group: closed, so that what waits in the kernel
+    does not keep the true meter's values away.
+    """
+
+    def __init__(self, sample: bytes) -> None:
+        super().__init__()
+        self.sample = sample
+
+    def __str__(self) -> str:
+        hint = HINTS[diagnose(self.sample)]
+        return "64 KiB without a valid group, connection closed: " + hint
+
+
 class Reader(threading.Thread):
     """Reads one input for as long as the program lives, and publishes it.
 
@@ -1209,9 +1235,9 @@ class Reader(threading.Thread):
     PAUSES = (1.0, 10.0)
     PAUSE_GROWTH = 1.25
     CHUNK = 4096
-    BREATH = 0.05  # after a full chunk: no serial line brings so much so fast
     BRIEF = 60.0  # a connection that the ESP ends sooner may be another client's doing
     PATIENCE = 20.0  # seconds of bytes without a valid group before it is said
+    FLOOD = 65536  # bytes without a valid group: no meter sends that
 
     def __init__(
         self,
@@ -1222,6 +1248,7 @@ class Reader(threading.Thread):
         store: Store,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
+        injection: Optional[bool] = None,
     ) -> None:
         name = "teleinfo%d" % number
         super().__init__(name=name, daemon=True)
@@ -1230,6 +1257,8 @@ class Reader(threading.Thread):
         self.meter = Meter(timeout)
         self.connections = 0
         self._store, self._stop_event, self._clock = store, stop, clock
+        # Is what this meter injects shown as input 2; None: that is another meter's.
+        self._injection, self._injection_said = injection, injection is None
         self._lines = Lines()
         self._history = History()
         self._socket = None  # type: Optional[socket.socket]
@@ -1287,7 +1316,7 @@ class Reader(threading.Thread):
                     self._take_frames(self._clock())
 
     def _read_all(self, connection: socket.socket, started: float) -> None:
-        sample, since = b"", self._clock()
+        sample, since, unread = b"", self._clock(), 0
         frames = self.meter.frames
         while not self._stop_event.is_set():
             try:
@@ -1299,18 +1328,18 @@ class Reader(threading.Thread):
                 raise Closed()
             self.meter.feed(data, now)
             if self.meter.frames != frames:
-                frames, sample, since = self.meter.frames, b"", now
+                frames, sample, since, unread = self.meter.frames, b"", now, 0
                 if now - started > self.BRIEF:
                     self._brief = 0
                 self._take_frames(now)
             else:
+                unread += len(data)
+                if unread > self.FLOOD:
+                    raise Flood(sample)
                 sample = (sample + data)[-1024:]
                 if now - since > self.PATIENCE:
                     self._unreadable(sample, now)
                     since = now
-            if len(data) == self.CHUNK:
-                # Whatever floods us is to wait, not the HTTP side.
-                self._stop_event.wait(self.BREATH)
 
     def _take_frames(self, now: float) -> None:
         """Publish what new frames brought, and say what changed by them."""
@@ -1323,6 +1352,7 @@ class Reader(threading.Thread):
             if self._brief < 3:
                 self._pause = self.PAUSES[0]
             self._say_received(fields)
+            self._say_injection()
             self._complete = now
         elif now - self._complete > self.PATIENCE:
             self._incomplete(now)
@@ -1348,10 +1378,13 @@ class Reader(threading.Thread):
                 "connections": self.connections,
             },
             "history": {"step": History.STEP, "power": self._history.means(now)},
+            "injection": meter.injection(now),
         }
-        injection = meter.injection(now) or ({} if "EAIT" in meter.labels else None)
-        snapshot = (self.source, meter.timeout, fields, injection, meter.fresh, status)
-        self._store.publish(self.number, Snapshot(*snapshot))
+        snapshot = Snapshot(self.source, meter.timeout, fields, meter.fresh, status)
+        self._store.publish(self.number, snapshot)
+        if self._injection:
+            snapshot = snapshot._replace(fields=status["injection"], status=None)
+            self._store.publish(2, snapshot)
         return fields
 
     # ---- what is said ----
@@ -1367,6 +1400,25 @@ class Reader(threading.Thread):
                 *shown
             )
             self._lines.forget("away", "unreadable", "incomplete")
+
+    def _say_injection(self) -> None:
+        """Say once where the setting and what the meter sends do not go together."""
+        injects = "EAIT" in self.meter.labels
+        if self._injection_said or (not injects and self.meter.frames < 20):
+            return
+        self._injection_said = injects or bool(self._injection)
+        if injects and not self._injection:
+            log.info(
+                "%s: this meter also says what it injects (EAIT): to show that as a"
+                " second box, set injection = yes in [teleinfo2]",
+                self.name,
+            )
+        elif self._injection and not injects:
+            log.warning(
+                "%s: injection = yes, but the meter sends no EAIT: nothing is served as"
+                " input 2; a Linky sends it in standard mode, to who has a contract",
+                self.name,
+            )
 
     def _warn(self, kind: str, now: float, line: str, *args: Any) -> None:
         self._lines.say(logging.WARNING, kind, now, line, self.name, self.source, *args)
@@ -1458,7 +1510,8 @@ class DemoMeter:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.baud = 9600 if mode == "standard" else 1200
-        self._energy = {"low": 12345678.0, "high": 23456789.0}  # Wh
+        # Wh; the third one is injected.
+        self._energy = {"low": 12345678.0, "high": 23456789.0, "injected": 4567890.0}
         self._time = 0.0
 
     @staticmethod
@@ -1469,13 +1522,21 @@ class DemoMeter:
         power += 1800 if now % 1700 > 1250 and now % 40 < 25 else 0
         return int(power)
 
+    @staticmethod
+    def sun(now: float) -> int:
+        """Return what the roof gives at `now` seconds, in VA: two minutes in five."""
+        return 1500 if now % 300 >= 180 else 0
+
     def frame(self, now: float) -> bytes:
         """Return the frame that the meter sends at `now` seconds."""
         power = self.power(now)
         low = now % 1800 < 600  # ten minutes cheap, twenty dear
+        running = "low" if low else "high"
+        if self.mode == "standard":
+            power -= self.sun(now)
+            running = running if power >= 0 else "injected"
         if self._time:
-            grown = power * (now - self._time) / 3600
-            self._energy["low" if low else "high"] += grown
+            self._energy[running] += abs(power) * (now - self._time) / 3600
         self._time = now
         index = {name: "%09d" % energy for name, energy in self._energy.items()}
         groups = getattr(self, "_" + self.mode.replace("-", "_"))(power, low, index)
@@ -1518,7 +1579,7 @@ class DemoMeter:
         amperes = [power / MAINS_VOLTS * share + 1 for share in (0.5, 0.3, 0.2)]
         return (
             [("ADCO", "041620123456"), ("OPTARIF", "BASE"), ("ISOUSC", "20")]
-            + [("BASE", "%09d" % sum(self._energy.values())), ("PTEC", "TH..")]
+            + [("BASE", "%09d" % (self._energy["low"] + self._energy["high"])), ("PTEC", "TH..")]
             + [("IINST%d" % phase, "%03d" % amperes[phase - 1]) for phase in (1, 2, 3)]
             + [("IMAX%d" % phase, "060") for phase in (1, 2, 3)]
             + [("PMAX", "06030"), ("PAPP", "%05d" % power), ("HHPHC", "A")]
@@ -1537,9 +1598,11 @@ class DemoMeter:
             + [(label, "%09d" % value) for label, value in zip(EASF, easf)]
             + [("EASD01", index["low"]), ("EASD02", index["high"])]
             + [("EASD03", "000000000"), ("EASD04", "000000000")]
-            + [("IRMS1", "%03d" % (power / MAINS_VOLTS + 0.5)), ("URMS1", "231")]
-            + [("PREF", "06"), ("PCOUP", "06"), ("SINSTS", "%05d" % power)]
+            + [("EAIT", index["injected"])]
+            + [("IRMS1", "%03d" % (abs(power) / MAINS_VOLTS + 0.5)), ("URMS1", "231")]
+            + [("PREF", "06"), ("PCOUP", "06"), ("SINSTS", "%05d" % max(0, power))]
             + [("SMAXSN", stamp, "04730"), ("SMAXSN-1", stamp, "05120")]
+            + [("SINSTI", "%05d" % max(0, -power))]
             + [("CCASN", stamp, "00452"), ("CCASN-1", stamp, "00487")]
             + [("UMOY1", stamp, "231"), ("STGE", "003A%X001" % (running - 1 << 2 & 15))]
             + [("MSG1", "PAS DE          MESSAGE         ")]
@@ -1850,9 +1913,12 @@ def _mac(text: str) -> str:
     return text.lower().replace("-", ":")
 
 
-def _username(text: str) -> str:
-    if ":" in text:
-        raise ValueError("has a colon in it: choose a name without")
+def _login(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._~-]*", text):
+        raise ValueError(
+            "has other characters than A-Z a-z 0-9 . _ ~ -: choose another, Domoticz"
+            " writes it into an address as it is"
+        )
     return text
 
 
@@ -1872,12 +1938,13 @@ def _level(text: str) -> str:
 _INPUT = {"host": (_host, ""), "port": (_port, "8888"), "timeout": (_seconds, "30")}
 OPTIONS = {
     "teleinfo1": _INPUT,
-    "teleinfo2": _INPUT,
+    "teleinfo2": dict(_INPUT, injection=(_yes_no, "no")),
     "http": {
         "address": (_host, "0.0.0.0"),
         "port": (_port, "4000"),
-        "username": (_username, ""),
-        "password": (str, ""),
+        "second_port": (_port, "4001"),
+        "username": (_login, ""),
+        "password": (_login, ""),
     },
     "ecodevice": {
         "hostname": (_box_name, "ecolinky"),
@@ -1943,7 +2010,16 @@ def parse_settings(text: str, name: str, needs_host: bool = True) -> Settings:
             "%s: [teleinfo1] host is missing: give the ESP8266's address,"
             " as in host = 192.168.1.50" % name
         )
-    http = settings["http"]
+    http, second = settings["http"], settings["teleinfo2"]
+    if second["host"] and second["injection"]:
+        raise ConfigError(
+            "%s: [teleinfo2] has both host and injection = yes: keep one of them" % name
+        )
+    if (second["host"] or second["injection"]) and http["port"] == http["second_port"]:
+        raise ConfigError(
+            "%s: [http] port and second_port are both %d: give two different ones"
+            % (name, http["port"])
+        )
     if bool(http["username"]) != bool(http["password"]):
         there, missing = "username", "password"
         if http["password"]:
@@ -1981,6 +2057,13 @@ def read_settings(path: str, needs_host: bool = True) -> Settings:
     except UnicodeDecodeError:
         text = content.decode("latin-1")  # an old Notepad's é in a comment
     return parse_settings(text, path, needs_host)
+
+
+def ports_of(settings: Settings) -> List[int]:
+    """Return the HTTP ports: the second box is there when input 2 is."""
+    http, second = settings["http"], settings["teleinfo2"]
+    both = [http["port"], http["second_port"]]
+    return both if second["host"] or second["injection"] else both[:1]
 
 
 def lasting_mac() -> str:
@@ -2105,22 +2188,25 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
             works = works and all(kind != FAILED for kind, _ in findings)
             for kind, told in findings:
                 print("%s %s: %s" % (kind, name, told))
-    try:
-        address = (http["address"], http["port"])
-        Server(address, Box(Store(), "", "", 0), None).server_close()
-        print("%s port %d is free" % (OK, http["port"]))
-    except OSError as error:
-        told = "port %d cannot be had (%s): if that is not ecolinky itself, change"
-        told = told % (http["port"], plain_reason(error))
-        if error.errno == errno.EADDRINUSE:
-            print("%s %s [http] port" % (WARNING, told))
-        else:
-            works = False
-            print("%s %s [http] address or port" % (FAILED, told))
+    ports = ports_of(settings)
+    for port in ports:
+        try:
+            address = (http["address"], port)
+            Server(address, Box(Store(), "", "", [port], False), None).server_close()
+            print("%s port %d is free" % (OK, port))
+        except OSError as error:
+            told = "port %d cannot be had (%s): if that is not ecolinky itself, change"
+            told = told % (port, plain_reason(error))
+            if error.errno == errno.EADDRINUSE:
+                print("%s %s [http] port" % (WARNING, told))
+            else:
+                works = False
+                print("%s %s [http] address or port" % (FAILED, told))
     if http["address"] not in ("0.0.0.0", "::"):
         ours = http["address"]
-    told = 'in Domoticz, hardware "Eco Devices": address %s, port %d'
-    print(OK, told % (ours or "of this machine", http["port"]))
+    for port, which in zip(ports, ("", ", for input 2")):
+        told = 'in Domoticz, hardware "Eco Devices": address %s, port %d%s'
+        print(OK, told % (ours or "of this machine", port, which))
     print("Values would be served." if works else "No value would be served.")
     return 0 if works else 1
 
@@ -2563,7 +2649,7 @@ function paint() {
   document.title = power + " VA \xb7 ecolinky";
   $("domoticz").hidden = false;
   write($("host"), location.hostname);
-  write($("port"), String(data.port));
+  write($("port"), data.ports.join(", "));
   write($("tail"), "ecolinky " + data.version + say(", en marche depuis ", ", up for ")
     + last(data.uptime));
 }
@@ -2680,6 +2766,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         demo.append(simulated)
         inputs = default_settings()
         inputs["teleinfo1"].update(host="127.0.0.1", port=simulated.port)
+        inputs["teleinfo2"]["injection"] = settings["teleinfo2"]["injection"]
         settings.update(teleinfo1=inputs["teleinfo1"], teleinfo2=inputs["teleinfo2"])
     if options.check:
         for thread in demo:
@@ -2749,23 +2836,27 @@ def serve(
     http, device = settings["http"], settings["ecodevice"]
     store = Store()
     mac = device["mac"] or lasting_mac()
-    box = Box(store, device["hostname"], mac, http["port"])
     login = login_of(http["username"], http["password"])
-    try:
-        server = Server((http["address"], http["port"]), box, login)
-    except (OSError, UnicodeError) as error:
-        print(
-            "ecolinky: cannot serve on %s port %d (%s): is ecolinky already running? is"
-            " [http] address this machine's?"
-            % (http["address"], http["port"], plain_reason(error)),
-            file=sys.stderr,
-        )
-        return 1
-    answering = threading.Thread(target=server.serve_forever, name="http", daemon=True)
-    threads = threads + [answering]
+    ports, servers = ports_of(settings), []  # type: List[int], List[Server]
+    for second, port in enumerate(ports):
+        box = Box(store, device["hostname"], mac, ports, bool(second))
+        try:
+            servers.append(Server((http["address"], port), box, login))
+        except (OSError, UnicodeError) as error:
+            print(
+                "ecolinky: cannot serve on %s port %d (%s): is ecolinky already running?"
+                " is [http] address this machine's?"
+                % (http["address"], port, plain_reason(error)),
+                file=sys.stderr,
+            )
+            return 1
+    threads = threads + [
+        threading.Thread(target=server.serve_forever, name="http", daemon=True)
+        for server in servers
+    ]
     if device["discovery"]:
         try:
-            threads.append(Discovery(box, stop))
+            threads.append(Discovery(servers[0].box, stop))
         except OSError as error:
             log.warning(
                 "discovery: UDP port %d cannot be had (%s): clients must be told the"
@@ -2773,18 +2864,23 @@ def serve(
                 Discovery.PORT,
                 plain_reason(error),
             )
+    first, second = settings["teleinfo1"], settings["teleinfo2"]
+    shown = None if second["host"] else second["injection"]
     readers = [
-        Reader(number, each["host"], each["port"], each["timeout"], store, stop)
-        for number, each in ((1, settings["teleinfo1"]), (2, settings["teleinfo2"]))
+        Reader(
+            number, each["host"], each["port"], each["timeout"], store, stop,
+            injection=shown if number == 1 else None,
+        )
+        for number, each in ((1, first), (2, second))
         if each["host"]
     ]
     save_memory()
     with Signals() as signals:
         log.info(
-            "ecolinky %s serves %s on port %d of %s",
+            "ecolinky %s serves %s on port %s of %s",
             __version__,
             what,
-            http["port"],
+            " and ".join(str(port) for port in ports),
             "all addresses" if http["address"] == "0.0.0.0" else http["address"],
         )
         for thread in threads + readers:
@@ -2792,8 +2888,9 @@ def serve(
         signals.wait()
         log.info("ecolinky stops")
         stop.set()
-        server.shutdown()
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
         for reader in readers:
             reader.close()
         for thread in threads + readers:

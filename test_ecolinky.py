@@ -1412,7 +1412,6 @@ class QuickReader(ecolinky.Reader):
     CONNECT_TIMEOUT = 1.0
     SILENCE = 0.15
     PAUSES = (0.01, 0.08)
-    BREATH = 0.005
     PATIENCE = 0.1
 
 
@@ -1582,7 +1581,7 @@ class ReaderTest(unittest.TestCase):
         noise = random.Random(1)
         kinds = {
             "noise": (bytes(noise.randrange(256) for _ in range(997)), "no text"),
-            "flood": (b"A" * 65536, "text, but no TIC"),
+            "flood": (b"A" * 65536, "64 KiB without a valid group"),
             "endless frame": (b"\x02" + b"ABCDEFG 123 " * 90, "text, but no TIC"),
             "NUL": (b"\0" * 500, "no text"),
             "FF": (b"\xff" * 500, "no text"),
@@ -1608,28 +1607,15 @@ class ReaderTest(unittest.TestCase):
                 self.assertLessEqual(longest, 4096 + 2048)
                 self.assertEqual(self.shown(), None)
                 self.assertEqual(len(logs.records), 1)
-                self.assertIn("bytes arrive", logs.output[0])
                 self.assertIn(hint, logs.output[0])
                 self.assertTrue(reader.is_alive())
 
-    def test_a_flood_is_made_to_wait_and_costs_little(self):
-        class Calm(QuickReader):
-            BREATH = ecolinky.Reader.BREATH
-
-        reads = []
-
-        class Counting(ecolinky.Meter):
-            def feed(self, data, now):
-                reads.append(len(data))
-                super().feed(data, now)
-
-        esp = self.esp(frames(b"A" * 65536, 0.0))
-        with mock.patch("ecolinky.Meter", Counting):
-            self.read(esp.port, kind=Calm)
-        started = time.monotonic()
-        wait_for(lambda: len(reads) >= 10)
-        self.assertGreaterEqual(time.monotonic() - started, 8 * Calm.BREATH)
-        self.assertLessEqual(max(reads), Calm.CHUNK)
+    def test_a_flood_is_closed_and_the_meter_behind_it_is_served(self):
+        esp = self.esp(frames(b"A" * 65536, 0.0), frames(HC_FRAME))
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            self.read(esp.port)
+            self.assertEqual(wait_for(self.shown), live())
+        self.assertIn("64 KiB without a valid group", logs.output[0])
 
     def test_http_answers_beside_a_flood(self):
         esp = self.esp(frames(b"\x02" + b"A" * 65535, 0.0))
@@ -1642,14 +1628,6 @@ class ReaderTest(unittest.TestCase):
                 self.assertLess(time.monotonic() - started, 0.5)
                 self.assertEqual(answer.status, 200)
                 self.assertIn(b"<T1_PTEC>----</T1_PTEC>", answer.body)
-
-    def test_values_come_after_hours_of_garbage_on_the_same_connection(self):
-        def script(esp, connection):
-            connection.sendall(b"\x02" + b"\xff\0A \r\x7f" * 50000)
-            frames(HC_FRAME)(esp, connection)
-
-        self.read(self.esp(script).port)
-        self.assertEqual(wait_for(self.shown), live())
 
     def test_an_eviction_is_said_and_the_pause_grows(self):
         esp = self.esp(once(HC_FRAME * 3))
@@ -1707,7 +1685,6 @@ class ReaderTest(unittest.TestCase):
         class Slow(QuickReader):
             PAUSES = (30.0, 30.0)
             SILENCE = 30.0
-            BREATH = 30.0
 
         scripts = {
             "reading": frames(HC_FRAME),
@@ -1874,9 +1851,9 @@ def basic(username, password):
 
 
 @contextlib.contextmanager
-def running_server(store, username="", password=""):
+def running_server(store, username="", password="", second=False):
     """Serve the store on a free port and yield the port."""
-    box = ecolinky.Box(store, "ecolinky", MAC, 4000)
+    box = ecolinky.Box(store, "ecolinky", MAC, [4000, 4001], second)
     login = ecolinky.login_of(username, password)
     server = ecolinky.Server(("127.0.0.1", 0), box, login)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -1889,12 +1866,12 @@ def running_server(store, username="", password=""):
         thread.join()
 
 
-def publish(store, number=1, fields=None, age=0.0, timeout=30.0, injection=None):
+def publish(store, number=1, fields=None, age=0.0, timeout=30.0):
     """Publish what a reader would; fields None is an input that never was live."""
     store.publish(
         number,
         ecolinky.Snapshot(
-            "esp:8888", timeout, fields, injection, time.monotonic() - age, {}
+            "esp:8888", timeout, fields, time.monotonic() - age, {"injection": None}
         ),
     )
 
@@ -2098,14 +2075,6 @@ class DocumentsTest(HttpTest):
                     self.assertEqual(values["T2_" + tag], "0", tag)
             self.assertEqual(len(values["T2_HHPHC"]), 1)
             self.assertRegex(values["T2_MOTDETAT"], "^[0-9]{6}$")
-
-    def test_an_input_that_injects_shows_it_on_the_second(self):
-        injected = live(OPTARIF="BASE", PTEC="TH..", BASE=671631, HCHC=0, HCHP=0)
-        publish(self.store, fields=live(), injection=injected)
-        values = self.values(T2)
-        self.assertEqual((values["T2_PTEC"], values["T2_BASE"]), ("TH..", "671631"))
-        publish(self.store, fields=live(), injection=injected, age=31)
-        self.assertEqual(self.tags(T2, 503), [])
 
     def assert_stale(self, number):
         """Assert that an input shows nothing, in the way that each client needs."""
@@ -2349,7 +2318,7 @@ class ProtocolTest(HttpTest):
                 self.wfile.closed = False
                 self.wfile.write = lambda data: (sends.append(bytes(data)), write(data))
 
-        box = ecolinky.Box(self.store, "ecolinky", MAC, 4000)
+        box = ecolinky.Box(self.store, "ecolinky", MAC, [4000], False)
         with mock.patch("ecolinky.Handler", Counting):
             server = ecolinky.Server(("127.0.0.1", 0), box, None)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -2635,8 +2604,14 @@ class LoadTest(HttpTest):
 HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
 DEFAULTS = {
     "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0},
-    "teleinfo2": {"host": "", "port": 8888, "timeout": 30.0},
-    "http": {"address": "0.0.0.0", "port": 4000, "username": "", "password": ""},
+    "teleinfo2": {"host": "", "port": 8888, "timeout": 30.0, "injection": False},
+    "http": {
+        "address": "0.0.0.0",
+        "port": 4000,
+        "second_port": 4001,
+        "username": "",
+        "password": "",
+    },
     "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
     "log": {"level": "info"},
 }
@@ -2683,8 +2658,12 @@ class SettingsTest(unittest.TestCase):
 
     def test_the_shipped_ini_shows_every_key_and_its_second_input_works(self):
         text = re.sub(r"(?m)^#(?=\[|\w+ =)", "", self.shipped())
-        settings = self.read(text)
+        self.assertIn("keep one of them", self.error(text))
+        settings = self.read(text.replace("injection = yes", "injection = no"))
         self.assertNotEqual(settings["teleinfo2"]["host"], "")
+        same = text.replace("host = 192.168.1.51\n", "").replace("= 4001", "= 4000")
+        self.assertIn("both 4000", self.error(same))
+        self.assertTrue(self.read(same.replace("= 4000", "= 4009", 1))["teleinfo2"])
         for section, keys in DEFAULTS.items():
             self.assertIn("[%s]\n" % section, text)
             for key in keys:
@@ -2698,7 +2677,7 @@ class SettingsTest(unittest.TestCase):
             "[teleinfo1]\nhost = linky.lan\nport = 23\ntimeout = 12.5\n"
             "[teleinfo2]\nhost = fe80::1\nport = 65535\ntimeout = 600\n"
             "[http]\naddress = 127.0.0.1\nport = 1\n"
-            "username = moi\npassword = a%b;c#d:é \"'\n"
+            "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n"
             "[ecodevice]\nhostname = Maison-2\nmac = 02-AB-cd-10-00-01\n"
             "discovery = Yes\n"
             "[log]\nlevel = DEBUG\n"
@@ -2707,12 +2686,18 @@ class SettingsTest(unittest.TestCase):
             settings,
             {
                 "teleinfo1": {"host": "linky.lan", "port": 23, "timeout": 12.5},
-                "teleinfo2": {"host": "fe80::1", "port": 65535, "timeout": 600.0},
+                "teleinfo2": {
+                    "host": "fe80::1",
+                    "port": 65535,
+                    "timeout": 600.0,
+                    "injection": False,
+                },
                 "http": {
                     "address": "127.0.0.1",
                     "port": 1,
+                    "second_port": 2,
                     "username": "moi",
-                    "password": "a%b;c#d:é \"'",
+                    "password": "a.B_c~d-9",
                 },
                 "ecodevice": {
                     "hostname": "Maison-2",
@@ -2772,7 +2757,7 @@ class SettingsTest(unittest.TestCase):
             ("teleinfo1", "host", ("a b", '"a"', "http://a", "a;b"), "IP address"),
             ("teleinfo1", "host", ("192.168.1.50:8888",), "'port'"),
             ("http", "address", ("not here", "a/24"), "IP address"),
-            ("http", "username", ("a:b",), "without"),
+            ("http", "username", ("a:b", "a b", "é"), "Domoticz"),
         ):
             for value in wrong:
                 with self.subTest(section=section, key=key, value=value):
@@ -2832,7 +2817,7 @@ class SettingsTest(unittest.TestCase):
                 self.assertIn(told, self.error(text))
 
     def test_a_file_saved_by_notepad_is_accepted(self):
-        text = "# réglages\n" + HOST + "[http]\npassword = é\nusername = è\n"
+        text = "# réglages\n" + HOST + "[http]\npassword = e\nusername = e\n"
         for content in (
             b"\xef\xbb\xbf" + text.encode("utf-8"),
             text.replace("\n", "\r\n").encode("utf-8"),
@@ -2843,7 +2828,7 @@ class SettingsTest(unittest.TestCase):
         ):
             settings = self.read(content)
             self.assertEqual(settings["teleinfo1"]["host"], "192.168.1.50")
-            self.assertEqual(settings["http"]["password"], "é")
+            self.assertEqual(settings["http"]["password"], "e")
 
     def test_a_file_that_is_no_plain_text_is_refused_clearly(self):
         for content in (
@@ -3236,10 +3221,13 @@ class DomoticzCase(HttpTest):
         self.domoticz = DomoticzClient(self.port)
 
     def stored(self, meter, now):
-        """Return what Domoticz stores of a meter, through the real HTTP server."""
-        injection = meter.injection(now)
-        publish(self.store, 1, meter.fields(now), 0.0, 30.0, injection)
-        return self.domoticz.poll()
+        """Return what Domoticz stores of a meter, through the real HTTP servers."""
+        publish(self.store, 1, meter.fields(now))
+        publish(self.store, 2, meter.injection(now))
+        stored = self.domoticz.poll()
+        with running_server(self.store, second=True) as port:
+            second = DomoticzClient(port).poll()
+        return {**stored, **{2: second[1] for _ in second}}
 
     def after(self, *sent):
         """Return what Domoticz stores after the frames, one each two seconds."""
@@ -3257,12 +3245,24 @@ class DomoticzTest(DomoticzCase):
         self.assertEqual(self.domoticz.poll(), {})
         self.assertEqual(self.domoticz.asked, ["/status.xml"])
 
-    def test_both_inputs_are_stored(self):
-        publish(self.store, 1, live())
-        publish(self.store, 2, live(ADCO="021728999999", HCHP=5))
-        stored = self.domoticz.poll()
-        self.assertEqual(stored[1]["indexes"], {"HCHC": 12345678, "HCHP": 23456789})
-        self.assertEqual(stored[2]["indexes"], {"HCHC": 12345678, "HCHP": 5})
+    def test_two_inputs_are_two_boxes_that_never_meet(self):
+        other = live(OPTARIF="BASE", PTEC="TH..", BASE=5, HCHC=0, HCHP=0, PAPP=7)
+        with running_server(self.store, second=True) as port:
+            boxes = [self.domoticz, DomoticzClient(port)]
+            for first, second in ((1, 1), (1, 0), (0, 1), (0, 0), (1, 1)):
+                publish(self.store, 1, live() if first else None)
+                publish(self.store, 2, other if second else None)
+                stored = [box.poll() for box in boxes]
+                self.assertEqual([len(each) for each in stored], [first, second])
+                for each, tag in zip(stored, ("HCHC", "BASE")):
+                    self.assertTrue(all(tag in one["indexes"] for one in each.values()))
+        self.assertEqual([box.hostname for box in boxes], ["ecolinky", "ecolinky-2"])
+        # Other clients keep inputs apart: they find input 2 on the first port too.
+        values = self.values(T2)
+        self.assertEqual((values["T2_PTEC"], values["T2_BASE"]), ("TH..", "5"))
+        self.assertEqual(self.values("/globalstatus.xml")["T2_PTEC"], "TH..")
+        status = self.values("/status.xml")
+        self.assertEqual((status["T2_PTEC"], status["T2_PAPP"]), ("----", "7"))
 
     def test_off_peak_hours(self):
         self.assertEqual(
@@ -3332,7 +3332,6 @@ class DomoticzTest(DomoticzCase):
         self.assertEqual((first["power"], first["load"]), (7600, [110]))
         self.assertTrue(first["overload"])
         self.assertEqual(stored[2]["indexes"], {"BASE": 4321})
-        self.assertEqual((stored[2]["option"], stored[2]["power"]), ("BASE", 0))
 
     def test_every_demonstration_in_simulated_time(self):
         options = {"tempo": "TEMPO", "three-phase": "BASE"}
@@ -3489,7 +3488,7 @@ class DiscoveryTest(unittest.TestCase):
     def discovery(self, name="ecolinky", port=4000):
         """Start a Discovery on a free port of loopback and return it."""
         stop = threading.Event()
-        box = ecolinky.Box(ecolinky.Store(), name, MAC, port)
+        box = ecolinky.Box(ecolinky.Store(), name, MAC, [port], False)
         discovery = ecolinky.Discovery(box, stop, ("127.0.0.1", 0))
         discovery.start()
         self.addCleanup(discovery.join, 5)
@@ -3550,7 +3549,7 @@ class DiscoveryTest(unittest.TestCase):
 
     def test_a_taken_port_is_an_error_that_main_can_tell(self):
         taken = self.discovery().port
-        box = ecolinky.Box(ecolinky.Store(), "ecolinky", MAC, 4000)
+        box = ecolinky.Box(ecolinky.Store(), "ecolinky", MAC, [4000], False)
         with self.assertRaises(OSError):
             ecolinky.Discovery(box, threading.Event(), ("127.0.0.1", taken))
 
@@ -3762,7 +3761,7 @@ class ClientsTest(unittest.TestCase):
         stop, store = threading.Event(), ecolinky.Store()
         publish(store, fields=live())
         with running_server(store) as port:
-            box = ecolinky.Box(store, "ecolinky", MAC, port)
+            box = ecolinky.Box(store, "ecolinky", MAC, [port], False)
             discovery = ecolinky.Discovery(box, stop, ("127.0.0.1", 0))
             discovery.start()
             self.addCleanup(discovery.join, 5)
