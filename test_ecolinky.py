@@ -1,9 +1,7 @@
 """The tests of ecolinky and its benchmarks: standard library, loopback, no fixed port.
 
-    python3 -m unittest                                            the tests
-    python3 test_ecolinky.py bench                                 speed, size, latency
-    python3 test_ecolinky.py bench damage [--seed N] [--frames N]  false indexes: none
-    python3 test_ecolinky.py bench soak [--minutes N]              an ESP that fails
+    python3 -m unittest
+    python3 test_ecolinky.py bench [speed | damage [--seed N --frames N] | soak]
 
 The encoder here is the tests' own, so that the program does not check itself.  With
 ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a browser fail where it is
@@ -20,7 +18,6 @@ import contextlib
 import glob
 import html
 import http.client
-import http.server
 import io
 import json
 import logging
@@ -30,6 +27,7 @@ import random
 import re
 import signal
 import socket
+import socketserver
 import statistics
 import struct
 import subprocess
@@ -80,10 +78,7 @@ XML_PATHS = ("/status.xml", T1, T2, "/teleinfo.xml", "/globalstatus.xml")
 PATHS = XML_PATHS + (CMD10, CMD20)
 
 
-########################################################################################
-# Truth: simulated meters, written apart from the program so that it does not check
-# itself
-########################################################################################
+######## Truth: simulated meters, written apart from the program so that it does not check 
 
 
 def group(label, data, stamp=None, separator=" "):
@@ -104,8 +99,6 @@ class House:
     """A simulated meter that knows what it sent; kinds are those of KINDS."""
 
     KINDS = ("hc", "tempo", "three-phase", "standard", "standard three-phase tempo")
-    TEMPO = ("BBRHCJB", "BBRHPJB", "BBRHCJW", "BBRHPJW", "BBRHCJR", "BBRHPJR")
-    TEMPO_PTEC = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
 
     def __init__(self, kind, rng):
         self.kind, self.rng, self.now = kind, rng, 1000.0
@@ -136,42 +129,29 @@ class House:
     def _digits(self):
         return ["%09d" % energy for energy in self.energy]
 
-    def _hc(self):
-        low, high = self._digits()
+    def _historic(self, option, labels, ptec, more=()):
         return [
-            ("ADCO", self.identity), ("OPTARIF", "HC.."), ("ISOUSC", "45"),
-            ("HCHC", low), ("HCHP", high),
-            ("PTEC", ("HC..", "HP..")[self.running]),
+            ("ADCO", self.identity), ("OPTARIF", option), ("ISOUSC", "45"),
+            *zip(labels, self._digits()), ("PTEC", ptec), *more,
             ("IINST", "%03d" % (self.power / 230 + 0.5)), ("IMAX", "090"),
             ("PAPP", "%05d" % (self.power // 10 * 10)), ("HHPHC", "A"),
             ("MOTDETAT", "000000"),
         ]
+
+    def _hc(self):
+        ptec = ("HC..", "HP..")[self.running]
+        return self._historic("HC..", ("HCHC", "HCHP"), ptec)
 
     def _tempo(self):
-        groups = self._hc_of_six()
-        groups[3:5] = list(zip(self.TEMPO, self._digits()))
-        return groups
-
-    def _hc_of_six(self):
-        return [
-            ("ADCO", self.identity), ("OPTARIF", "BBR("), ("ISOUSC", "45"), (), (),
-            ("PTEC", self.TEMPO_PTEC[self.running]), ("DEMAIN", "----"),
-            ("IINST", "%03d" % (self.power / 230 + 0.5)), ("IMAX", "090"),
-            ("PAPP", "%05d" % (self.power // 10 * 10)), ("HHPHC", "Y"),
-            ("MOTDETAT", "000000"),
-        ]
+        ptec = BBR[self.running][3:]
+        return self._historic("BBR(", BBR, ptec, [("DEMAIN", "----")])
 
     def _three_phase(self):
+        groups = self._historic("BASE", ("BASE",), "TH..")
         amperes = [self.power / 230 * share + 0.5 for share in (0.5, 0.3, 0.2)]
-        return [
-            ("ADCO", self.identity), ("OPTARIF", "BASE"), ("ISOUSC", "20"),
-            ("BASE", self._digits()[0]), ("PTEC", "TH.."),
-            ("IINST1", "%03d" % amperes[0]), ("IINST2", "%03d" % amperes[1]),
-            ("IINST3", "%03d" % amperes[2]), ("IMAX1", "060"), ("IMAX2", "060"),
-            ("IMAX3", "060"), ("PMAX", "06030"),
-            ("PAPP", "%05d" % (self.power // 10 * 10)), ("HHPHC", "A"),
-            ("MOTDETAT", "000000"), ("PPOT", "00"),
-        ]
+        groups[5:7] = [("IINST%d" % n, "%03d" % amperes[n - 1]) for n in (1, 2, 3)]
+        groups[8:8] = [("IMAX%d" % n, "060") for n in (1, 2, 3)] + [("PMAX", "06030")]
+        return groups + [("PPOT", "00")]
 
     def _standard(self):
         three = "three" in self.kind
@@ -209,24 +189,17 @@ class House:
         """Return the indexes that a true answer of this frame shows, by tag."""
         values = {each[0]: each[1] for each in groups}
         if not self.standard:
-            tags = ("BASE", "HCHC", "HCHP") + self.TEMPO
+            tags = ["BASE", "HCHC", "HCHP"] + BBR
             return {tag: int(values[tag]) for tag in tags if tag in values}
         easf = [int(values["EASF%02d" % n]) for n in range(1, 11)]
         if "tempo" in self.kind:
-            return dict(zip(self.TEMPO, easf))
+            return dict(zip(BBR, easf))
         return {"HCHC": sum(easf[0::2]), "HCHP": sum(easf[1::2])}
 
 
-########################################################################################
-# Damage: what lines, ESPs and networks do to the bytes
-########################################################################################
+######## Damage: what lines, ESPs and networks do to the bytes #########################
 
 CUT = object()  # a connection cut: what comes next is a new one
-
-
-def no_damage(rng, data):
-    """Leave the bytes as they are."""
-    return [], [data]
 
 
 def _edited(data, edits):
@@ -281,23 +254,21 @@ def swallowed_line_ends(rng, data):
     return _edited(data, {place: b"" for place in ends if rng.random() < 0.1})
 
 
-class LostRuns:
-    """Lose runs of up to 400 bytes, into the next frame."""
+def lost_runs():
+    """Return a damage that loses runs of up to 400 bytes, into the next frame."""
+    left = [0]
 
-    __name__ = "lost runs"
-
-    def __init__(self):
-        self._left = 0
-
-    def __call__(self, rng, data):
-        lost = list(range(min(self._left, len(data))))
-        self._left -= len(lost)
-        if not self._left and rng.random() < 0.4:
-            start = rng.randrange(len(data))
-            run = rng.randint(1, 400)
+    def damage(rng, data):
+        lost = list(range(min(left[0], len(data))))
+        left[0] -= len(lost)
+        if not left[0] and rng.random() < 0.4:
+            start, run = rng.randrange(len(data)), rng.randint(1, 400)
             lost += range(start, min(start + run, len(data)))
-            self._left = max(0, start + run - len(data))
+            left[0] = max(0, start + run - len(data))
         return _edited(data, {place: b"" for place in lost})
+
+    damage.__name__ = "lost runs"
+    return damage
 
 
 def cut_connections(rng, data):
@@ -315,15 +286,14 @@ def damages():
     rates = [flips(10.0 ** -power) for power in (5, 4, 3, 2)]
     return rates + [
         dropped_bytes, doubled_bytes, truncated_frames, swallowed_line_ends,
-        LostRuns(), cut_connections,
+        lost_runs(), cut_connections,
     ]
 
 
 class Tally:
     """What became of the groups of one class of damage."""
 
-    SHOWN = ("false index", "falls", "false other", "false PAPP", "PAPP frames",
-             "never sent")
+    SHOWN = ("false index", "falls", "false PAPP", "PAPP frames", "never sent")
     HEAD = "%-22s %8s %9s %7s %8s %8s %8s" % (
         "damage", "frames", "intact", "used", "checksum", "form", "implaus."
     ) + "".join(" %11s" % name for name in SHOWN)
@@ -333,22 +303,11 @@ class Tally:
 
     def row(self):
         """Return one line of the table."""
-        count = self.counts
-        share = 100.0 * count["used"] / max(1, count["intact"])
-        cells = (self.name, count["frames"], count["intact"], share)
-        refused = tuple(count[why] for why in ("checksum", "form", "implausible"))
-        row = "%-22s %8d %9d %6.2f%% %8d %8d %8d" % (cells + refused)
-        return row + "".join(" %11d" % count[name] for name in self.SHOWN)
-
-
-OTHER_FORMS = {
-    "PTEC": r"(TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR])",
-    "OPTARIF": r"(BASE|HC\.\.|EJP\.|BBR.)",
-    "DEMAIN": "(----|BLEU|BLAN|ROUG)",
-    "MOTDETAT": "[0-9]{6}",
-    "HHPHC": ".",
-    "ADCO": "[0-9A-Z ]{11,14}",
-}
+        shown = ("frames", "intact", "checksum", "form", "implausible") + self.SHOWN
+        cells = [self.counts[name] for name in shown]
+        cells.insert(2, 100.0 * self.counts["used"] / max(1, self.counts["intact"]))
+        return "%-22s %8d %9d %6.2f%% %8d %8d %8d" % (self.name, *cells[:6]) + "".join(
+            " %11d" % cell for cell in cells[6:])
 
 
 def run_damage(kind, damage, frames, rng, tally):
@@ -442,16 +401,9 @@ def check_served(fields, truth, sent, last, recent, tally):
         count["false PAPP"] += last.get("PAPP") != fields["PAPP"]
         count["PAPP frames"] += 1
     last["PAPP"] = fields["PAPP"]
-    for tag, value in fields.items():
-        if tag in OTHER_FORMS:
-            count["false other"] += not re.match(OTHER_FORMS[tag] + "$", value)
-        else:
-            count["false other"] += type(value) is not int or value < 0
 
 
-########################################################################################
-# The meter: decode, guard, translate
-########################################################################################
+######## The meter: decode, guard, translate ###########################################
 
 
 def historic(papp="00790", base="000063207", **others):
@@ -561,40 +513,16 @@ class Decoding(MeterCase):
             verdict = ecolinky.decode_group(group(label, data)[1:-1])
             self.assertEqual((None, "form"), verdict)
 
-    def test_a_label_outside_the_specification_is_skipped(self):
-        self.feed(historic(TENSION="230"), historic(TENSION="230"))
-        self.assertServes(BASE=63207)
-        self.assertNotIn("TENSION", self.meter.labels(self.now))
-        self.assertFalse(any(self.meter.decoder.refused.values()))
-
     def test_any_chunk_boundary_gives_the_same_values(self):
         for groups in (historic(), standard()):
-            data = encoded(groups) * 3
-            whole = ecolinky.Meter()
-            whole.feed(data, 1.0)
-            self.assertIsNotNone(whole.fields(1.0))
-            for place in range(1, len(data)):
+            data, answers = encoded(groups) * 3, []
+            for size in [len(data), 1] + list(range(2, len(data))):
                 meter = ecolinky.Meter()
-                meter.feed(data[:place], 1.0)
-                meter.feed(data[place:], 1.0)
-                self.assertEqual(whole.fields(1.0), meter.fields(1.0), place)
-            meter = ecolinky.Meter()
-            for byte in data:
-                meter.feed(bytes([byte]), 1.0)
-            self.assertEqual(whole.fields(1.0), meter.fields(1.0))
-
-    def test_a_start_at_any_byte_of_a_frame_serves_only_what_was_sent(self):
-        for groups in (historic(), standard()):
-            data = encoded(groups)
-            expected = ecolinky.Meter()
-            expected.feed(data * 4, 1.0)
-            for place in range(len(data)):
-                meter = ecolinky.Meter()
-                for rest in (data[place:], data, data):
-                    meter.feed(rest, 1.0)
-                    fields = meter.fields(1.0)
-                    self.assertIn(fields, (None, expected.fields(1.0)))
-                self.assertIsNotNone(fields, "two whole frames are enough")
+                for place in range(0, len(data), size):
+                    meter.feed(data[place : place + size], 1.0)
+                answers.append(meter.fields(1.0))
+            self.assertIsNotNone(answers[0])
+            self.assertEqual([answers[0]] * len(answers), answers)
 
     def test_what_stands_around_frames_and_groups_costs_nothing(self):
         data = encoded(historic())
@@ -607,6 +535,7 @@ class Decoding(MeterCase):
             "0C": data.replace(b"\r\nHHPHC", b"\x0c\r\nHHPHC"),
             "08": data.replace(b"\r\nHHPHC", b"\x08\r\nHHPHC"),
             "CR as LF, no ETX": data[:-1].replace(b"\r", b"\n"),
+            "unknown label": data.replace(b"\nPAPP", group("TENSION", "230") + b"\nPAPP"),
             "8N1": bytes(b | (bin(b).count("1") % 2) << 7 for b in data),
         }.items():
             with self.subTest(case):
@@ -619,13 +548,6 @@ class Decoding(MeterCase):
     def test_eot_discards_the_frame(self):
         self.feed(historic(), historic(), encoded(historic(papp="05000"))[:-1] + b"\x04")
         self.assertServes(PAPP=790)
-
-    def test_a_damaged_group_costs_that_group_and_keeps_its_last_good_value(self):
-        self.feed(historic(), historic())
-        data = encoded(historic(papp="00850", IINST="004"))
-        self.feed(data.replace(b"00850", b"00950"))
-        self.assertServes(PAPP=790, IINST=4)
-        self.assertEqual(1, self.meter.decoder.refused["checksum"])
 
     def test_the_checksum_of_older_meters_covers_the_space_before_it(self):
         def old(label, data):
@@ -645,12 +567,6 @@ class Decoding(MeterCase):
             meter.disconnected()
             meter.feed(encoded(other)[place:], 2.0)
             self.assertIsNone(meter.fields(2.0))
-
-    def test_two_half_groups_never_make_one(self):
-        self.feed(historic(), historic(), encoded(historic(base="024678449"))[:50])
-        self.meter.disconnected()
-        self.feed(b"450 X\r", historic(), historic())
-        self.assertServes(BASE=63207)
 
     def test_whole_groups_before_a_lost_connection_are_used(self):
         data = encoded(historic(papp="00850", IINST="004"))
@@ -706,6 +622,8 @@ class Translation(MeterCase):
             (standard(SINSTS=None, SMAXSN=None, SINST1="00777", SMAXN=("02300", stamp)),
              dict(PAPP=777, IMAX=10)),
             (standard(NTARF=None, LTARF="    INCONNU     "), dict(PTEC="HP..")),
+            (standard(NGTF="     TEMPO      ", LTARF="    HP  ROUGE   ", NTARF=None,
+                      STGE=None), dict(OPTARIF="BBR(", PTEC="HPJR")),
         ):
             with self.subTest(expected):
                 self.afresh(groups, groups)
@@ -747,13 +665,6 @@ class Translation(MeterCase):
                 self.assertServes(OPTARIF=option, PTEC=period)
                 fields = self.meter.fields(self.now)
                 self.assertEqual(6105, sum(fields[tag] for tag in INDEX_TAGS))
-
-    def test_tempo_without_ntarf_goes_by_its_words(self):
-        for word, period in (("HP  ROUGE", "HPJR"), ("HC  BLANC", "HCJW")):
-            groups = standard(NGTF="     TEMPO      ", LTARF=word.center(16),
-                              NTARF=None, STGE=None)
-            self.afresh(groups, groups)
-            self.assertServes(OPTARIF="BBR(", PTEC=period)
 
     def test_injection_is_an_input_of_its_own(self):
         self.feed(standard(), standard())
@@ -822,14 +733,6 @@ class Freshness(MeterCase):
         self.feed(*[spoilt] * 20)
         self.assertServes(PAPP=690, BASE=63207)
 
-    def test_a_label_that_is_not_read_for_minutes_is_not_known_any_more(self):
-        self.feed(historic(DEMAIN="BLEU"), historic(DEMAIN="BLEU"))
-        self.assertServes(DEMAIN="BLEU")
-        self.feed(*[historic()] * 160)
-        self.assertServes(DEMAIN="----")
-        self.feed(*[frame(historic(BASE=None))] * 160)
-        self.assertServesNothing()
-
     def test_a_three_phase_meter_is_never_shown_as_single_phase(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
         data = encoded(groups).replace(b"IRMS2", b"IRMS7")
@@ -866,12 +769,6 @@ class Freshness(MeterCase):
 
 
 class Guard(MeterCase):
-    def test_an_index_that_moves_is_served_when_the_next_frame_confirms_it(self):
-        self.feed(historic(), historic(), historic(base="000063210"))
-        self.assertServes(BASE=63207)
-        self.feed(historic(base="000063213"))
-        self.assertServes(BASE=63210)
-
     def test_a_false_index_with_a_right_checksum_is_never_served(self):
         for base in ("900063207", "000063204", "000093207", "000063237", "000063208"):
             self.afresh(historic(), historic(), historic(base=base))
@@ -886,13 +783,7 @@ class Guard(MeterCase):
             self.assertServes(BASE=shown)
         self.feed(*[historic(base="000063206")] * 6)
         self.assertServes(BASE=63207)
-
-    def test_a_false_index_that_repeats_a_few_times_is_not_served(self):
-        self.feed(historic(), historic(), *[historic(base="900063207")] * 5)
-        self.assertServes(BASE=63207)
-        self.assertLess(4, self.meter.guard.implausible)
-        self.feed(historic(base="000063215"), historic(base="000063216"))
-        self.assertServes(BASE=63215)
+        self.assertLess(6, self.meter.guard.implausible)
 
     def test_a_wrong_value_that_was_served_is_replaced_within_ten_clean_frames(self):
         self.feed(*[historic(base="900063207")] * 3)
@@ -931,31 +822,6 @@ class Guard(MeterCase):
         self.afresh(historic(), historic(), damaged(papp="04900", IINST="010"))
         self.assertServes(PAPP=790)
 
-    def test_a_start_on_a_damaged_frame_serves_the_truth_within_four_clean_frames(self):
-        for label, data in (
-            ("ADCO", "027811420828"), ("base", "900063207"), ("papp", "09999"),
-        ):
-            self.afresh(historic(**{label: data}))
-            for count in range(4):
-                self.assertIn(self.served("BASE"), [None] + list(range(63207, 63220)))
-                self.feed(historic(base="%09d" % (63207 + 3 * count)))
-            self.assertServes(ADCO="027811420827", PAPP=790)
-            self.assertLessEqual(63210, self.served("BASE"))
-
-    def test_a_replaced_meter_is_served_within_ten_frames_and_never_mixed(self):
-        self.feed(*[historic()] * 5)
-        answers = []
-        for count in range(10):
-            base = "%09d" % (12 + 3 * count)
-            self.feed(historic(ADCO="091600000001", base=base, papp="01234"))
-            fields = self.meter.fields(self.now)
-            answers.append(fields and (fields["ADCO"], fields["BASE"], fields["PAPP"]))
-        for answer in answers:
-            if answer not in (None, ("027811420827", 63207, 790)):
-                self.assertEqual(("091600000001", 1234), (answer[0], answer[2]))
-                self.assertIn(answer[1], range(12, 42))
-        self.assertEqual("091600000001", answers[-1][0])
-
     def test_another_identity_is_held_back_until_it_has_come_three_times(self):
         other = historic(ADCO="027811420828", papp="05555")
         self.feed(*[historic()] * 3, other, historic(), other, other)
@@ -974,15 +840,10 @@ class Guard(MeterCase):
             (hc, tempo, dict(OPTARIF="BBR(", BBRHCJB=1000, BBRHPJB=2000, HCHC=0)),
             (historic(), hc, dict(OPTARIF="HC..", HCHC=1000, BASE=0)),
             (historic(), standard(), dict(OPTARIF="HC..", HCHC=1000, HHPHC="0")),
-            (standard(), historic(), dict(OPTARIF="BASE", BASE=63207)),
+            (standard(), historic(), dict(OPTARIF="BASE", BASE=63207, HCHC=0)),
         ):
-            self.afresh(*[before] * 3)
-            for _ in range(10):
-                self.feed(after)
-                fields = self.meter.fields(self.now) or {}
-                shown = {tag: fields.get(tag) for tag in INDEX_TAGS}
+            self.afresh(*[before] * 3 + [after] * 10)
             self.assertServes(**expected)
-            self.assertEqual(shown, {tag: self.served(tag) for tag in INDEX_TAGS})
 
     def test_in_standard_mode_easf_that_do_not_add_up_to_east_are_refused(self):
         self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
@@ -990,16 +851,6 @@ class Guard(MeterCase):
         self.assertLess(0, self.meter.guard.implausible)
         self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
         self.assertServes(HCHP=2016)  # it ticked in between
-
-    def test_an_index_under_load_advances_though_one_group_is_always_damaged(self):
-        for label in ("ISOUSC", "HHPHC", "IINST"):
-            self.setUp()
-            for count in range(40):
-                data = encoded(historic(base="%09d" % (63207 + 7 * count)))
-                place = data.index(label.encode()) + 1 if count > 3 else -1
-                data = data[:place] + b"~" + data[place + 1 :] if place > 0 else data
-                self.feed(data)
-            self.assertServes(BASE=63207 + 7 * 38)
 
     def test_a_burst_after_a_stalled_network_is_plausible(self):
         self.feed(historic(), historic())
@@ -1015,25 +866,14 @@ class Guard(MeterCase):
                 for kind in House.KINDS:
                     run_damage(kind, damage, 60, rng, total)
         self.assertEqual(2 * 10 * 5 * 60, total.counts["frames"])
-        for key in ("false index", "falls", "false other"):
+        for key in ("false index", "falls"):
             self.assertEqual(0, total.counts[key], key)
         self.assertLess(total.counts["false PAPP"], 3)
         self.assertLess(0.95 * total.counts["intact"], total.counts["used"])
 
-    def test_thirty_days_of_frames_are_served_without_growing(self):
-        base, meter = 63207.0, ecolinky.Meter()
-        for minute in range(30 * 24 * 60):
-            base += 1200 / 60
-            data = encoded(historic(base="%09d" % base, papp="01200"))
-            meter.feed(data + data, 60.0 * minute)
-            if minute % 1440 == 0 and minute:
-                self.assertEqual(int(base), meter.fields(60.0 * minute)["BASE"])
-        self.assertLess(len(meter.guard.readings), 12)
 
 
-########################################################################################
-# What the tests serve and ask
-########################################################################################
+######## What the tests serve and ask ##################################################
 
 
 def pairs(text):
@@ -1053,7 +893,7 @@ TEMPO_3 = pairs("ADCO 021728123458|OPTARIF BBR(|ISOUSC 20|BBRHCJB 000000011|"
 OLD_BASE = pairs("ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
                  "IINST 004|IMAX 016|MOTDETAT 000000")  # no power, as in the first years
 HC_FRAME = frame(HC)
-SUN = [each for each in standard(EAIT="000671631", SINSTI="01840")]
+SUN = standard(EAIT="000671631", SINSTI="01840")
 
 
 def changed(groups, **changes):
@@ -1113,18 +953,14 @@ def ask(port, path, method="GET", headers=None):
 
 def talk(port, request):
     """Send raw bytes and return all raw bytes that come back."""
-    received = b""
+    received = []
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
-            while True:
-                piece = connection.recv(65536)
-                if not piece:
-                    break
-                received += piece
-    return received
+            received += iter(lambda: connection.recv(65536), b"")
+    return b"".join(received)
 
 
 def basic(login):
@@ -1153,55 +989,36 @@ def publish(store, number=1, fields=None, age=0.0, timeout=30.0):
     store.publish(number, ecolinky.Snapshot("esp:8888", timeout, fields, when, status))
 
 
-########################################################################################
-# The reader against an ESP8266 that misbehaves
-########################################################################################
+######## The reader against an ESP8266 that misbehaves #################################
 
 
-class FakeEsp(threading.Thread):
+class FakeEsp(socketserver.ThreadingTCPServer):
     """An ESP8266's serial server; what it does to each client in turn is a script.
 
     A script is called as script(esp, connection); when it returns the connection is
     closed.  The last script serves all later clients too.
     """
 
+    allow_reuse_address = daemon_threads = True
+
     def __init__(self, *scripts, port=0):
-        super().__init__(daemon=True)
         self.scripts, self.connections = list(scripts), 0
         self.over = threading.Event()
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", port))
-        self._listener.listen(8)
-        self._listener.settimeout(0.02)
-        self._threads = []
-        self.port = self._listener.getsockname()[1]
-        self.start()
+        super().__init__(("127.0.0.1", port), None)
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
-    def run(self):
-        while not self.over.is_set():
-            try:
-                connection = self._listener.accept()[0]
-            except socket.timeout:
-                continue
-            connection.settimeout(5)
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            thread.daemon = True
-            self._threads.append(thread)
-            thread.start()
-        self._listener.close()
-
-    def _serve(self, connection):
+    def finish_request(self, request, client_address):
         script = self.scripts[min(self.connections, len(self.scripts) - 1)]
         self.connections += 1
-        with connection, contextlib.suppress(OSError):
-            script(self, connection)
+        request.settimeout(5)
+        with contextlib.suppress(OSError):
+            script(self, request)
 
     def close(self):
         self.over.set()
-        self.join(5)
-        for thread in self._threads:
-            thread.join(5)
+        self.shutdown()
+        self.server_close()
 
 
 def frames(data, every=0.004):
@@ -1286,16 +1103,6 @@ class ReaderTest(EspCase):
                 self.assertEqual(wait_for(self.shown), live())
                 wait_for(lambda: esp.connections >= 3)
 
-    def test_an_esp_that_comes_back_is_read_again(self):
-        port = free_port()
-        with self.assertLogs("ecolinky", "WARNING") as logs:
-            self.read(port)
-            wait_for(lambda: logs.records)
-        self.assertIn("allumé, mais rien n'écoute", logs.output[0])
-        self.assertIsNone(self.shown())
-        self.esp(frames(HC_FRAME), port=port)
-        self.assertEqual(wait_for(self.shown), live())
-
     def test_why_nothing_comes_is_said_in_french(self):
         for error, told in (
             (socket.gaierror(-2, "Name or service not known"), "nom inconnu"),
@@ -1304,26 +1111,8 @@ class ReaderTest(EspCase):
             (OSError(101, "Network is unreachable"), "n'est pas sur le réseau"),
             (OSError(5, "Input/output error"), "erreur 5 du système"),
         ):
-            with self.subTest(told), self.assertLogs("ecolinky", "WARNING") as logs:
-                with mock.patch("socket.create_connection", side_effect=error):
-                    reader = self.read(9)
-                    wait_for(lambda: logs.records)
-                    reader.stopped.set()
-                    reader.join(5)
-            self.assertIn(told, logs.output[0])
-            self.assertIn(told, reader.reason)
-            self.assertNotIn(str(error.args[-1]), logs.output[0])
-
-    def test_a_silent_esp_is_noticed_and_stale_at_the_timeout_then_back(self):
-        esp = self.esp(once(HC_FRAME * 3, silent=True), once(silent=True))
-        with self.assertLogs("ecolinky", "WARNING") as logs:
-            self.read(esp.port, timeout=0.3)
-            self.assertEqual(wait_for(self.shown), live())
-            wait_for(lambda: not self.shown())
-            wait_for(lambda: logs.records)
-        self.assertIn("aucun octet : mettre RX Receive Timeout à 0", logs.output[0])
-        esp.scripts[-1] = frames(HC_FRAME)
-        self.assertEqual(wait_for(self.shown), live())
+            self.assertIn(told, ecolinky.plain_reason(error))
+            self.assertNotIn(str(error.args[-1]), ecolinky.plain_reason(error))
 
     def test_a_stream_that_is_no_tic_is_said_and_harms_nobody(self):
         noise = random.Random(1)
@@ -1425,35 +1214,18 @@ class ReaderTest(EspCase):
 
     def test_the_history_is_one_mean_a_minute_with_gaps_and_bounded(self):
         now = [6000.0]
-        clock = mock.patch.object(QuickReader, "clock", staticmethod(lambda: now[0]))
-        with clock:
-            self.read(self.esp(frames(HC_FRAME)).port, timeout=1e9)
-            power = lambda: self.store.read()[1].status["history"]["power"]  # noqa: E731
-            wait_for(self.shown_at(now))
-            now[0] += 60
-            wait_for(lambda: power() == [690])
-            now[0] += 120
-            wait_for(lambda: len(power()) == 3)
-            self.assertEqual([690, 690, None], power())
+        with mock.patch.object(QuickReader, "clock", staticmethod(lambda: now[0])):
+            self.read(self.esp(frames(HC_FRAME)).port)
+            for minutes, power in ((0, []), (1, [690]), (2, [690, 690, None])):
+                now[0] += 60 * minutes
+                status = lambda: self.store.read()[1].status  # noqa: E731
+                wait_for(lambda: status()["history"]["power"] == power)
+                wait_for(lambda: status()["counters"]["frames"] > 50)
             now[0] += 60 * 1000
-            wait_for(lambda: len(power()) == 480)
-
-    def shown_at(self, now):
-        return lambda: ecolinky.served(self.store.read(), now[0])[1]
-
-    def test_one_input_failing_never_stales_the_other(self):
-        dead = self.esp(once(silent=True))
-        self.read(dead.port, number=1, timeout=0.3)
-        self.read(self.esp(frames(frame(EJP))).port, number=2, timeout=0.3)
-        wait_for(lambda: self.shown(2))
-        wait_for(lambda: dead.connections > 2)
-        self.assertIsNone(self.shown(1))
-        self.assertEqual(self.shown(2)["EJPHN"], 1234567)
+            wait_for(lambda: len(status()["history"]["power"]) == 480)
 
 
-########################################################################################
-# HTTP
-########################################################################################
+######## HTTP ##########################################################################
 
 
 class HttpCase(unittest.TestCase):
@@ -1499,24 +1271,18 @@ class DocumentsTest(HttpCase):
         wanted = set(STATUS_TAGS + tags_of(1) + tags_of(2)) | more
         self.assertEqual(wanted, set(everything))
 
-    def test_documents_show_the_values_and_numbers_are_plain(self):
+    def test_documents_show_the_values_and_every_number_is_plain(self):
         publish(self.store, 1, live())
         for path in XML_PATHS:
             for tag, text in self.tags(path):
-                if tag[3:] in TEXTS + ("HHPHC", "MOTDETAT") and tag[:2] in ("T1", "T2"):
-                    continue
                 if tag[:3] == "T1_":
                     self.assertEqual(text, str(live()[tag[3:]]))
-                elif re.match("T2_|meter|count|c[01]day|salr|dns", tag):
-                    self.assertEqual(text, "2" if tag == "meter0" and 0 else text)
+                elif re.match("meter|count|c[01]day|salr|dns|T2_(I|P[AP]|B|HC)", tag):
                     self.assertRegex(text, "^(0|[1-9][0-9]*)$", tag)
-        values = self.values("/status.xml")
-        self.assertEqual(values["version"], "1.05.25")
-        self.assertEqual(values["config_mac"], MAC)
-        self.assertEqual((values["http_port"], values["meter0"]), ("4000", "1"))
-        local = time.localtime()
-        self.assertRegex(values["date"], "^%d%02d%02d$" % (
-            local.tm_wday, local.tm_mday, local.tm_mon))
+        values, local = self.values("/status.xml"), time.localtime()
+        self.assertEqual((values["version"], values["config_mac"]), ("1.05.25", MAC))
+        date = "%d%02d%02d" % (local.tm_wday, local.tm_mday, local.tm_mon)
+        self.assertEqual((values["http_port"], values["date"]), ("4000", date))
         self.assertRegex(values["time0"], "^[0-2][0-9]:[0-5][0-9]$")
 
     def test_the_gauge_is_the_power_against_the_subscription(self):
@@ -1619,10 +1385,7 @@ class ProtocolTest(HttpCase):
             self.assertEqual(ask(self.port, path).status, 404, path)
         self.assertEqual(ask(self.port, "/status.xml?t=123").status, 200)
         self.assertEqual(ask(self.port, CMD10 + "&x=1").status, 200)
-
-    def test_other_methods_are_refused(self):
-        for method in ("POST", "PUT", "DELETE"):
-            self.assertEqual(ask(self.port, "/status.xml", method).status, 501)
+        self.assertEqual(ask(self.port, "/status.xml", "POST").status, 501)
 
     def test_a_connection_is_kept_and_requests_are_answered_in_order(self):
         request = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -1639,12 +1402,6 @@ class ProtocolTest(HttpCase):
             self.assertNotIn(b" 200 ", talk(self.port, request).partition(b"\r\n")[0])
             self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
-    def test_headers_and_body_leave_in_one_send(self):
-        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-            for _ in range(10):
-                connection.sendall(b"GET /status.xml HTTP/1.1\r\nHost: x\r\n\r\n")
-                self.assertTrue(connection.recv(65536).endswith(b"</response>\r\n"))
-
     def test_150_half_open_clients_do_not_keep_domoticz_waiting(self):
         half = []
         for number in range(150):
@@ -1657,13 +1414,6 @@ class ProtocolTest(HttpCase):
         for each in half:
             each.close()
 
-    def test_clients_that_vanish_in_mid_answer_leave_no_trace(self):
-        for _ in range(20):
-            with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-                linger = struct.pack("ii", 1, 0)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
-        self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
 
 class LoginTest(HttpCase):
@@ -1703,9 +1453,7 @@ class LoginTest(HttpCase):
         self.assertIn("mot de passe refusé à 127.0.0.1", logs.output[0])
 
 
-########################################################################################
-# Configuration and README
-########################################################################################
+######## Configuration and README ######################################################
 
 DEFAULTS = {
     "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0},
@@ -1718,26 +1466,20 @@ DEFAULTS = {
 HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
 BROKEN = (  # what stands in the ini, what the one line of error says
     ("", "host manque"),
-    ("[teleinfo1]\nhost =\n", "host manque"),
     ("host = 192.168.1.50\n", "ligne 1 : une [section] manque au-dessus"),
     ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1 : une [section] manque"),
     (HOST + "[http\nport = 80\n", "ligne 3 : "),
     (HOST + "port 8888\n", "ligne 3 : "),
-    (HOST + "hello\n", "ligne 3 : "),
     (HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
      "ligne 4 : host est déjà dans [teleinfo1] : ôter l'un des deux, ou le # resté"),
     (HOST + "[http]\n" + HOST, "ligne 4 : [teleinfo1] est déjà plus haut"),
     (HOST + "= 5\n", "ligne 3 : "),
     ("[teleinfo1]\nhots = 192.168.1.50\n", "hots est inconnu : il y a host, port"),
     (HOST + "[mqtt]\n", "[mqtt] est inconnu : il y a teleinfo1"),
-    (HOST + "[teleinfo3]\nhost = x\n", "[teleinfo3] est inconnu"),
     ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "donner une adresse ou un nom"),
-    ("[teleinfo1]\nhost = http://linky\n", "donner une adresse ou un nom"),
     (HOST + "port = 70000\n", "port = 70000 ne va pas : donner un nombre de 1 à 65535"),
     (HOST + "port = 8888 ; TCP\n", "donner un nombre"),
     (HOST + "timeout = 0\n", "donner un nombre"),
-    (HOST + "timeout = trente\n", "donner un nombre"),
-    (HOST + "[http]\nport = 40.5\n", "donner un nombre"),
     (HOST + "[http]\nusername = moi\n", "username et password : donner les deux"),
     (HOST + "[http]\npassword = moi\n", "username et password : donner les deux"),
     (HOST + "[http]\nusername = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ - : Domoticz"),
@@ -1809,33 +1551,26 @@ class SettingsTest(unittest.TestCase):
             "[teleinfo2]\nhost = 10.0.0.9\n[http]\naddress = 127.0.0.1\nport = 1\n"
             "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
             "hostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
-            "[log]\nlevel = DEBUG\n"
         )
-        for content in (
-            text.encode("utf-8"), b"\xef\xbb\xbf" + text.encode("utf-8"),
-            text.replace("\n", "\r\n").encode("cp1252"), text.encode("latin-1").rstrip(),
-        ):
+        http_expected = dict(address="127.0.0.1", port=1, second_port=2, username="moi",
+                             password="a.B_c~d-9")
+        for content in (b"\xef\xbb\xbf" + text.encode("utf-8"), text.encode("utf-8"),
+                        text.replace("\n", "\r\n").encode("cp1252")):
             settings = self.read(content)
             self.assertEqual(settings["teleinfo1"], dict(
                 host="linky.lan", port=23, timeout=12.5))
-            self.assertEqual(settings["http"], dict(
-                address="127.0.0.1", port=1, second_port=2, username="moi",
-                password="a.B_c~d-9"))
-            self.assertEqual(settings["ecodevice"]["hostname"], "Maison-2")
+            self.assertEqual(settings["http"], http_expected)
             self.assertIs(settings["ecodevice"]["discovery"], True)
             self.assertEqual(ecolinky.ports_of(settings), [1, 2])
 
     def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
-        mac = ecolinky.lasting_mac()
-        self.assertRegex(mac, "^02(:[0-9a-f]{2}){5}$")
-        self.assertEqual(mac, ecolinky.lasting_mac())
+        self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
         with mock.patch("builtins.open", side_effect=FileNotFoundError):
             made = []
             for name in ("pi", "nas", "pi"):
                 with mock.patch("socket.gethostname", return_value=name):
                     made.append(ecolinky.lasting_mac())
-        self.assertEqual(made[0], made[2])
-        self.assertNotEqual(made[0], made[1])
+        self.assertTrue(made[0] == made[2] != made[1])
 
 
 class ReadmeTest(unittest.TestCase):
@@ -1844,9 +1579,8 @@ class ReadmeTest(unittest.TestCase):
             self.text = file.read()
 
     def test_the_two_commands_are_at_its_top(self):
-        top = "\n".join(self.text.splitlines()[:25])
-        self.assertIn("\npython3 ecolinky.py --demo\n", top)
-        self.assertIn("\npython3 -m unittest\n", top)
+        for command in ("python3 ecolinky.py --demo", "python3 -m unittest"):
+            self.assertIn(command, self.text.splitlines()[:25])
 
     def test_its_troubleshooting_quotes_what_the_program_says(self):
         with open(PROGRAM, encoding="utf-8") as file:
@@ -1868,9 +1602,7 @@ class ReadmeTest(unittest.TestCase):
             self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
 
 
-########################################################################################
-# The program itself
-########################################################################################
+######## The program itself ############################################################
 
 MODES = ("historic", "standard", "tempo", "three-phase")
 
@@ -1884,13 +1616,13 @@ def esp_ini(*ports, more=""):
 class Program:
     """The real program as a subprocess, started as the README says."""
 
-    def __init__(self, ini, *arguments, http="", port=None, **environment):
-        self.port, self.second = port or free_port(), free_port()
+    def __init__(self, ini, *arguments, **environment):
+        self.port, self.second = free_port(), free_port()
         self._folder = tempfile.TemporaryDirectory()
         path = os.path.join(self._folder.name, "ecolinky.ini")
         with open(path, "w", encoding="utf-8") as file:
             file.write(ini + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-                       % (self.port, self.second) + http)
+                       % (self.port, self.second))
         self._output = open(os.path.join(self._folder.name, "output"), "w+b")
         self.process = subprocess.Popen(
             [sys.executable, PROGRAM, "--config", path] + list(arguments),
@@ -1992,19 +1724,12 @@ class ProgramTest(EspCase):
             taken.bind(("127.0.0.1", 0))
             taken.listen(1)
             port = taken.getsockname()[1]
-            for second in (False, True):
-                ini = "[teleinfo2]\ninjection = yes\n"
-                program = self.start(
-                    ini, "--demo", port=None if second else port,
-                    http="second_port = %d\n" % port if second else "",
-                ) if not second else self.taken_second(ini, port)
+            for ports in ([port, free_port()], [free_port(), port]):
+                with mock.patch(__name__ + ".free_port", side_effect=ports):
+                    program = self.start("[teleinfo2]\ninjection = yes\n", "--demo")
                 self.assertEqual(program.process.wait(10), 1)
                 self.assertRegex(program.output(), r"^ecolinky : port %d [^\n]* : déjà pris"
                                  r" : ecolinky tourne-t-il déjà \?[^\n]*\n$" % port)
-
-    def taken_second(self, ini, port):
-        with mock.patch(__name__ + ".free_port", side_effect=[free_port(), port]):
-            return self.start(ini, "--demo")
 
     def test_either_signal_ends_it_with_0_within_a_second(self):
         silent, off = self.esp(once(silent=True)).port, free_port()
@@ -2058,9 +1783,7 @@ class ProgramTest(EspCase):
                 self.assertEqual({}, second.poll())
 
 
-########################################################################################
-# Domoticz as a test sees it
-########################################################################################
+######## Domoticz as a test sees it ####################################################
 
 
 class DomoticzClient:
@@ -2076,16 +1799,13 @@ class DomoticzClient:
                "TEMPO": BBR}
     PERIODS = {"BASE": ("TH",), "HC": ("HC", "HP"), "EJP": ("HN", "PM"),
                "TEMPO": ("HC", "HP")}
-    COLOURS = {"B": "blue", "W": "white", "R": "red"}
-    TOMORROW = {"BLEU": "blue", "BLAN": "white", "ROUG": "red", "----": None}
 
     def __init__(self, port, login=""):
         self.port, self.headers = port, basic(login) if login else {}
-        self.hostname, self.asked, self.meters, self.last = None, [], set(), {}
+        self.hostname, self.meters, self.last = None, set(), {}
         self._power_seen = set()
 
     def _get(self, path):
-        self.asked.append(path)
         answer = ask(self.port, path, headers=self.headers)
         if answer.status != 200:
             raise OSError("status %d of %s" % (answer.status, path))
@@ -2130,11 +1850,10 @@ class DomoticzClient:
             if value < self.last.get((number, tag), 0):
                 raise AssertionError("%s fell" % tag)
             self.last[number, tag] = value
-        limit, tempo = amount["ISOUSC"], option == "TEMPO"
+        limit = amount["ISOUSC"]
         return {
             "meter": fields["ADCO"], "option": option, "period": period,
-            "today": self.COLOURS[fields["PTEC"][3]] if tempo else None,
-            "tomorrow": self.TOMORROW[fields["DEMAIN"]],
+            "today": fields["PTEC"][3], "tomorrow": fields["DEMAIN"],
             "indexes": indexes, "power": power, "phases": 3 if three else 1,
             "load": [100 * each // limit for each in currents] if limit else None,
             "overload": amount["ADPS"] > 0, "announced": amount["PEJP"] == 30,
@@ -2167,17 +1886,10 @@ class DomoticzTest(HttpCase):
         publish(self.store, 1, meter.fields(2.0 * len(sent)))
         return DomoticzClient(self.port).poll().get(1)
 
-    def test_nothing_is_asked_of_an_input_that_says_nothing(self):
-        publish(self.store)
-        publish(self.store, 2, live())  # of a second box, which it is to ask for that
-        domoticz = DomoticzClient(self.port)
-        self.assertEqual(domoticz.poll(), {})
-        self.assertEqual(domoticz.asked, ["/status.xml"])
-
     def test_what_domoticz_stores_of_each_tariff(self):
         hc = dict(indexes={"HCHC": 12345678, "HCHP": 23456789}, power=690, load=[10],
                   period="HP", overload=False, phases=1)
-        tempo = dict(option="TEMPO", today="white", tomorrow="red", phases=3, power=8050,
+        tempo = dict(option="TEMPO", today="W", tomorrow="ROUG", phases=3, power=8050,
                      indexes=dict(zip(BBR, (11, 22, 33, 44, 55, 66))), overload=True,
                      load=[50, 20, 105])
         for groups, expected in (
@@ -2197,16 +1909,6 @@ class CapturesTest(DomoticzTest):
     OPTIONS = {"base": "BASE", "hc": "HC", "ejp": "EJP", "tempo": "TEMPO", "hphc": "HC",
                "prod": "BASE"}
     PARTIAL = ("historic-1ph-hc-10.tic", "standard-1ph-hphc-2.tic")  # half frames
-    STANDARD = {
-        "standard-1ph-base-1": ("TH", [11887649], [5]),
-        "standard-1ph-hc-et-week-end-1": ("HC", [4432429 + 3357049, 9236697], [4]),
-        "standard-1ph-hc-sem-we-mercr-1": ("HP", [23820654, 959119], [8]),
-        "standard-1ph-hphc-1": ("HP", [0, 0], [0]),
-        "standard-3ph-hphc-1": ("HC", [681183, 475484], [106, 33, 6]),
-        "standard-1ph-prod-1": ("TH", [0], [33]),
-        "standard-3ph-tempo-1": (
-            "HC", [51134735, 44370464, 2332363, 978604, 632297, 317331], [23, 16, 16]),
-    }
 
     def test_every_capture_is_stored_as_its_labels_say(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
@@ -2214,57 +1916,32 @@ class CapturesTest(DomoticzTest):
         for path in names:
             with self.subTest(path), open(path, "rb") as file:
                 content, name = file.read(), os.path.basename(path)
-                one, said = self.after(*[content] * 3), labels_of(content)
-                if name in self.PARTIAL:
-                    self.assertIsNone(one)
-                    continue
-                last = said[-1]
-                mode, phases, option = name.split("-")[:3]
-                self.assertEqual(one["option"], self.OPTIONS[option])
-                self.assertEqual(one["meter"], last.get("ADCO", last.get("ADSC")))
-                currents = [int(last[tag]) for tag in last
-                            if re.match("(IINST|IRMS)[123]?$", tag)]
-                power = int(last.get("PAPP") or last.get("SINSTS") or 0)
-                self.assertEqual(one["power"], power or 230 * sum(currents))
-                if sum(currents):
-                    self.assertEqual(one["phases"], int(phases[0]))
-                if mode == "historic":
-                    self.assertEqual(one["period"], last["PTEC"][:2])
-                    for tag, value in one["indexes"].items():
-                        self.assertIn(value, {int(each[tag]) for each in said})
-                else:
-                    total = sum(one["indexes"].values())
-                    self.assertIn(total, {int(each["EAST"]) for each in said})
-                if name[:-4] in self.STANDARD:
-                    got = (one["period"], list(one["indexes"].values()), one["load"])
-                    self.assertEqual(got, self.STANDARD[name[:-4]])
-
-    def test_damaged_captures_give_what_is_intact_in_them_and_no_more(self):
-        for path in glob.glob(os.path.join(CAPTURES, "damaged", "*.tic")):
-            with self.subTest(path), open(path, "rb") as file:
-                meter, content = ecolinky.Meter(), file.read()
-                for now in (1.0, 3.0, 5.0):
-                    meter.feed(content + b"\x02", now)
-                text = content.translate(bytes(byte & 127 for byte in range(256)))
-                for label, data in meter.labels(5.0).items():
-                    self.assertIn(label.encode(), text)
-                    self.assertIn(data.encode(), text)
+            one, said = self.after(*[content] * 3), labels_of(content)
+            if name in self.PARTIAL:
+                self.assertIsNone(one)
+                continue
+            last, (mode, phases, option) = said[-1], name.split("-")[:3]
+            self.assertEqual(one["option"], self.OPTIONS[option], name)
+            self.assertEqual(one["meter"], last.get("ADCO", last.get("ADSC")))
+            currents = [int(last[tag]) for tag in last
+                        if re.match("(IINST|IRMS)[123]?$", tag)]
+            power = int(last.get("PAPP") or last.get("SINSTS") or 0)
+            self.assertEqual(one["power"], power or 230 * sum(currents))
+            if sum(currents):
+                self.assertEqual(one["phases"], int(phases[0]))
+            if mode == "historic":
+                self.assertEqual(one["period"], last["PTEC"][:2])
+                for tag, value in one["indexes"].items():
+                    self.assertIn(value, {int(each[tag]) for each in said})
+            else:
+                total = sum(one["indexes"].values())
+                self.assertIn(total, {int(each["EAST"]) for each in said})
 
 
-########################################################################################
-# The device's real clients, --check, and the page in a browser
-########################################################################################
+######## The device's real clients, --check, and the page in a browser #################
 
 
-class ClientsPresentTest(unittest.TestCase):
-    @unittest.skipUnless(CLIENTS_WANTED, "ECOLINKY_CLIENTS is not set")
-    def test_the_clients_and_the_browser_are_installed(self):
-        self.assertIsNotNone(pyecodevices)
-        self.assertIsNotNone(gce_client)
-        self.assertTrue(CHROMIUM)
-
-
-@unittest.skipUnless(pyecodevices, "the clients are not installed")
+@unittest.skipUnless(pyecodevices or CLIENTS_WANTED, "the clients are not installed")
 class ClientsTest(unittest.TestCase):
     LOGINS = ("", "domoticz:s3cret")
     CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
@@ -2323,22 +2000,7 @@ class ClientsTest(unittest.TestCase):
                     self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
                     self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
 
-    def test_a_wrong_login_is_told_apart_from_a_fault(self):
-        store = ecolinky.Store()
-        publish(store, 1, live())
-        with running_server(store, self.LOGINS[1]) as port:
-            for login in ("", "domoticz:wrong"):
-                got, _ = self.home_assistant(port, login)
-                self.assertEqual(list(got.values()), ["login"] * 6)
-                self.assertIsNone(gce_client.donnees(self.gce(port, login)))
 
-    def test_every_demonstration(self):
-        for mode, program in DEMOS.items():
-            wait_for(DomoticzClient(program.port).poll, 20)
-            got, _ = self.home_assistant(program.port, "")
-            name = {"tempo": "index_heures_creuses_jour_bleu", "three-phase": "index_base"}
-            value = got["get_t1"][name.get(mode, "index_heures_pleines")]
-            self.assertGreater(int(value), 1000000)
 
 
 class DiscoveryTest(unittest.TestCase):
@@ -2357,14 +2019,6 @@ class DiscoveryTest(unittest.TestCase):
         self.assertEqual(listener.sendto.call_args_list, [
             mock.call(expected, ("127.0.0.1", 4)), mock.call(expected, ("127.0.0.1", 6))])
 
-    def test_a_taken_discovery_port_is_a_warning(self):
-        listener = mock.Mock()
-        listener.bind.side_effect = OSError(98, "Address already in use")
-        box = ecolinky.Box(ecolinky.Store(), "m", MAC, [1], False)
-        with mock.patch("socket.socket", return_value=listener):
-            with self.assertLogs("ecolinky", "WARNING") as logs:
-                ecolinky.answer_discovery(box)
-        self.assertIn("30303 déjà pris ; tout le reste marche", logs.output[0])
 
 
 class CheckTest(EspCase):
@@ -2418,18 +2072,12 @@ class CheckTest(EspCase):
         self.assertEqual(2, text.count("matériel EcoDevices"))
         self.assertEqual(2, text.count(" : libre"))
 
-    def test_a_port_that_cannot_be_had(self):
-        esp = self.esp(frames(HC_FRAME)).port
-        with mock.patch(__name__ + ".free_port", return_value=esp):
-            code, text = self.check(esp_ini(esp))
-        self.assertEqual(0, code)
-        self.assertIn("ATTENTION port %d : déjà pris : si ce n'est pas par" % esp, text)
 
 
 CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
 
 
-@unittest.skipUnless(CHROMIUM, "ECOLINKY_CHROMIUM names no browser")
+@unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
 class HomePageTest(EspCase):
     def dom(self, port):
         """Return the page's document as Chromium has it once the values are there."""
@@ -2464,9 +2112,7 @@ class HomePageTest(EspCase):
         self.assertRegex(dom, 'id="power-1">–<')
 
 
-########################################################################################
-# Benchmarks: numbers that anyone can measure again
-########################################################################################
+######## Benchmarks: numbers that anyone can measure again #############################
 
 
 def bench_damage(seed, count):
@@ -2537,7 +2183,6 @@ def bench_feed():
 
 
 BARE = """
-import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version, wbufsize = "HTTP/1.1", -1
     def do_GET(self):
@@ -2616,30 +2261,28 @@ def bench_http():
 
 def bench_latency(count=200):
     """Print the time from a frame's last byte to the first answer that shows it."""
-    sent, times = [historic()] * 2, []
-    due = threading.Semaphore(2)
+    times, shown = [], [1000]
 
     def script(esp, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not esp.over.is_set():
-            if due.acquire(timeout=0.1):
-                connection.sendall(encoded(sent[-1]))
-                sent.append(time.perf_counter())
-                sent.append(sent[-2])
+        while not esp.over.wait(0.01):
+            if len(times) == shown[0] - 1000:
+                times.append(-time.perf_counter())
+                connection.sendall(encoded(historic(papp="%05d" % shown[0])))
 
     esp = FakeEsp(script)
     with running(esp_ini(esp.port)) as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
-        for number in range(count):
-            sent.append(historic(papp="%05d" % (1000 + number)))
-            shown = b'"T1_PAPP":%d,' % (1000 + number)
-            due.release()
-            wait_for(lambda: shown in ask(program.port, CMD10).body)
-            times.append(1000 * (time.perf_counter() - sent[-2]))
+        for shown[0] in range(1000, 1000 + count):
+            text = b'"T1_PAPP":%d,' % shown[0]
+            if shown[0] < 1003:  # nothing is served yet: the next frame is due
+                wait_for(lambda: len(times) > shown[0] - 1000)
+                continue
+            wait_for(lambda: text in ask(program.port, CMD10).body)
+            times[-1] += time.perf_counter()
     esp.close()
-    times.sort()
+    times = sorted(1000 * each for each in times[3:])
     print("latency, frame to answer     %8.1f ms median, %.1f ms 99th percentile"
-          % (statistics.median(times), times[int(count * 0.99) - 1]))
+          % (statistics.median(times), times[int(len(times) * 0.99) - 1]), flush=True)
 
 
 def at_line_rate(house, sent=None, failing=None):
@@ -2668,25 +2311,11 @@ def at_line_rate(house, sent=None, failing=None):
     return script
 
 
-def bench_size(seconds=120):
-    """Print memory after 50 pollers beside 200 idle connections, and the CPU used."""
+def bench_cpu(seconds=120):
+    """Print the processor time that a meter polled each two seconds takes."""
     esp = FakeEsp(at_line_rate(House("standard", random.Random(1))))
     with running(esp_ini(esp.port)) as program:
         wait_for(DomoticzClient(program.port).poll, 20)
-        idle = [socket.create_connection(("127.0.0.1", program.port)) for _ in range(200)]
-        threads = [threading.Thread(target=ask_anew, args=(program.port, PATHS[:1], 100))
-                   for _ in range(50)]
-        slowest = 0.0
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            start = time.perf_counter()
-            ask(program.port, "/status.xml")
-            slowest = max(slowest, time.perf_counter() - start)
-        for connection in idle:
-            connection.close()
-        print("load of 50 pollers, 200 idle %8.1f MiB, slowest poll beside it %.3f s"
-              % (resident(program.process), slowest), flush=True)
 
         def used():
             with open("/proc/%d/stat" % program.process.pid) as file:
@@ -2761,7 +2390,7 @@ def main():
     if options.what == "soak":
         bench_soak(options.minutes)
     else:
-        for bench in (bench_feed, bench_http, bench_latency, bench_size):
+        for bench in (bench_feed, bench_http, bench_latency, bench_cpu):
             bench()
 
 
