@@ -839,7 +839,7 @@ class Reader(threading.Thread):
         # The power of eight hours, a mean a minute; None: a minute without power.
         self._means, self._powers = deque(maxlen=480), []  # type: deque, List[int]
         self._minute = self.clock() // 60
-        self._brief = 0  # connections in a row that the ESP ended soon
+        self.brief = 0  # connections in a row that the ESP ended soon
         self._shown = ()  # type: Tuple  # what was last said to be received
         self._advised = injection is None  # of what the meter injects, or does not
         self._complete = 0.0  # time of the last frame that could be served
@@ -889,10 +889,10 @@ class Reader(threading.Thread):
     def _failed(self, error: OSError, started: float) -> None:
         now = self.clock()
         brief = isinstance(error, ConnectionResetError) and now - started < self.BRIEF
-        self._brief = self._brief + 1 if brief else 0
-        if self._brief > 2:
+        self.brief = self.brief + 1 if brief else 0
+        if self.brief > 2:
             self._say(EVICTED, now)
-        self._trouble(EVICTED if self._brief > 2 else plain_reason(error), now)
+        self._trouble(EVICTED if self.brief > 2 else plain_reason(error), now)
 
     def _take(self, now: float) -> None:
         """Publish what new frames brought, and say what changed by them."""
@@ -1287,14 +1287,14 @@ def look_at(name: str, settings: Fields, seconds: float) -> List[Tuple[str, str]
     meter, first = reader.meter, reader.reason
     reader.start()
     end = time.monotonic() + seconds
-    while time.monotonic() < end and reader.connections < 2:
+    while time.monotonic() < end and not reader.brief:
         time.sleep(0.05)
         fields = meter.fields(time.monotonic()) if meter.decoder.frames > 4 else None
         if fields or not meter.decoder.frames and reader.reason != first:
             break
     reader.stopped.set()
     fields, decoder = meter.fields(time.monotonic()), meter.decoder
-    if reader.connections > 1:
+    if reader.brief:
         told = "un autre programme lit cet ESP : arrêter l'autre, recommencer"
         return [(FAILED, told)]
     if not decoder.groups:
