@@ -548,7 +548,7 @@ class Meter:
         identity (said twice), tariff, period, power, all indexes of the tariff.
         """
         fields = self._translate(self.labels(now))
-        return fields if self.guard.sure and None not in fields.values() else None
+        return None if None in fields.values() else fields
 
     def missing(self, now: float) -> List[str]:
         """Return the tags that are still unknown."""
@@ -1490,8 +1490,8 @@ function chart(history, power, limit) {
   let svg = limit && limit <= top ? line(limit, "sub") : "";
   for (let va = 0; va <= top; va += unit)
     svg += line(va, "") + text(left - 8, +y(va) + 4, "end", number(va));
-  [0.25, 0.5, 0.75].forEach((part) => {
-    svg += text(x(now - span * part), h - 5, "middle", time(now - span * part)); });
+  [now - span * 0.3, now - span * 0.6, now - span * 0.9].forEach((ms) => {
+    svg += text(x(ms), h - 5, "middle", time(ms, span < 6e5 ? "2-digit" : undefined)); });
   svg += text(w - 2, h - 5, "end", "maintenant");
   const place = ([ms, va]) => x(ms) + " " + y(va || 0), d = points.map((point, i) =>
     point[1] === null ? "" : (i && points[i - 1][1] !== null ? "L" : "M")
