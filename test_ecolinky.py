@@ -78,7 +78,7 @@ XML_PATHS = ("/status.xml", T1, T2, "/teleinfo.xml", "/globalstatus.xml")
 PATHS = XML_PATHS + (CMD10, CMD20)
 
 
-######## Truth: simulated meters, written apart from the program so that it does not check 
+######## Truth: simulated meters, written apart from the program so that it does not check
 
 
 def group(label, data, stamp=None, separator=" "):
@@ -103,9 +103,9 @@ class House:
     def __init__(self, kind, rng):
         self.kind, self.rng, self.now = kind, rng, 1000.0
         self.standard = kind.startswith("standard")
-        self.identity = "%012d" % rng.randrange(10 ** 12)
+        self.identity = "%012d" % rng.randrange(10**12)
         size = {"hc": 2, "three-phase": 1, "standard": 2}.get(kind, 6)
-        self.energy = [float(rng.randrange(10 ** 5, 5 * 10 ** 7)) for _ in range(size)]
+        self.energy = [float(rng.randrange(10**5, 5 * 10**7)) for _ in range(size)]
         self.running, self.power, self.target = 0, 600.0, 600.0
 
     def step(self):
@@ -131,10 +131,16 @@ class House:
 
     def _historic(self, option, labels, ptec, more=()):
         return [
-            ("ADCO", self.identity), ("OPTARIF", option), ("ISOUSC", "45"),
-            *zip(labels, self._digits()), ("PTEC", ptec), *more,
-            ("IINST", "%03d" % (self.power / 230 + 0.5)), ("IMAX", "090"),
-            ("PAPP", "%05d" % (self.power // 10 * 10)), ("HHPHC", "A"),
+            ("ADCO", self.identity),
+            ("OPTARIF", option),
+            ("ISOUSC", "45"),
+            *zip(labels, self._digits()),
+            ("PTEC", ptec),
+            *more,
+            ("IINST", "%03d" % (self.power / 230 + 0.5)),
+            ("IMAX", "090"),
+            ("PAPP", "%05d" % (self.power // 10 * 10)),
+            ("HHPHC", "A"),
             ("MOTDETAT", "000000"),
         ]
 
@@ -159,12 +165,18 @@ class House:
         stamp = "H%012d" % (260101000000 + int(self.now) % 86400)
         easf = self._digits() + ["000000000"] * 10
         total = sum(int(energy) for energy in self.energy)
-        words = ("HC  BLEU", "HP  BLEU", "HC  BLANC", "HP  BLANC", "HC  ROUGE",
-                 "HP  ROUGE") if tempo else ("HEURE  CREUSE", "HEURE  PLEINE")
+        words = (
+            ("HC  BLEU", "HP  BLEU", "HC  BLANC", "HP  BLANC", "HC  ROUGE", "HP  ROUGE")
+            if tempo
+            else ("HEURE  CREUSE", "HEURE  PLEINE")
+        )
         groups = [
-            ("ADSC", self.identity), ("VTIC", "02"), ("DATE", "", stamp),
+            ("ADSC", self.identity),
+            ("VTIC", "02"),
+            ("DATE", "", stamp),
             ("NGTF", "     TEMPO      " if tempo else "H PLEINE/CREUSE "),
-            ("LTARF", words[self.running].center(16)), ("EAST", "%09d" % total),
+            ("LTARF", words[self.running].center(16)),
+            ("EAST", "%09d" % total),
         ]
         groups += [("EASF%02d" % n, easf[n - 1]) for n in range(1, 11)]
         phases = (1, 2, 3) if three else (1,)
@@ -177,11 +189,16 @@ class House:
             groups.append(("SMAXSN" + phase, "05706", stamp))
         stge = self.running << 10 | (0x01000000 if tempo else 0) | 0x003A0001
         groups += [
-            ("CCASN", "00521", stamp), ("UMOY1", "232", stamp),
-            ("STGE", "%08X" % stge), ("MSG1", "PAS DE          MESSAGE         "),
-            ("PRM", "01408288243642"), ("RELAIS", "000"),
-            ("NTARF", "%02d" % (self.running + 1)), ("NJOURF", "00"),
-            ("NJOURF+1", "00"), ("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9),
+            ("CCASN", "00521", stamp),
+            ("UMOY1", "232", stamp),
+            ("STGE", "%08X" % stge),
+            ("MSG1", "PAS DE          MESSAGE         "),
+            ("PRM", "01408288243642"),
+            ("RELAIS", "000"),
+            ("NTARF", "%02d" % (self.running + 1)),
+            ("NJOURF", "00"),
+            ("NJOURF+1", "00"),
+            ("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9),
         ]
         return groups
 
@@ -283,10 +300,14 @@ def cut_connections(rng, data):
 
 def damages():
     """Return the ten classes of damage."""
-    rates = [flips(10.0 ** -power) for power in (5, 4, 3, 2)]
+    rates = [flips(10.0**-power) for power in (5, 4, 3, 2)]
     return rates + [
-        dropped_bytes, doubled_bytes, truncated_frames, swallowed_line_ends,
-        lost_runs(), cut_connections,
+        dropped_bytes,
+        doubled_bytes,
+        truncated_frames,
+        swallowed_line_ends,
+        lost_runs(),
+        cut_connections,
     ]
 
 
@@ -295,7 +316,13 @@ class Tally:
 
     SHOWN = ("false index", "falls", "false PAPP", "PAPP frames", "never sent")
     HEAD = "%-22s %8s %9s %7s %8s %8s %8s" % (
-        "damage", "frames", "intact", "used", "checksum", "form", "implaus."
+        "damage",
+        "frames",
+        "intact",
+        "used",
+        "checksum",
+        "form",
+        "implaus.",
     ) + "".join(" %11s" % name for name in SHOWN)
 
     def __init__(self, name):
@@ -307,7 +334,8 @@ class Tally:
         cells = [self.counts[name] for name in shown]
         cells.insert(2, 100.0 * self.counts["used"] / max(1, self.counts["intact"]))
         return "%-22s %8d %9d %6.2f%% %8d %8d %8d" % (self.name, *cells[:6]) + "".join(
-            " %11d" % cell for cell in cells[6:])
+            " %11d" % cell for cell in cells[6:]
+        )
 
 
 def run_damage(kind, damage, frames, rng, tally):
@@ -408,29 +436,54 @@ def check_served(fields, truth, sent, last, recent, tally):
 
 def historic(papp="00790", base="000063207", **others):
     """Return the groups of a single-phase historic frame, less labels set to None."""
-    groups = collections.OrderedDict([
-        ("ADCO", "027811420827"), ("OPTARIF", "BASE"), ("ISOUSC", "30"),
-        ("BASE", base), ("PTEC", "TH.."), ("IINST", "003"), ("IMAX", "060"),
-        ("PAPP", papp), ("HHPHC", "A"), ("MOTDETAT", "000000"),
-    ])
+    groups = collections.OrderedDict(
+        [
+            ("ADCO", "027811420827"),
+            ("OPTARIF", "BASE"),
+            ("ISOUSC", "30"),
+            ("BASE", base),
+            ("PTEC", "TH.."),
+            ("IINST", "003"),
+            ("IMAX", "060"),
+            ("PAPP", papp),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
+        ]
+    )
     groups.update(others)
     return [(label, data) for label, data in groups.items() if data is not None]
 
 
 def standard(**others):
     """Return the groups of a single-phase standard frame of a day-and-night tariff."""
-    groups = collections.OrderedDict([
-        ("ADSC", "041761123456"), ("VTIC", "02"), ("DATE", ("", "H260101120000")),
-        ("NGTF", "H PLEINE/CREUSE "), ("LTARF", " HEURE  PLEINE  "),
-        ("EAST", "000003000"), ("EASF01", "000001000"), ("EASF02", "000002000"),
-    ])
+    groups = collections.OrderedDict(
+        [
+            ("ADSC", "041761123456"),
+            ("VTIC", "02"),
+            ("DATE", ("", "H260101120000")),
+            ("NGTF", "H PLEINE/CREUSE "),
+            ("LTARF", " HEURE  PLEINE  "),
+            ("EAST", "000003000"),
+            ("EASF01", "000001000"),
+            ("EASF02", "000002000"),
+        ]
+    )
     groups.update(("EASF%02d" % number, "000000000") for number in range(3, 11))
-    groups.update([
-        ("IRMS1", "004"), ("URMS1", "230"), ("PREF", "06"), ("PCOUP", "06"),
-        ("SINSTS", "00920"), ("SMAXSN", ("04600", "H260101080000")),
-        ("STGE", "003A0401"), ("MSG1", "PAS DE          MESSAGE         "),
-        ("PRM", "01408288243642"), ("RELAIS", "000"), ("NTARF", "02"),
-    ])
+    groups.update(
+        [
+            ("IRMS1", "004"),
+            ("URMS1", "230"),
+            ("PREF", "06"),
+            ("PCOUP", "06"),
+            ("SINSTS", "00920"),
+            ("SMAXSN", ("04600", "H260101080000")),
+            ("STGE", "003A0401"),
+            ("MSG1", "PAS DE          MESSAGE         "),
+            ("PRM", "01408288243642"),
+            ("RELAIS", "000"),
+            ("NTARF", "02"),
+        ]
+    )
     groups.update(others)
     return [
         (label,) + (data if isinstance(data, tuple) else (data,))
@@ -444,10 +497,26 @@ def encoded(groups):
     return frame(groups, "\t" if groups[0][0] == "ADSC" else " ")
 
 
-THREE = dict(IINST=None, IMAX=None, IINST1="001", IINST2="003", IINST3="004",
-             IMAX1="021", IMAX2="031", IMAX3="030", PPOT="00")
-SHORT = [("ADIR1", "024"), ("ADIR2", "000"), ("ADIR3", "000"), ("ADCO", "027811420827"),
-         ("IINST1", "024"), ("IINST2", "003"), ("IINST3", "005")]
+THREE = dict(
+    IINST=None,
+    IMAX=None,
+    IINST1="001",
+    IINST2="003",
+    IINST3="004",
+    IMAX1="021",
+    IMAX2="031",
+    IMAX3="030",
+    PPOT="00",
+)
+SHORT = [
+    ("ADIR1", "024"),
+    ("ADIR2", "000"),
+    ("ADIR3", "000"),
+    ("ADCO", "027811420827"),
+    ("IINST1", "024"),
+    ("IINST2", "003"),
+    ("IINST3", "005"),
+]
 
 
 class MeterCase(unittest.TestCase):
@@ -507,8 +576,14 @@ class Decoding(MeterCase):
 
     def test_data_of_another_form_is_refused_though_its_checksum_is_right(self):
         for label, data in (
-            ("PAPP", "0079"), ("PAPP", "007p0"), ("BASE", "06476 712"), ("HCHC", ""),
-            ("PTEC", "HX.."), ("OPTARIF", "BASF"), ("DEMAIN", "NOIR"), ("IINST", "0003"),
+            ("PAPP", "0079"),
+            ("PAPP", "007p0"),
+            ("BASE", "06476 712"),
+            ("HCHC", ""),
+            ("PTEC", "HX.."),
+            ("OPTARIF", "BASF"),
+            ("DEMAIN", "NOIR"),
+            ("IINST", "0003"),
         ):
             verdict = ecolinky.decode_group(group(label, data)[1:-1])
             self.assertEqual((None, "form"), verdict)
@@ -535,7 +610,9 @@ class Decoding(MeterCase):
             "0C": data.replace(b"\r\nHHPHC", b"\x0c\r\nHHPHC"),
             "08": data.replace(b"\r\nHHPHC", b"\x08\r\nHHPHC"),
             "CR as LF, no ETX": data[:-1].replace(b"\r", b"\n"),
-            "unknown label": data.replace(b"\nPAPP", group("TENSION", "230") + b"\nPAPP"),
+            "unknown label": data.replace(
+                b"\nPAPP", group("TENSION", "230") + b"\nPAPP"
+            ),
             "8N1": bytes(b | (bin(b).count("1") % 2) << 7 for b in data),
         }.items():
             with self.subTest(case):
@@ -546,7 +623,9 @@ class Decoding(MeterCase):
                 self.assertEqual(case == "8N1", self.meter.decoder.eight_bits)
 
     def test_eot_discards_the_frame(self):
-        self.feed(historic(), historic(), encoded(historic(papp="05000"))[:-1] + b"\x04")
+        self.feed(
+            historic(), historic(), encoded(historic(papp="05000"))[:-1] + b"\x04"
+        )
         self.assertServes(PAPP=790)
 
     def test_the_checksum_of_older_meters_covers_the_space_before_it(self):
@@ -577,11 +656,20 @@ class Decoding(MeterCase):
     def test_a_stream_that_is_not_tic_is_held_in_bounded_memory(self):
         rng = random.Random(5)
         junk = bytes(rng.randrange(256) for _ in range(100000))
-        for data in (junk, b"x" * 100000, b"\0" * 100000, b"\xff\xf1" * 50000,
-                     b"\x02" + b"A" * 100000, b"\n" * 100000, b"ABC 1 2\r" * 10000):
+        for data in (
+            junk,
+            b"x" * 100000,
+            b"\0" * 100000,
+            b"\xff\xf1" * 50000,
+            b"\x02" + b"A" * 100000,
+            b"\n" * 100000,
+            b"ABC 1 2\r" * 10000,
+        ):
             self.meter.feed(data, 1.0)
             held = vars(self.meter.decoder).values()
-            self.assertLess(sum(len(each) for each in held if type(each) is bytes), 4096)
+            self.assertLess(
+                sum(len(each) for each in held if type(each) is bytes), 4096
+            )
             self.assertLess(len(self.meter.labels(1.0)), 40)
         self.assertServesNothing()
         self.feed(historic(), historic(), historic())
@@ -597,33 +685,83 @@ class Translation(MeterCase):
             self.assertIs(str if tag in TEXTS else int, type(value), tag)
 
     def test_what_a_frame_says_in_the_words_of_the_device(self):
-        ejp = dict(OPTARIF="EJP ", BASE=None, EJPHN="000123456", EJPHPM="000023456",
-                   PEJP="30", PTEC="HN..")
+        ejp = dict(
+            OPTARIF="EJP ",
+            BASE=None,
+            EJPHN="000123456",
+            EJPHPM="000023456",
+            PEJP="30",
+            PTEC="HN..",
+        )
         stamp = "H260101080000"
-        three = dict(IRMS2="002", IRMS3="000", PREF="12", SMAXSN=None,
-                     SMAXSN1=("02300", stamp), SMAXSN2=("00000", stamp))
+        three = dict(
+            IRMS2="002",
+            IRMS3="000",
+            PREF="12",
+            SMAXSN=None,
+            SMAXSN1=("02300", stamp),
+            SMAXSN2=("00000", stamp),
+        )
         for groups, expected in (
             (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
             (historic(IMAX="000"), dict(IMAX=1, IMAX1=0)),  # 0 is no meter to Jeedom
             (historic(IMAX=None), dict(IMAX=1)),
             (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
             (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
-            (standard(), dict(ADCO="041761123456", OPTARIF="HC..", PTEC="HP..", BASE=0,
-                              ISOUSC=30, HCHC=1000, HCHP=2000, PAPP=920, IINST=4,
-                              IMAX=20, DEMAIN="----", PEJP=0, ADPS=0)),
+            (
+                standard(),
+                dict(
+                    ADCO="041761123456",
+                    OPTARIF="HC..",
+                    PTEC="HP..",
+                    BASE=0,
+                    ISOUSC=30,
+                    HCHC=1000,
+                    HCHP=2000,
+                    PAPP=920,
+                    IINST=4,
+                    IMAX=20,
+                    DEMAIN="----",
+                    PEJP=0,
+                    ADPS=0,
+                ),
+            ),
             (standard(SMAXSN=("00000", stamp)), dict(IMAX=1)),
-            (standard(**three), dict(ISOUSC=20, IINST=0, IINST1=4, IINST2=2, IINST3=0,
-                                     IMAX=0, IMAX1=10, IMAX2=1, IMAX3=1)),
+            (
+                standard(**three),
+                dict(
+                    ISOUSC=20,
+                    IINST=0,
+                    IINST1=4,
+                    IINST2=2,
+                    IINST3=0,
+                    IMAX=0,
+                    IMAX1=10,
+                    IMAX2=1,
+                    IMAX3=1,
+                ),
+            ),
             (standard(STGE="463A0800"), dict(DEMAIN="BLEU", PEJP=0)),
             (standard(STGE="9B3A9000"), dict(DEMAIN="BLAN", PEJP=30)),
             (standard(STGE="0F3A0000"), dict(DEMAIN="ROUG")),
             (standard(STGE="013A0000"), dict(DEMAIN="----")),
             (standard(STGE="003A0481"), dict(ADPS=4)),
-            (standard(SINSTS=None, SMAXSN=None, SINST1="00777", SMAXN=("02300", stamp)),
-             dict(PAPP=777, IMAX=10)),
+            (
+                standard(
+                    SINSTS=None, SMAXSN=None, SINST1="00777", SMAXN=("02300", stamp)
+                ),
+                dict(PAPP=777, IMAX=10),
+            ),
             (standard(NTARF=None, LTARF="    INCONNU     "), dict(PTEC="HP..")),
-            (standard(NGTF="     TEMPO      ", LTARF="    HP  ROUGE   ", NTARF=None,
-                      STGE=None), dict(OPTARIF="BBR(", PTEC="HPJR")),
+            (
+                standard(
+                    NGTF="     TEMPO      ",
+                    LTARF="    HP  ROUGE   ",
+                    NTARF=None,
+                    STGE=None,
+                ),
+                dict(OPTARIF="BBR(", PTEC="HPJR"),
+            ),
         ):
             with self.subTest(expected):
                 self.afresh(groups, groups)
@@ -651,15 +789,21 @@ class Translation(MeterCase):
             ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "HC..", "HP.."),
             ("TEMPO", "BLEU HC", 1, "BBR(", "HCJB"),
         ]
-        cases += [("TEMPO", word, number + 1, "BBR(", periods[number])
-                  for number, word in enumerate(tempo)]
+        cases += [
+            ("TEMPO", word, number + 1, "BBR(", periods[number])
+            for number, word in enumerate(tempo)
+        ]
         easf = {"EASF%02d" % n: "%09d" % (n * 111) for n in range(1, 11)}
         for ngtf, ltarf, ntarf, option, period in cases:
             with self.subTest(ngtf=ngtf, ltarf=ltarf):
                 stge = "%08X" % (0x003A0001 | ntarf - 1 << 10)
                 groups = standard(
-                    NGTF=ngtf.center(16), LTARF=ltarf.center(16), NTARF="%02d" % ntarf,
-                    STGE=stge, EAST="000006105", **easf
+                    NGTF=ngtf.center(16),
+                    LTARF=ltarf.center(16),
+                    NTARF="%02d" % ntarf,
+                    STGE=stge,
+                    EAST="000006105",
+                    **easf,
                 )
                 self.afresh(groups, groups)
                 self.assertServes(OPTARIF=option, PTEC=period)
@@ -672,8 +816,18 @@ class Translation(MeterCase):
         self.afresh(*[standard(EAIT="000671631", SINSTI="01840")] * 2)
         fields = self.meter.injection(self.now)
         self.assertEqual(FIELDS, list(fields))
-        expected = dict(ADCO="041761123456", OPTARIF="BASE", PTEC="TH..", BASE=671631,
-                        PAPP=1840, PPAP=1840, IINST=8, ISOUSC=30, IMAX=20, HCHC=0)
+        expected = dict(
+            ADCO="041761123456",
+            OPTARIF="BASE",
+            PTEC="TH..",
+            BASE=671631,
+            PAPP=1840,
+            PPAP=1840,
+            IINST=8,
+            ISOUSC=30,
+            IMAX=20,
+            HCHC=0,
+        )
         self.assertEqual(expected, {tag: fields[tag] for tag in expected})
         self.assertIsNone(self.meter.injection(self.now + 31))
 
@@ -834,8 +988,9 @@ class Guard(MeterCase):
         self.assertServes(ADCO="027811420828", PAPP=5555)
 
     def test_a_contract_or_a_mode_that_changes_is_served_within_ten_frames(self):
-        hc = historic(OPTARIF="HC..", BASE=None, HCHC="000001000", HCHP="000002000",
-                      PTEC="HC..")
+        hc = historic(
+            OPTARIF="HC..", BASE=None, HCHC="000001000", HCHP="000002000", PTEC="HC.."
+        )
         six = dict(zip(BBR, ("000001000", "000002000") + ("000000000",) * 4))
         tempo = historic(OPTARIF="BBR(", BASE=None, PTEC="HCJB", DEMAIN="BLEU", **six)
         for before, after, expected in (
@@ -874,7 +1029,6 @@ class Guard(MeterCase):
         self.assertLess(0.95 * total.counts["intact"], total.counts["used"])
 
 
-
 ######## What the tests serve and ask ##################################################
 
 
@@ -883,17 +1037,25 @@ def pairs(text):
     return [tuple(each.split(" ", 1)) for each in text.split("|")]
 
 
-HC = pairs("ADCO 021728123456|OPTARIF HC..|ISOUSC 30|HCHC 012345678|HCHP 023456789|"
-           "PTEC HP..|IINST 003|IMAX 090|PAPP 00690|HHPHC A|MOTDETAT 000000")
-EJP = pairs("ADCO 021728123457|OPTARIF EJP.|ISOUSC 60|EJPHN 001234567|EJPHPM 000123456|"
-            "PEJP 30|PTEC HN..|IINST 009|IMAX 039|PAPP 02070|MOTDETAT 000000")
-TEMPO_3 = pairs("ADCO 021728123458|OPTARIF BBR(|ISOUSC 20|BBRHCJB 000000011|"
-                "BBRHPJB 000000022|BBRHCJW 000000033|BBRHPJW 000000044|"
-                "BBRHCJR 000000055|BBRHPJR 000000066|PTEC HPJW|DEMAIN ROUG|IINST1 010|"
-                "IINST2 004|IINST3 021|IMAX1 060|IMAX2 060|IMAX3 060|ADIR3 021|"
-                "PMAX 06000|PAPP 08050|MOTDETAT 000000|PPOT 00")
-OLD_BASE = pairs("ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
-                 "IINST 004|IMAX 016|MOTDETAT 000000")  # no power, as in the first years
+HC = pairs(
+    "ADCO 021728123456|OPTARIF HC..|ISOUSC 30|HCHC 012345678|HCHP 023456789|"
+    "PTEC HP..|IINST 003|IMAX 090|PAPP 00690|HHPHC A|MOTDETAT 000000"
+)
+EJP = pairs(
+    "ADCO 021728123457|OPTARIF EJP.|ISOUSC 60|EJPHN 001234567|EJPHPM 000123456|"
+    "PEJP 30|PTEC HN..|IINST 009|IMAX 039|PAPP 02070|MOTDETAT 000000"
+)
+TEMPO_3 = pairs(
+    "ADCO 021728123458|OPTARIF BBR(|ISOUSC 20|BBRHCJB 000000011|"
+    "BBRHPJB 000000022|BBRHCJW 000000033|BBRHPJW 000000044|"
+    "BBRHCJR 000000055|BBRHPJR 000000066|PTEC HPJW|DEMAIN ROUG|IINST1 010|"
+    "IINST2 004|IINST3 021|IMAX1 060|IMAX2 060|IMAX3 060|ADIR3 021|"
+    "PMAX 06000|PAPP 08050|MOTDETAT 000000|PPOT 00"
+)
+OLD_BASE = pairs(
+    "ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
+    "IINST 004|IMAX 016|MOTDETAT 000000"
+)  # no power, as in the first years
 HC_FRAME = frame(HC)
 SUN = standard(EAIT="000671631", SINSTI="01840")
 
@@ -968,7 +1130,9 @@ def talk(port, request):
 
 
 def basic(login):
-    return {"Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")}
+    return {
+        "Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")
+    }
 
 
 @contextlib.contextmanager
@@ -1251,8 +1415,11 @@ class HttpCase(unittest.TestCase):
         answer = ask(self.port, path)
         self.assertEqual(answer.status, status, path)
         self.assertRegex(answer.headers["Content-Type"], "^text/xml")
-        self.assertTrue(answer.body.startswith(
-            b'<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'))
+        self.assertTrue(
+            answer.body.startswith(
+                b'<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
+            )
+        )
         root = ElementTree.fromstring(answer.body)
         return [(child.tag, child.text or "") for child in root]
 
@@ -1264,7 +1431,9 @@ class DocumentsTest(HttpCase):
     def test_each_document_has_the_tags_of_the_device_in_its_order(self):
         publish(self.store, 1, live())
         for path, tags in (
-            ("/status.xml", STATUS_TAGS), (T1, tags_of(1)), (T2, tags_of(2)),
+            ("/status.xml", STATUS_TAGS),
+            (T1, tags_of(1)),
+            (T2, tags_of(2)),
             ("/teleinfo.xml", tags_of(1) + tags_of(2)),
         ):
             self.assertEqual([tag for tag, _ in self.tags(path)], tags)
@@ -1291,8 +1460,12 @@ class DocumentsTest(HttpCase):
 
     def test_the_gauge_is_the_power_against_the_subscription(self):
         for power, subscribed, phases, needle in (
-            (0, 30, 1, 0), (690, 30, 1, 1), (6899, 30, 1, 9), (99999, 30, 1, 9),
-            (690, 0, 1, 0), (13799, 30, 3, 6),
+            (0, 30, 1, 0),
+            (690, 30, 1, 1),
+            (6899, 30, 1, 9),
+            (99999, 30, 1, 9),
+            (690, 0, 1, 0),
+            (13799, 30, 3, 6),
         ):
             fields = live(PAPP=power, ISOUSC=subscribed, IMAX1=60 * (phases == 3))
             publish(self.store, 1, fields)
@@ -1305,8 +1478,11 @@ class DocumentsTest(HttpCase):
 
     def test_json_has_the_indexes_of_the_tariff_as_integers(self):
         for option, tags in (
-            ("BASE", ["BASE"]), ("HC..", ["HCHC", "HCHP"]), ("EJP.", ["EJPHN", "EJPHPM"]),
-            ("BBR(", BBR), ("BBR2", BBR),
+            ("BASE", ["BASE"]),
+            ("HC..", ["HCHC", "HCHP"]),
+            ("EJP.", ["EJPHN", "EJPHPM"]),
+            ("BBR(", BBR),
+            ("BBR2", BBR),
         ):
             publish(self.store, 1, live(OPTARIF=option, **{tags[-1]: 7}))
             answer = ask(self.port, CMD10)
@@ -1324,9 +1500,12 @@ class DocumentsTest(HttpCase):
     def test_inputs_that_are_live_stale_or_not_there(self):
         # input 1, input 2 -> the status of T1, T2 and the documents of both
         for first, second, expected in (
-            ("live", None, (200, 200, 200)), ("stale", None, (503, 200, 503)),
-            ("live", "stale", (200, 503, 200)), ("stale", "live", (503, 200, 200)),
-            ("stale", "stale", (503, 503, 503)), ("never", None, (503, 200, 503)),
+            ("live", None, (200, 200, 200)),
+            ("stale", None, (503, 200, 503)),
+            ("live", "stale", (200, 503, 200)),
+            ("stale", "live", (503, 200, 200)),
+            ("stale", "stale", (503, 503, 503)),
+            ("never", None, (503, 200, 503)),
             ("live", "live", (200, 200, 200)),
         ):
             with self.subTest(first=first, second=second):
@@ -1335,8 +1514,10 @@ class DocumentsTest(HttpCase):
                     if state:
                         fields = None if state == "never" else live()
                         publish(self.store, number, fields, 31 * (state == "stale"))
-                both = [ask(self.port, path).status
-                        for path in ("/teleinfo.xml", "/globalstatus.xml", CMD10)]
+                both = [
+                    ask(self.port, path).status
+                    for path in ("/teleinfo.xml", "/globalstatus.xml", CMD10)
+                ]
                 self.assertEqual([expected[2]] * 3, both)
                 one = [ask(self.port, path).status for path in (T1, T2)]
                 self.assertEqual(list(expected[:2]), one)
@@ -1344,7 +1525,9 @@ class DocumentsTest(HttpCase):
                     self.assertEqual([], self.tags(T1, 503))
                 values = self.values("/status.xml")
                 shown = "HP.." if first == "live" else "----"
-                self.assertEqual((values["T1_PTEC"], values["T2_PTEC"]), (shown, "----"))
+                self.assertEqual(
+                    (values["T1_PTEC"], values["T2_PTEC"]), (shown, "----")
+                )
                 power = "690" if second == "live" else "0"
                 self.assertEqual(values["T2_PAPP"], power)
 
@@ -1353,7 +1536,9 @@ class DocumentsTest(HttpCase):
         publish(self.store, 2, live(HCHP=5))
         for path in (T2, "/teleinfo.xml", "/globalstatus.xml"):
             values = self.values(path)
-            self.assertEqual((values["T2_PTEC"], values["T2_HCHP"]), ("HP..", "5"), path)
+            self.assertEqual(
+                (values["T2_PTEC"], values["T2_HCHP"]), ("HP..", "5"), path
+            )
         self.assertEqual(json.loads(ask(self.port, CMD10).body.decode())["T2_HCHP"], 5)
 
     def test_the_second_box_shows_input_2_as_its_first_and_nothing_else(self):
@@ -1382,10 +1567,17 @@ class ProtocolTest(HttpCase):
         for path in ("/", "/index.htm"):
             answer = ask(self.port, path)
             self.assertEqual(answer.headers["Content-Type"], "text/html; charset=utf-8")
-            self.assertIn(b"<html lang=\"fr\">", answer.body)
-        for path in ("/nope", "/status.xml/", "/api/xdevices.json",
-                     "/api/xdevices.json?cmd=30", "/../ecolinky.ini", "/ecolinky.ini",
-                     "/cmd=10", "/%73tatus.xml"):
+            self.assertIn(b'<html lang="fr">', answer.body)
+        for path in (
+            "/nope",
+            "/status.xml/",
+            "/api/xdevices.json",
+            "/api/xdevices.json?cmd=30",
+            "/../ecolinky.ini",
+            "/ecolinky.ini",
+            "/cmd=10",
+            "/%73tatus.xml",
+        ):
             self.assertEqual(ask(self.port, path).status, 404, path)
         self.assertEqual(ask(self.port, "/status.xml?t=123").status, 200)
         self.assertEqual(ask(self.port, CMD10 + "&x=1").status, 200)
@@ -1400,9 +1592,15 @@ class ProtocolTest(HttpCase):
         self.assertNotIn(b"Python", received)
 
     def test_what_cannot_be_read_is_refused_and_the_next_is_answered(self):
-        for request in (b"\r\n\r\n", b"GET\r\n\r\n", b"\xff\xfe\0\r\n\r\n",
-                        b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 70000 + b"\r\n\r\n",
-                        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"GET / HT"):
+        for request in (
+            b"\r\n\r\n",
+            b"GET\r\n\r\n",
+            b"\xff\xfe\0\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET /" + b"a" * 70000 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+            b"GET / HT",
+        ):
             self.assertNotIn(b" 200 ", talk(self.port, request).partition(b"\r\n")[0])
             self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
@@ -1419,7 +1617,6 @@ class ProtocolTest(HttpCase):
             each.close()
 
 
-
 class LoginTest(HttpCase):
     LOGIN = "domoticz:s3cret"
 
@@ -1431,7 +1628,9 @@ class LoginTest(HttpCase):
         for path in PATHS + ("/", "/ecolinky.json"):
             headers = basic(self.LOGIN)
             self.assertEqual(ask(self.port, path, headers=headers).status, 200)
-            headers["Authorization"] = headers["Authorization"].replace("Basic", "basic")
+            headers["Authorization"] = headers["Authorization"].replace(
+                "Basic", "basic"
+            )
             self.assertEqual(ask(self.port, path, headers=headers).status, 200)
             answer = ask(self.port, path)
             self.assertEqual(answer.status, 401, path)
@@ -1446,8 +1645,15 @@ class LoginTest(HttpCase):
                 basic(":")["Authorization"].encode("ascii"),
                 basic("DOMOTICZ:s3cret")["Authorization"].encode("ascii"),
                 basic("domoticz:s3cretx")["Authorization"].encode("ascii"),
-                b"Basic", b"Basic ", b"", token, b"Bearer " + token, b"Basic !!!",
-                b"Basic " + token[:-1], b"Basic " + token + token, b"Basic \xff\xfe\xe9",
+                b"Basic",
+                b"Basic ",
+                b"",
+                token,
+                b"Bearer " + token,
+                b"Basic !!!",
+                b"Basic " + token[:-1],
+                b"Basic " + token + token,
+                b"Basic \xff\xfe\xe9",
             ):
                 head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
                 received = talk(self.port, head + value + b"\r\n\r\n")
@@ -1462,8 +1668,13 @@ class LoginTest(HttpCase):
 DEFAULTS = {
     "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0},
     "teleinfo2": {"host": "", "port": 8888, "timeout": 30.0, "injection": False},
-    "http": {"address": "0.0.0.0", "port": 4000, "second_port": 4001, "username": "",
-             "password": ""},
+    "http": {
+        "address": "0.0.0.0",
+        "port": 4000,
+        "second_port": 4001,
+        "username": "",
+        "password": "",
+    },
     "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
     "log": {"level": "info"},
 }
@@ -1474,8 +1685,10 @@ BROKEN = (  # what stands in the ini, what the one line of error says
     ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1 : une [section] manque"),
     (HOST + "[http\nport = 80\n", "ligne 3 : "),
     (HOST + "port 8888\n", "ligne 3 : "),
-    (HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
-     "ligne 4 : host est déjà dans [teleinfo1] : ôter l'un des deux, ou le # resté"),
+    (
+        HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
+        "ligne 4 : host est déjà dans [teleinfo1] : ôter l'un des deux, ou le # resté",
+    ),
     (HOST + "[http]\n" + HOST, "ligne 4 : [teleinfo1] est déjà plus haut"),
     (HOST + "= 5\n", "ligne 3 : "),
     ("[teleinfo1]\nhots = 192.168.1.50\n", "hots est inconnu : il y a host, port"),
@@ -1553,13 +1766,22 @@ class SettingsTest(unittest.TestCase):
             "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
             "hostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
         )
-        http_expected = dict(address="127.0.0.1", port=1, second_port=2, username="moi",
-                             password="a.B_c~d-9")
-        for content in (b"\xef\xbb\xbf" + text.encode("utf-8"), text.encode("utf-8"),
-                        text.replace("\n", "\r\n").encode("cp1252")):
+        http_expected = dict(
+            address="127.0.0.1",
+            port=1,
+            second_port=2,
+            username="moi",
+            password="a.B_c~d-9",
+        )
+        for content in (
+            b"\xef\xbb\xbf" + text.encode("utf-8"),
+            text.encode("utf-8"),
+            text.replace("\n", "\r\n").encode("cp1252"),
+        ):
             settings = self.read(content)
-            self.assertEqual(settings["teleinfo1"], dict(
-                host="linky.lan", port=23, timeout=12.5))
+            self.assertEqual(
+                settings["teleinfo1"], dict(host="linky.lan", port=23, timeout=12.5)
+            )
             self.assertEqual(settings["http"], http_expected)
             self.assertIs(settings["ecodevice"]["discovery"], True)
             self.assertEqual(ecolinky.ports_of(settings), [1, 2])
@@ -1622,12 +1844,16 @@ class Program:
         self._folder = tempfile.TemporaryDirectory()
         path = os.path.join(self._folder.name, "ecolinky.ini")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(ini + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-                       % (self.port, self.second))
+            file.write(
+                ini
+                + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+                % (self.port, self.second)
+            )
         self._output = open(os.path.join(self._folder.name, "output"), "w+b")
         self.process = subprocess.Popen(
             [sys.executable, PROGRAM, "--config", path] + list(arguments),
-            stdout=self._output, stderr=self._output,
+            stdout=self._output,
+            stderr=self._output,
             env=dict(os.environ, **environment),
         )
 
@@ -1683,8 +1909,10 @@ class ProgramTest(EspCase):
     def run_it(self, *arguments, **environment):
         """Return exit code and all that a run that ends by itself says."""
         done = subprocess.run(
-            [sys.executable, PROGRAM] + list(arguments), timeout=20,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, PROGRAM] + list(arguments),
+            timeout=20,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=dict(os.environ, **environment),
         )
         return done.returncode, done.stdout.decode("utf-8", "replace")
@@ -1699,8 +1927,14 @@ class ProgramTest(EspCase):
         self.assertNotRegex(out, "show|options:|optional")
 
     def test_a_wrong_command_line_is_one_line_and_exit_2(self):
-        for arguments in (["--nope"], ["--demo", "nuclear"], ["--config"], ["--vers"],
-                          ["ecolinky.ini"], ["--config", "nowhere.ini"]):
+        for arguments in (
+            ["--nope"],
+            ["--demo", "nuclear"],
+            ["--config"],
+            ["--vers"],
+            ["ecolinky.ini"],
+            ["--config", "nowhere.ini"],
+        ):
             code, out = self.run_it(*arguments)
             self.assertEqual(code, 2, arguments)
             self.assertRegex(out, r"^ecolinky : [^\n]+\n$")
@@ -1709,7 +1943,8 @@ class ProgramTest(EspCase):
     def test_it_prints_everywhere(self):
         for environment in (
             dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
-            dict(PYTHONIOENCODING="iso-8859-15"), dict(PYTHONIOENCODING="ascii"),
+            dict(PYTHONIOENCODING="iso-8859-15"),
+            dict(PYTHONIOENCODING="ascii"),
         ):
             for arguments in (["--help"], ["--nope"], ["--config", "é.ini"]):
                 code, out = self.run_it(*arguments, **environment)
@@ -1729,16 +1964,22 @@ class ProgramTest(EspCase):
                 with mock.patch(__name__ + ".free_port", side_effect=ports):
                     program = self.start("[teleinfo2]\ninjection = yes\n", "--demo")
                 self.assertEqual(program.process.wait(10), 1)
-                self.assertRegex(program.output(), r"^ecolinky : port %d [^\n]* : déjà pris"
-                                 r" : ecolinky tourne-t-il déjà \?[^\n]*\n$" % port)
+                self.assertRegex(
+                    program.output(),
+                    r"^ecolinky : port %d [^\n]* : déjà pris"
+                    r" : ecolinky tourne-t-il déjà \?[^\n]*\n$" % port,
+                )
 
     def test_either_signal_ends_it_with_0_within_a_second(self):
         silent, off = self.esp(once(silent=True)).port, free_port()
         runs = [
             (number, self.start(ini, *arguments))
             for number in (signal.SIGINT, signal.SIGTERM)
-            for ini, arguments in ((esp_ini(silent), ()), (esp_ini(off), ()),
-                                   ("", ("--demo",)))
+            for ini, arguments in (
+                (esp_ini(silent), ()),
+                (esp_ini(off), ()),
+                ("", ("--demo",)),
+            )
         ]
         for number, program in runs:
             wait_for(program.answers, 10)
@@ -1796,10 +2037,18 @@ class DomoticzClient:
     """
 
     OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
-    INDEXES = {"BASE": ["BASE"], "HC": ["HCHC", "HCHP"], "EJP": ["EJPHN", "EJPHPM"],
-               "TEMPO": BBR}
-    PERIODS = {"BASE": ("TH",), "HC": ("HC", "HP"), "EJP": ("HN", "PM"),
-               "TEMPO": ("HC", "HP")}
+    INDEXES = {
+        "BASE": ["BASE"],
+        "HC": ["HCHC", "HCHP"],
+        "EJP": ["EJPHN", "EJPHPM"],
+        "TEMPO": BBR,
+    }
+    PERIODS = {
+        "BASE": ("TH",),
+        "HC": ("HC", "HP"),
+        "EJP": ("HN", "PM"),
+        "TEMPO": ("HC", "HP"),
+    }
 
     def __init__(self, port, login=""):
         self.port, self.headers = port, basic(login) if login else {}
@@ -1853,11 +2102,17 @@ class DomoticzClient:
             self.last[number, tag] = value
         limit = amount["ISOUSC"]
         return {
-            "meter": fields["ADCO"], "option": option, "period": period,
-            "today": fields["PTEC"][3], "tomorrow": fields["DEMAIN"],
-            "indexes": indexes, "power": power, "phases": 3 if three else 1,
+            "meter": fields["ADCO"],
+            "option": option,
+            "period": period,
+            "today": fields["PTEC"][3],
+            "tomorrow": fields["DEMAIN"],
+            "indexes": indexes,
+            "power": power,
+            "phases": 3 if three else 1,
             "load": [100 * each // limit for each in currents] if limit else None,
-            "overload": amount["ADPS"] > 0, "announced": amount["PEJP"] == 30,
+            "overload": amount["ADPS"] > 0,
+            "announced": amount["PEJP"] == 30,
         }
 
 
@@ -1888,16 +2143,32 @@ class DomoticzTest(HttpCase):
         return DomoticzClient(self.port).poll().get(1)
 
     def test_what_domoticz_stores_of_each_tariff(self):
-        hc = dict(indexes={"HCHC": 12345678, "HCHP": 23456789}, power=690, load=[10],
-                  period="HP", overload=False, phases=1)
-        tempo = dict(option="TEMPO", today="W", tomorrow="ROUG", phases=3, power=8050,
-                     indexes=dict(zip(BBR, (11, 22, 33, 44, 55, 66))), overload=True,
-                     load=[50, 20, 105])
+        hc = dict(
+            indexes={"HCHC": 12345678, "HCHP": 23456789},
+            power=690,
+            load=[10],
+            period="HP",
+            overload=False,
+            phases=1,
+        )
+        tempo = dict(
+            option="TEMPO",
+            today="W",
+            tomorrow="ROUG",
+            phases=3,
+            power=8050,
+            indexes=dict(zip(BBR, (11, 22, 33, 44, 55, 66))),
+            overload=True,
+            load=[50, 20, 105],
+        )
         for groups, expected in (
             (HC, hc),
             (HC[:7] + [("ADPS", "033")] + HC[7:], dict(hc, overload=True)),
             (EJP, dict(option="EJP", period="HN", announced=True)),
-            (changed(EJP, OPTARIF="EJP ", PTEC="PM.."), dict(option="EJP", period="PM")),
+            (
+                changed(EJP, OPTARIF="EJP ", PTEC="PM.."),
+                dict(option="EJP", period="PM"),
+            ),
             (TEMPO_3, tempo),
             (OLD_BASE, dict(indexes={"BASE": 777888}, power=920, load=[26])),
         ):
@@ -1907,8 +2178,14 @@ class DomoticzTest(HttpCase):
 
 @unittest.skipUnless(os.path.isdir(CAPTURES), "the captures are not here")
 class CapturesTest(DomoticzTest):
-    OPTIONS = {"base": "BASE", "hc": "HC", "ejp": "EJP", "tempo": "TEMPO", "hphc": "HC",
-               "prod": "BASE"}
+    OPTIONS = {
+        "base": "BASE",
+        "hc": "HC",
+        "ejp": "EJP",
+        "tempo": "TEMPO",
+        "hphc": "HC",
+        "prod": "BASE",
+    }
     PARTIAL = ("historic-1ph-hc-10.tic", "standard-1ph-hphc-2.tic")  # half frames
 
     def test_every_capture_is_stored_as_its_labels_say(self):
@@ -1924,8 +2201,9 @@ class CapturesTest(DomoticzTest):
             last, (mode, phases, option) = said[-1], name.split("-")[:3]
             self.assertEqual(one["option"], self.OPTIONS[option], name)
             self.assertEqual(one["meter"], last.get("ADCO", last.get("ADSC")))
-            currents = [int(last[tag]) for tag in last
-                        if re.match("(IINST|IRMS)[123]?$", tag)]
+            currents = [
+                int(last[tag]) for tag in last if re.match("(IINST|IRMS)[123]?$", tag)
+            ]
             power = int(last.get("PAPP") or last.get("SINSTS") or 0)
             self.assertEqual(one["power"], power or 230 * sum(currents))
             if sum(currents):
@@ -1953,7 +2231,8 @@ class ClientsTest(unittest.TestCase):
         async def call():
             user, _, password = login.partition(":")
             device = pyecodevices.EcoDevices(
-                "127.0.0.1", port, user or None, password or None)
+                "127.0.0.1", port, user or None, password or None
+            )
             async with device:
                 results = {}
                 for name in self.CALLS.split():
@@ -1973,7 +2252,12 @@ class ClientsTest(unittest.TestCase):
 
     def gce(self, port, login):
         """Return a device as find_gce does; the client has no other way for a login."""
-        return [login + "@127.0.0.1" if login else "127.0.0.1", "ecolinky", MAC, str(port)]
+        return [
+            login + "@127.0.0.1" if login else "127.0.0.1",
+            "ecolinky",
+            MAC,
+            str(port),
+        ]
 
     def test_fresh_stale_back_and_a_second_input(self):
         for login in self.LOGINS:
@@ -1983,7 +2267,9 @@ class ClientsTest(unittest.TestCase):
                     publish(store, 1, live(HCHP=hchp), age)
                     publish(store, 2, live(ADCO="021728999999"), age)
                     got, device = self.home_assistant(port, login)
-                    self.assertRegex(device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+                    self.assertRegex(
+                        device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
+                    )
                     self.assertEqual(int(got["get_c1"]["daily"]), 0)
                     box = self.gce(port, login)
                     status = gce_client.status(box)
@@ -2002,13 +2288,15 @@ class ClientsTest(unittest.TestCase):
                     self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
 
 
-
-
 class DiscoveryTest(unittest.TestCase):
     def test_the_exact_request_is_answered_as_the_device_does(self):
         box = ecolinky.Box(ecolinky.Store(), "m" * 32, MAC, [65535], False)
-        answers = [(b"Discover GCE Devices", ("127.0.0.1", 4)), (b"Hello", ("x", 5)),
-                   OSError("unreachable"), (b"Discover GCE Devices", ("127.0.0.1", 6))]
+        answers = [
+            (b"Discover GCE Devices", ("127.0.0.1", 4)),
+            (b"Hello", ("x", 5)),
+            OSError("unreachable"),
+            (b"Discover GCE Devices", ("127.0.0.1", 6)),
+        ]
         listener = mock.Mock()
         listener.recvfrom.side_effect = answers + [SystemExit]
         with mock.patch("socket.socket", return_value=listener):
@@ -2017,19 +2305,27 @@ class DiscoveryTest(unittest.TestCase):
         listener.bind.assert_called_once_with(("0.0.0.0", 30303))
         expected = ("m" * 32 + "\r\n" + MAC + "\r\n65535\r\n").encode()
         self.assertLessEqual(len(expected), 64)
-        self.assertEqual(listener.sendto.call_args_list, [
-            mock.call(expected, ("127.0.0.1", 4)), mock.call(expected, ("127.0.0.1", 6))])
-
+        self.assertEqual(
+            listener.sendto.call_args_list,
+            [
+                mock.call(expected, ("127.0.0.1", 4)),
+                mock.call(expected, ("127.0.0.1", 6)),
+            ],
+        )
 
 
 class CheckTest(EspCase):
     def check(self, ini, seconds=0.6):
         """Return exit code and lines of --check, with the reader's times shortened."""
         settings = ecolinky.parse_settings(
-            ini + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-            % (free_port(), free_port()))
+            ini
+            + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+            % (free_port(), free_port())
+        )
         said = io.StringIO()
-        with mock.patch("ecolinky.Reader", QuickReader), contextlib.redirect_stdout(said):
+        with mock.patch("ecolinky.Reader", QuickReader), contextlib.redirect_stdout(
+            said
+        ):
             with mock.patch.object(QuickReader, "SILENCE", 0.3):
                 code = ecolinky.check(settings, seconds)
         return code, said.getvalue()
@@ -2043,7 +2339,12 @@ class CheckTest(EspCase):
         cut = [pair for pair in HC if pair[0] != "MOTDETAT"]
         for case, script, code, told in (
             ("good", sent, 0, "ok        teleinfo1 : ses valeurs seront transmises"),
-            ("silent", once(silent=True), 1, "RX Receive Timeout à 0 dans ESPEasy, puis"),
+            (
+                "silent",
+                once(silent=True),
+                1,
+                "RX Receive Timeout à 0 dans ESPEasy, puis",
+            ),
             ("8N1", frames(eight), 0, "8N1 : le mettre en 7E1"),
             ("speed", frames(garbage), 1, "changer la vitesse"),
             ("log", frames(log), 0, "Serial log Level sur None"),
@@ -2052,8 +2353,12 @@ class CheckTest(EspCase):
             ("second client", once(HC_FRAME[:60]), 1, "arrêter l'autre, recommencer"),
             ("cut", frames(frame(cut)), 0, "la fin des trames manque"),
             ("never whole", frames(frame(HC[:8])), 1, "il manque : PAPP"),
-            ("damaged", frames(HC_FRAME + re.sub(b".\r", b"~\r", HC_FRAME)), 0,
-             "vérifier l'optocoupleur"),
+            (
+                "damaged",
+                frames(HC_FRAME + re.sub(b".\r", b"~\r", HC_FRAME)),
+                0,
+                "vérifier l'optocoupleur",
+            ),
         ):
             with self.subTest(case):
                 got, text = self.check(esp_ini(self.esp(script).port))
@@ -2069,10 +2374,11 @@ class CheckTest(EspCase):
         code, text = self.check(ini)
         self.assertEqual(1, code)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-        self.assertIn("ÉCHEC     teleinfo2 : rien ne sera transmis : allumé, mais", text)
+        self.assertIn(
+            "ÉCHEC     teleinfo2 : rien ne sera transmis : allumé, mais", text
+        )
         self.assertEqual(2, text.count("matériel EcoDevices"))
         self.assertEqual(2, text.count(" : libre"))
-
 
 
 CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
@@ -2089,16 +2395,27 @@ class HomePageTest(EspCase):
         ).split()
         with tempfile.TemporaryDirectory() as profile:
             options += ["--user-data-dir=" + profile, "http://127.0.0.1:%d/" % port]
-            run = subprocess.run([CHROMIUM] + options, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL, timeout=90)
+            run = subprocess.run(
+                [CHROMIUM] + options,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=90,
+            )
         return html.unescape(run.stdout.decode("utf-8"))
 
     def test_a_browser_shows_the_values_that_are_served(self):
         wait_for(DomoticzClient(DEMOS["tempo"].port).poll, 20)
         dom = self.dom(DEMOS["tempo"].port)
-        for words in ('data-ready="1"', "en direct", "Heures creuses, jour bleu", "blanc",
-                      "1\u202f333,333 kWh", "Dans Domoticz", "l’injection",
-                      str(DEMOS["tempo"].second)):
+        for words in (
+            'data-ready="1"',
+            "en direct",
+            "Heures creuses, jour bleu",
+            "blanc",
+            "1\u202f333,333 kWh",
+            "Dans Domoticz",
+            "l’injection",
+            str(DEMOS["tempo"].second),
+        ):
             self.assertIn(words, dom)
         self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
 
@@ -2164,8 +2481,11 @@ def compare(name, unit, count, ours, yardstick, times=7):
             pair.append(count / (time.perf_counter() - start))
         rates.append((pair[0], pair[1], pair[0] / pair[1]))
     middle = tuple(statistics.median(column) for column in zip(*rates))
-    print("%-28s %8.0f %s, yardstick %.0f, ratio %.2f"
-          % (name, middle[0], unit, middle[1], middle[2]), flush=True)
+    print(
+        "%-28s %8.0f %s, yardstick %.0f, ratio %.2f"
+        % (name, middle[0], unit, middle[1], middle[2]),
+        flush=True,
+    )
 
 
 def bench_feed():
@@ -2252,13 +2572,21 @@ def bench_http():
     paths = ["/status.xml", T1]
     with bare_server() as (bare, other), running("", "--demo", "standard") as program:
         wait_for(DomoticzClient(program.port).poll, 20)
-        print("memory after the first polls %8.1f MiB, bare http.server %.1f"
-              % (resident(program.process), resident(other)))
-        for name, ask_all, count in (("http, one connection", ask_kept_alive, 3000),
-                                     ("http, a connection each", ask_anew, 1000)):
-            compare(name, "requests/s", count,
-                    lambda: ask_all(program.port, paths, count),
-                    lambda: ask_all(bare, ["/"], count))
+        print(
+            "memory after the first polls %8.1f MiB, bare http.server %.1f"
+            % (resident(program.process), resident(other))
+        )
+        for name, ask_all, count in (
+            ("http, one connection", ask_kept_alive, 3000),
+            ("http, a connection each", ask_anew, 1000),
+        ):
+            compare(
+                name,
+                "requests/s",
+                count,
+                lambda: ask_all(program.port, paths, count),
+                lambda: ask_all(bare, ["/"], count),
+            )
 
 
 def bench_latency(count=200):
@@ -2283,8 +2611,11 @@ def bench_latency(count=200):
             times[-1] += time.perf_counter()
     esp.close()
     times = sorted(1000 * each for each in times[3:])
-    print("latency, frame to answer     %8.1f ms median, %.1f ms 99th percentile"
-          % (statistics.median(times), times[int(len(times) * 0.99) - 1]), flush=True)
+    print(
+        "latency, frame to answer     %8.1f ms median, %.1f ms 99th percentile"
+        % (statistics.median(times), times[int(len(times) * 0.99) - 1]),
+        flush=True,
+    )
 
 
 def at_line_rate(house, sent=None, failing=None):
@@ -2306,7 +2637,9 @@ def at_line_rate(house, sent=None, failing=None):
                         esp.over.wait(12)
                     if failing["ways"][0] == "reset":
                         linger = struct.pack("ii", 1, 0)
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        connection.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, linger
+                        )
                     return
             esp.over.wait(max(0.0, start + seconds - time.monotonic()))
 
@@ -2329,8 +2662,10 @@ def bench_cpu(seconds=120):
         while time.monotonic() < end:
             domoticz.poll()
             time.sleep(2)
-        print("cpu, polled each 2 s         %8.2f s in 10 minutes"
-              % ((used() - before) / seconds * 600))
+        print(
+            "cpu, polled each 2 s         %8.2f s in 10 minutes"
+            % ((used() - before) / seconds * 600)
+        )
     esp.close()
 
 
@@ -2365,15 +2700,28 @@ def bench_soak(minutes):
         for minute in range(minutes):
             time.sleep(60)
             pid = program.process.pid
-            threads, files = (len(os.listdir("/proc/%d/%s" % (pid, each)))
-                              for each in ("task", "fd"))
+            threads, files = (
+                len(os.listdir("/proc/%d/%s" % (pid, each))) for each in ("task", "fd")
+            )
             first = first or resident(program.process)
-            print("minute %2d: %.2f MiB, %d threads, %d descriptors; %d answers, %d wrong %s"
-                  % (minute + 1, resident(program.process), threads, files, answers[0],
-                     len(wrong), wrong[-1:]), flush=True)
+            print(
+                "minute %2d: %.2f MiB, %d threads, %d descriptors; %d answers, %d wrong %s"
+                % (
+                    minute + 1,
+                    resident(program.process),
+                    threads,
+                    files,
+                    answers[0],
+                    len(wrong),
+                    wrong[-1:],
+                ),
+                flush=True,
+            )
         esp.close()
-        print("soak: memory %+.2f MiB after the first minute, %d answers, %d wrong or missing"
-              % (resident(program.process) - first, answers[0], len(wrong)))
+        print(
+            "soak: memory %+.2f MiB after the first minute, %d answers, %d wrong or missing"
+            % (resident(program.process) - first, answers[0], len(wrong))
+        )
 
 
 def main():
