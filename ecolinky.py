@@ -54,7 +54,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from http.client import HTTPConnection, HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (
@@ -73,7 +73,7 @@ from xml.sax.saxutils import escape
 
 __version__ = "1.2.0"
 
-# A copy that was cut off must not pass for a program that has nothing to say.
+# A copy that was cut off can still be valid Python, and would end without a word.
 LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is known.\n"
 if __name__ == "__main__":
     with open(__file__, "rb") as program:
@@ -83,7 +83,7 @@ if __name__ == "__main__":
 log = logging.getLogger("ecolinky")
 
 Labels = Dict[str, str]  # label of the TIC -> data
-# Tag of the Eco-Devices -> int or str, as JSON has them; None: not known (yet).
+# Tag of the Eco-Devices -> int or str, as in JSON; None: not known (yet).
 Fields = Dict[str, Any]
 
 MAINS_VOLTS = 230
@@ -91,10 +91,11 @@ MAINS_VOLTS = 230
 
 ######## Decode: bytes in, frames of groups whose checksum is right out ################
 
-MARK = re.compile(b"([\x02\x03\x04])")  # a frame begins with STX and ends with ETX;
+# STX begins a frame, ETX ends it; with EOT the meter gives up the one it is sending.
 STX = b"\x02"
 ETX = b"\x03"
-EOT = b"\x04"  # the meter gives up the frame that it is sending
+EOT = b"\x04"
+MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
 # The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
@@ -114,8 +115,8 @@ HISTORIC_INDEXES = (
     "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
 )
 HISTORIC_FORMS = (
-    ("ADCO", "[0-9A-Z ]{11,14}"),
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),
+    ("ADCO", "[0-9A-Z ]{11,14}"),  # 12 digits; captures have others
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR and a letter of the programme
     ("ISOUSC PEJP", "[0-9]{2}"),
     (HISTORIC_INDEXES, "[0-9]{9}"),
     ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]"),
@@ -123,7 +124,7 @@ HISTORIC_FORMS = (
     ("IINST IINST1 IINST2 IINST3", "[0-9]{3}"),
     ("ADPS ADIR1 ADIR2 ADIR3", "[0-9]{3}"),
     ("IMAX IMAX1 IMAX2 IMAX3", "[0-9]{3}"),
-    ("PAPP PMAX", "[0-4][0-9]{4}"),  # a Linky ends at 36 kVA
+    ("PAPP PMAX", "[0-4][0-9]{4}"),  # a Linky ends at 36 kVA: no first digit above 4
     ("HHPHC", "[!-~]"),
     ("MOTDETAT", "[0-9]{6}"),
     ("PPOT", "[0-9A-F]{2}"),
@@ -174,9 +175,9 @@ class Group(NamedTuple):
     """A group that is intact: right checksum, and data of the label's form."""
 
     label: str
-    data: str  # without its timestamp; that of DATE is the timestamp
+    data: str  # the timestamp is left out, but of DATE, whose data it is
     raw: bytes  # as the meter sent it, from the label to the checksum
-    has_old_sum: bool  # its checksum covers the space before it
+    sum_has_space: bool  # its checksum covers the last space, as of some older meters
 
 
 class Refused(NamedTuple):
@@ -225,25 +226,26 @@ def decode_group(piece: bytes) -> Group | Refused:
     separator = raw[-2:-1]
     if separator not in FORMS:
         return Refused("form" if raw else "debris")
-    # In standard mode the sum covers the last separator, in historic mode it does not,
-    # but that of some older meters does.
-    covered = raw[:-2] if separator == b" " else raw[:-1]
-    is_right = checksum(covered) == raw[-1]
-    has_old_sum = not is_right and checksum(raw[:-1]) == raw[-1]
-    is_right = is_right or has_old_sum
+    # The sum ends before the last space of historic mode (but some older meters'), and
+    # covers the last HT of standard mode.
+    sum_with_last = checksum(raw[:-1]) == raw[-1]
+    sum_has_space = sum_with_last and separator == b" "
+    is_right = sum_with_last
+    if separator == b" " and not sum_has_space:
+        is_right = checksum(raw[:-2]) == raw[-1]
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     form = FORMS[separator].get(label)
     if form is None:
-        is_new = label not in KNOWN_LABELS and ANY_LABEL.fullmatch(label)
-        return Refused("unknown" if is_right and is_new else "form")
+        is_known = label in KNOWN_LABELS  # of the other mode
+        if is_right and not is_known and ANY_LABEL.fullmatch(label):
+            return Refused("unknown")
+        return Refused("form")
     if not form.fullmatch(data):
         return Refused("form")
     if not is_right:
         return Refused("checksum")
-    if label == "DATE":
-        data = data.rstrip("\t")
-    data = data.rpartition("\t")[2]  # without the timestamp, if any
-    return Group(label, data, raw, has_old_sum)
+    stamp, _, value = data.rpartition("\t")
+    return Group(label, stamp if label == "DATE" else value, raw, sum_has_space)
 
 
 class Decoder:
@@ -268,7 +270,7 @@ class Decoder:
                 self.eight_bits = True
             data = data.translate(DROP_PARITY_BIT)
         frames = []
-        # split() returns text, mark, text, mark, ... and the text that is not over.
+        # split() returns text, mark, text, mark, ..., last the text that is not over.
         parts = MARK.split(data)
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
@@ -279,18 +281,18 @@ class Decoder:
             self._opened = mark == STX
         if len(self._buffer) > self.LONGEST_FRAME:
             # No marks at all: some servers eat both.  Use the groups that are over.
-            groups, _, self._buffer = self._buffer.rpartition(b"\r")
+            complete, _, self._buffer = self._buffer.rpartition(b"\r")
             self._buffer = self._buffer[-self.LONGEST_FRAME :]
-            frames += self._frame(groups, False)
+            frames += self._frame(complete, False)
             self._opened = False
         return frames
 
     def disconnected(self) -> list[Frame]:
         """Return what was over of the last frame: what comes next is another."""
-        groups, _, _ = self._buffer.rpartition(b"\r")
+        complete, _, _ = self._buffer.rpartition(b"\r")
         self._buffer = b""
         self._opened = False
-        return self._frame(groups, False)
+        return self._frame(complete, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return the frame that the text between two marks makes, none if empty."""
@@ -299,7 +301,7 @@ class Decoder:
             self.esp_log = True
         if reasons and UNPADDED.search(text):
             self.spaces_replaced = True
-        if whole:  # what comes before the first STX is half seen, and not damage
+        if whole:  # what stands outside of STX and ETX is half seen, and not damage
             for reason in reasons:
                 self.refused[reason] += 1
         if not groups:
@@ -320,12 +322,12 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
-                if found.has_old_sum:
+                if found.sum_has_space:
                     old_sums.append(found.label)
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
-    # A meter has one kind of sums.  To accept both of any would let twice as much
-    # damage through: the fewer are damage.
+    # A meter sums in one way.  To accept both ways of any would let twice as much
+    # damage through: those that are fewer in a frame are damage.
     if old_sums:
         new_sums = [label for label in groups if label not in old_sums]
         for label in min(new_sums, old_sums, key=len):
@@ -337,10 +339,10 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
 WH_PER_SECOND = 10  # a meter is cut off at 36 kVA
-SLACK_WH = 10  # allowed beside: frames that a stalled network delivers all at once
-IN_A_ROW = 10  # seconds between two readings, at the most, for one to confirm the other
+SLACK_WH = 10  # more than that: a stalled network delivers old frames all at once
+CONFIRM_WITHIN = 10  # seconds, at the most, between two readings that agree
 CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
-TAKEOVER = 8  # readings in a row that agree replace what the trusted one rules out
+TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
 FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
 
 IDENTITIES = ("ADCO", "ADSC")
@@ -368,12 +370,12 @@ class Claim(NamedTuple):
 
     group: Group
     time: float  # when it was read
-    possible: bool  # the trusted reading allows it
+    is_possible: bool  # the trusted reading allows it
     times: int  # how many in a row agree, this one counted
 
 
-class Reading:
-    """One label: the group that is trusted, and the claim that it has changed."""
+class Knowledge:
+    """What is known of one label: a trusted group, and a claim that it has changed."""
 
     def __init__(self, label: str) -> None:
         self.is_index = label in INDEXES
@@ -398,25 +400,28 @@ class Reading:
         return True
 
     def hear(self, group: Group, now: float) -> bool:
-        """Trust another group once the next reading agrees; return whether it can be.
+        """Take a reading of something else; return whether it can be true.
 
-        Of two that agree the first is trusted: an index is served a frame late, and
-        never one that a second reading did not reach.  Only of powers, which agree when
-        they are near, it is the second.  What the trusted reading rules out is trusted
-        after TAKEOVER readings that agree: then it was the wrong one.
+        It is trusted once the next reading agrees: two in a row.  Of the two it is the
+        first that is trusted, so an index is served a frame late, and is never one that
+        the meter did not reach.  (Of powers, which agree when they are near, it is the
+        second.)  What cannot be true after the trusted one is believed after TAKEOVER
+        readings that agree: then the trusted one was wrong.
         """
-        possible = self._allows(group, now)
+        is_possible = self._allows(group, now)
         earlier = self.claim
-        times = 1
-        if earlier is not None and self._agree(earlier, group, now):
-            times = earlier.times + 1
-            if self.is_power:
-                self.trust(group, now)
-            elif earlier.possible or times >= TAKEOVER:
-                self.trust(earlier.group, earlier.time)
+        self.claim = Claim(group, now, is_possible, 1)
+        if earlier is None or not self._agree(earlier, group, now):
+            return is_possible
+        claim = self.claim._replace(times=earlier.times + 1)
+        if self.is_power:
+            self.trust(group, now)
+        elif earlier.is_possible or claim.times >= TAKEOVER:
+            self.trust(earlier.group, earlier.time)
+        # An index has grown meanwhile: what it says now waits for its own confirmation.
         if self.is_power or not self.repeat(group, now):
-            self.claim = Claim(group, now, possible, times)
-        return possible
+            self.claim = claim
+        return is_possible
 
     def _allows(self, group: Group, now: float) -> bool:
         """Say whether the group can be true after the trusted one."""
@@ -428,13 +433,13 @@ class Reading:
 
     def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
         """Say whether a reading of now confirms an earlier one."""
-        if now - earlier.time > IN_A_ROW:
+        if now - earlier.time > CONFIRM_WITHIN:
             return False
         if self.is_index:
             return can_grow(earlier.group, earlier.time, group, now)
         if self.is_power:
             return is_near(int(group.data), int(earlier.group.data), 1)
-        return earlier.group[:2] == group[:2]  # label and data
+        return earlier.group.data == group.data and earlier.group.label == group.label
 
     def last_heard(self) -> float:
         """Return when the label was last read, trusted or not."""
@@ -460,18 +465,23 @@ class Guard:
     """What can be trusted of one meter; knows no bytes and no Eco-Devices.
 
     Two rules.  What is served, power and currents aside, changes only when two readings
-    in a row agree.  Currents change at once, and a power does where the currents bear
-    it out; where they do not, it waits for a second reading like all else.
+    in a row agree.  Currents change at once, and a power does where it fits them; where
+    it does not, it waits for a second reading like all else.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self.identity = Reading("ADCO")  # ADCO or ADSC: whose frames these are
         self.last_frame = -math.inf  # when the meter's last frame was over
-        self.implausible = 0  # readings refused by physics, balance or identity
-        self.readings: dict[str, Reading] = {}
+        self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
+        self.labels: dict[str, Knowledge] = {}
+        # Whose frames are taken.  What is served of it is in `labels`, like all else.
+        self._identity = Knowledge("ADCO")  # or ADSC
         self._order: list[str] = []  # the labels as the meter's frames have them
-        self._powerless = 0  # complete frames in a row without a power
+        self._frames_without_power = 0  # complete ones, in a row
+
+    def is_silent(self, now: float) -> bool:
+        """Say whether the meter has sent no frame for longer than the time-out."""
+        return now - self.last_frame > self.timeout
 
     def take(self, frame: Frame, now: float) -> bool:
         """Take a frame that was over at `now` seconds; return whether it is ours."""
@@ -480,85 +490,82 @@ class Guard:
         self.last_frame = now
         is_balanced = _is_balanced(frame.groups)
         for label, group in frame.groups.items():
-            reading = self.readings.get(label)
-            if reading is None:
-                reading = self.readings[label] = Reading(label)
-            if reading.group is group:  # as most are, thanks to decode_group's cache
-                reading.time = now
-                reading.claim = None
-            elif not reading.repeat(group, now):
-                self._take_change(reading, group, is_balanced, now)
+            known = self.labels.get(label)
+            if known is None:
+                known = self.labels[label] = Knowledge(label)
+            if known.group is group:  # as most are, thanks to decode_group's cache
+                known.time = now
+                known.claim = None
+            elif not known.repeat(group, now):
+                self._take_change(known, group, is_balanced, now)
         if DRAWN_POWER & frame.groups.keys():
-            self._powerless = 0
+            self._frames_without_power = 0
         is_clean = frame.whole and not frame.damaged
         if is_clean and LAST_LABELS & frame.groups.keys():
-            self._take_absence(frame.groups)
+            self._take_complete(frame.groups)
         elif not _is_short(frame):
             self._learn_order(frame.groups)
         return True
 
-    def vouch(self, frame: Frame, now: float) -> list[Group]:
-        """Return a frame just taken as it can be trusted, in the meter's order.
-
-        A group that was damaged, or is not trusted yet, is there as it was last.
-        """
-        labels = frame.groups if _is_short(frame) else self._order
-        known = self.known(now)
-        return [known[label] for label in labels if label in known]
-
     def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
         """Follow whose frames these are; return whether this one is the meter's."""
+        identity = self._identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # Ours, unless another meter has just spoken, or may have after a silence.
-            is_silent = now - self.last_frame > self.timeout
-            return self.identity.claim is None and not is_silent
-        before = self.identity.group
-        if self.identity.repeat(group, now):
+            # Ours, but not while another identity is claimed, nor after a silence.
+            return identity.claim is None and not self.is_silent(now)
+        if identity.repeat(group, now):
             return True
-        self.identity.hear(group, now)
-        claim = self.identity.claim
-        if claim is not None and before is not None:
-            self.implausible += len(groups)
-            return False
-        # Start anew with another meter, and with another first claim of one.
-        if before is not None or (claim is not None and claim.times == 1):
-            self.readings = {}
-            self._powerless = 0
-        return True
+        is_first = identity.group is None
+        identity.hear(group, now)
+        if identity.claim is None:  # confirmed: the first one, or at last another
+            if not is_first:
+                self._start_anew()
+            return True
+        if is_first:
+            # Nobody's yet: its groups are heard, but together with no other claim's.
+            if identity.claim.times == 1:
+                self._start_anew()
+            return True
+        self.implausible += len(groups)
+        return False
+
+    def _start_anew(self) -> None:
+        self.labels = {}
+        self._order = []
+        self._frames_without_power = 0
 
     def _take_change(
-        self, reading: Reading, group: Group, is_balanced: bool, now: float
+        self, known: Knowledge, group: Group, is_balanced: bool, now: float
     ) -> None:
         """Take a group that says something else than before."""
-        is_borne_out = reading.is_power and self._bear_out(group, now)
-        if is_borne_out or group.label in MOVING:
-            reading.trust(group, now)
+        if group.label in MOVING or (known.is_power and self._fits(group, now)):
+            known.trust(group, now)
             return
         is_unbalanced = group.label in BALANCE and not is_balanced
-        if is_unbalanced or not reading.hear(group, now):
+        if is_unbalanced or not known.hear(group, now):
             self.implausible += 1
 
-    def _bear_out(self, power: Group, now: float) -> bool:
-        """Say whether the last seconds' currents make that power."""
+    def _fits(self, power: Group, now: float) -> bool:
+        """Say whether a power is that of the last seconds' currents; of none: 0."""
         amperes = []
-        for label in CURRENTS & self.readings.keys():
-            current = self.readings[label]
+        for label in CURRENTS & self.labels.keys():
+            current = self.labels[label]
             if current.group is not None and now - current.time <= CURRENT_LASTS:
                 amperes.append(int(current.group.data))
         return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
-    def _take_absence(self, groups: dict[str, Group]) -> None:
-        """Take what a complete frame does not say."""
+    def _take_complete(self, groups: dict[str, Group]) -> None:
+        """Take of a complete frame what it tells by not having it, and its order."""
         self._order = list(groups)
         for label in PASSING:
             if label not in groups:
-                self.readings.pop(label, None)
+                self.labels.pop(label, None)
         if not DRAWN_POWER & groups.keys():
-            self._powerless += 1
+            self._frames_without_power += 1
 
     def _learn_order(self, groups: Iterable[str]) -> None:
-        """Put each label of a frame that is not complete behind its neighbour."""
+        """Put each new label of a frame behind the label that it follows there."""
         place = 0
         for label in groups:
             if label in self._order:
@@ -567,41 +574,50 @@ class Guard:
                 self._order.insert(place, label)
             place += 1
 
+    def vouch(self, frame: Frame, now: float) -> list[Group]:
+        """Return the trusted groups to relay in place of a frame that was taken.
+
+        They stand in the meter's order.  One that was damaged, or is not trusted yet,
+        is there as it was last.
+        """
+        order = frame.groups if _is_short(frame) else self._order
+        known = self.known(now)
+        return [known[label] for label in order if label in known]
+
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that have been read lately, by label."""
         groups = {}
-        for label, reading in self.readings.items():
+        for label, known in self.labels.items():
             limit = self.timeout if label in FAST else FORGET_AFTER
-            if reading.group is not None and now - reading.time <= limit:
-                groups[label] = reading.group
+            if known.group is not None and now - known.time <= limit:
+                groups[label] = known.group
         return groups
 
-    def mode_label(self) -> str:
+    def identity_label(self) -> str:
         """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
-        identity = self.identity
+        identity = self._identity
         if identity.group is not None:
             return identity.group.label
         return identity.claim.group.label if identity.claim else ""
 
-    def power_will_not_come(self, now: float) -> bool:
-        """Say whether to wait for a power no longer; asked when none is known.
+    def is_power_lost(self, now: float) -> bool:
+        """Say whether a meter whose power is not known sends none, or none intact.
 
-        The meter sends none (two complete frames had none), or the one that it sends
-        has not come intact since the time-out.
+        It sends none: two complete frames had none.  None intact: since the time-out.
         """
         heard = [
-            self.readings[label].last_heard()
-            for label in DRAWN_POWER & self.readings.keys()
-            if self.readings[label].group is not None
+            self.labels[label].last_heard()
+            for label in DRAWN_POWER & self.labels.keys()
+            if self.labels[label].group is not None
         ]
         is_lost = bool(heard) and now - max(heard) > self.timeout
-        return is_lost or self._powerless > 1
+        return is_lost or self._frames_without_power > 1
 
 
 def _is_short(frame: Frame) -> bool:
     """Say whether a frame is one of identity and currents alone: an overload."""
     labels = frame.groups.keys()
-    return labels <= SHORT_FRAME and any(label in labels for label in OVERLOADS)
+    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
 
 
 def _is_balanced(groups: dict[str, Group]) -> bool:
@@ -615,14 +631,15 @@ def _is_balanced(groups: dict[str, Group]) -> bool:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
+# PPAP is its firmware's misspelling of PAPP: both are there.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
     " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
-TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT", "PPOT")
-# Those that a historic-mode meter says itself, indexes and what it says by phase apart.
-OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT PPOT".split()
+TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
+# Those that a historic-mode meter says itself, in the same words.
+OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
 NEEDED = ("ADCO", "OPTARIF", "PTEC", "PAPP")  # and the indexes of the tariff
 NOTHING = "----"
 # What the device shows of an input with nothing on it.
@@ -635,8 +652,8 @@ EMPTY: Fields = {
     "HHPHC": "0",
     "MOTDETAT": "000000",
 }
-VOLT_AMPERES_PER_AMPERE = 200  # of a subscription: 6 kVA are 30 A
-NO_MAXIMUM = 1  # A: an IMAX of 0 is no meter to Jeedom
+CONTRACT_VOLTS = 200  # in a contract 6 kVA are 30 A, at whatever voltage
+LEAST_MAXIMUM = 1  # A: to Jeedom, a client, an IMAX of 0 is no meter
 NOTICE_MINUTES = 30  # what PEJP says while a moving peak is announced
 
 
@@ -668,7 +685,7 @@ class Tariff(NamedTuple):
     option: str  # OPTARIF
     name: str  # for the user
     words: Pattern[str]  # which tell it in NGTF or LTARF, standard mode's free texts
-    numbered: list[str]  # the PTEC of running index 1 to 10 of standard mode
+    numbered: list[str]  # its PTEC while index 1, 2, ... 10 runs, in standard mode
 
     def periods(self) -> list[str]:
         """Return its periods, each once."""
@@ -679,9 +696,9 @@ class Tariff(NamedTuple):
         return [PERIODS[ptec].tag for ptec in self.periods()]
 
 
-# Every running index has a period, so that no energy is left out of the sum: those that
-# the tariff does not use count with its first ones.  In every supplier's calendar met
-# so far odd numbers are cheap and even ones dear.
+# Each of the ten indexes has a period, so that no energy is left out of the sum: Tempo
+# uses six, and what the other four may hold is counted as blue.  In every supplier's
+# calendar met so far odd numbers are cheap and even ones dear.
 TEMPO = Tariff(
     "BBR(",
     "Tempo",
@@ -724,7 +741,7 @@ def name_of_tariff(fields: Fields) -> str:
 
 
 def number_of(labels: Labels, *names: str) -> int | None:
-    """Return the number that the first of the labels that is there says."""
+    """Return the number of the first of these labels that is there, else None."""
     for name in names:
         if name in labels:
             return int(labels[name])
@@ -742,15 +759,15 @@ THREE_PHASE_LABELS = frozenset(
 
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
-    """Return what the label of each phase ends with: nothing, if there is one only."""
+    """Return the suffix of each phase: 1, 2 and 3, or nothing where there is one."""
     three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # one alone may be damage
     return ("1", "2", "3") if three else ("",)
 
 
 def fill(said: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields: what is said, and for the rest what an input shows.
+    """Return the 31 fields: as said, else as of an input with nothing on it.
 
-    What has to be said before anything is served is None where it is not.
+    What must be said before anything is served is None where it is not.
     """
     fields = dict(EMPTY, **dict.fromkeys(NEEDED))
     if tariff is not None:
@@ -760,7 +777,7 @@ def fill(said: Fields, tariff: Tariff | None) -> Fields:
 
 
 def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return what the first of the names that is there says of each phase, else 0."""
+    """Return a number for each phase: of the first name that is there with it, or 0."""
     values = []
     for phase in phases:
         value = number_of(labels, *[name + phase for name in names])
@@ -778,14 +795,15 @@ def phase_fields(
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
         fields["IINST" + phase] = current
-        fields["IMAX" + phase] = maximum or NO_MAXIMUM
+        fields["IMAX" + phase] = maximum or LEAST_MAXIMUM
     return fields
 
 
 def translate_historic(labels: Labels) -> Fields:
     """Return the 31 fields of a historic-mode meter; None where one is not known.
 
-    They are its own labels, but for a few.
+    They are its own labels, but for the phases', the alerts (the highest is ADPS), PPOT
+    (hexadecimal) and an EJP that some meters write with a space.
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
@@ -801,7 +819,7 @@ def translate_historic(labels: Labels) -> Fields:
     if "PPOT" in labels:
         said["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
-        said["OPTARIF"] = EJP.option  # some meters write "EJP "
+        said["OPTARIF"] = EJP.option
     return fill(said, tariff)
 
 
@@ -812,7 +830,7 @@ class Register(NamedTuple):
     """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
 
     overload: bool  # bit 7: the power is above what is subscribed
-    running_index: int  # bits 10 to 13 and 1 more: what NTARF says
+    running_index: int  # bits 10 to 13, plus one: what NTARF says
     today: str  # bits 24 and 25: a colour
     tomorrow: str  # bits 26 and 27: a colour
     moving_peak: bool  # bits 28 and 29: a notice of one, or one
@@ -822,15 +840,15 @@ class Register(NamedTuple):
         """Return what the eight hexadecimal digits say."""
         bits = int(stge, 16)
         return cls(
-            overload=bool(bits >> 7 & 1),
-            running_index=(bits >> 10 & 15) + 1,
-            today=COLOURS[bits >> 24 & 3],
-            tomorrow=COLOURS[bits >> 26 & 3],
-            moving_peak=bool(bits >> 28 & 3),
+            overload=bool((bits >> 7) & 1),
+            running_index=((bits >> 10) & 15) + 1,
+            today=COLOURS[(bits >> 24) & 3],
+            tomorrow=COLOURS[(bits >> 26) & 3],
+            moving_peak=bool((bits >> 28) & 3),
         )
 
 
-UNKNOWN_REGISTER = Register(False, 0, NOTHING, NOTHING, False)
+UNKNOWN_REGISTER = Register.of("00000000")._replace(running_index=0)
 
 
 def text_of(labels: Labels, label: str) -> str:
@@ -838,18 +856,29 @@ def text_of(labels: Labels, label: str) -> str:
     return " ".join(labels.get(label, "").upper().split())
 
 
+def tariff_in_words(text: str) -> Tariff | None:
+    """Return the tariff that a text tells, None if it does not."""
+    for tariff in TARIFFS:
+        if tariff.words.search(text):
+            return tariff
+    return None
+
+
 def standard_tariff(labels: Labels) -> Tariff | None:
-    """Return the tariff that the texts tell: the contract's, else the period's."""
-    for label in ("NGTF", "LTARF"):
-        if label not in labels:
-            return None  # the next text alone may tell another tariff
-        for tariff in TARIFFS:
-            if tariff.words.search(text_of(labels, label)):
-                return tariff
-    if "STGE" not in labels:
+    """Return the tariff of a standard-mode meter, None while it cannot be told.
+
+    The contract's text tells it, else the period's, else the status register: but each
+    only where the one before is there and says nothing.
+    """
+    if "NGTF" not in labels:
         return None
-    is_coloured = Register.of(labels["STGE"]).today != NOTHING
-    return TEMPO if is_coloured else BASE  # only Tempo has days of a colour
+    tariff = tariff_in_words(text_of(labels, "NGTF"))
+    if tariff is None and "LTARF" in labels and "STGE" in labels:
+        tariff = tariff_in_words(text_of(labels, "LTARF"))
+        if tariff is None:
+            is_coloured = Register.of(labels["STGE"]).today != NOTHING
+            tariff = TEMPO if is_coloured else BASE  # only Tempo's days have colours
+    return tariff
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
@@ -868,8 +897,9 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     if tariff is EJP and ltarf:
         return "PM.." if "POINTE" in ltarf else "HN.."
     is_cheap = bool(CHEAP_WORDS.search(ltarf))
-    if is_cheap == bool(DEAR_WORDS.search(ltarf)):
-        return None  # neither, or both
+    is_dear = bool(DEAR_WORDS.search(ltarf))
+    if is_cheap == is_dear:
+        return None
     hours = "HC" if is_cheap else "HP"
     if tariff is HC:
         return hours + ".."
@@ -880,11 +910,14 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
 
 
 def standard_period(tariff: Tariff, labels: Labels, running_index: int) -> str | None:
-    """Return the PTEC of a standard-mode meter; running index 0: not known."""
+    """Return the PTEC of a standard-mode meter; running index 0: not known.
+
+    The running index tells it, if it is known.  Only the suppliers' newer day-and-night
+    contracts number their periods as they like: theirs is what the text says.
+    """
     in_words = period_in_words(tariff, text_of(labels, "LTARF"))
     if not 1 <= running_index <= 10:
         return in_words
-    # The suppliers' newer day-and-night contracts number their periods as they like.
     is_numbered = NUMBERED_CONTRACTS.fullmatch(text_of(labels, "NGTF"))
     if tariff is HC and in_words and not is_numbered:
         return in_words
@@ -892,10 +925,10 @@ def standard_period(tariff: Tariff, labels: Labels, running_index: int) -> str |
 
 
 def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
-    """Return the tariff's indexes, none until all are known; their sum is EAST."""
-    if tariff is BASE:
-        return {"BASE": number_of(labels, "EAST")}
-    if not labels.keys() >= set(EASF):
+    """Return the tariff's indexes once all are known; their sum is EAST."""
+    if tariff is BASE and "EAST" in labels:
+        return {"BASE": int(labels["EAST"])}
+    if tariff is BASE or not labels.keys() >= set(EASF):
         return {}
     sums: Fields = dict.fromkeys(tariff.indexes(), 0)
     for label, ptec in zip(EASF, tariff.numbered):
@@ -912,21 +945,23 @@ def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; None where one is not known."""
     register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
     phases = phases_of(labels)
-    # What Linky itself shows in historic mode, of each phase: 6 kVA are 30 A.
-    subscribed = 1000 * (number_of(labels, "PREF") or 0) / len(phases)
-    currents = phase_values(labels, phases, "IRMS", "IRMS1")  # one phase has its number
+    subscribed = 1000 * (number_of(labels, "PREF") or 0) / len(phases)  # VA of a phase
+    # A single phase, which has no suffix, is IRMS1 all the same.
+    currents = phase_values(labels, phases, "IRMS", "IRMS1")
     powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
     maxima = [rounded(power / MAINS_VOLTS) for power in powers]
     said = {
         "ADCO": labels.get("ADSC"),
-        "ISOUSC": rounded(subscribed / VOLT_AMPERES_PER_AMPERE),
+        "ISOUSC": rounded(subscribed / CONTRACT_VOLTS),
         "PEJP": NOTICE_MINUTES if register.moving_peak else 0,
         "DEMAIN": register.tomorrow,
         "PAPP": number_of(labels, "SINSTS", "SINST1"),
         **phase_fields(phases, currents, maxima),
     }
     if register.overload:
-        said["ADPS"] = max(currents)
+        said["ADPS"] = max(
+            currents
+        )  # in historic mode it is the current that is too high
     tariff = standard_tariff(labels)
     if tariff is not None:
         number = number_of(labels, "NTARF") or register.running_index
@@ -959,27 +994,30 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
 
 def phase_count(fields: Fields) -> int:
     """Return the number of phases of the meter that the fields show."""
-    return 3 if fields["IMAX1"] else 1  # never 0 on three phases: NO_MAXIMUM
+    return 3 if fields["IMAX1"] else 1  # never 0 on three phases: LEAST_MAXIMUM
 
 
 ######## Meter: the three parts together ###############################################
 
-# What a standard-mode meter calls that which the device has under these tags.
+# Tag of the device, if it is no index -> labels of a standard-mode meter that tell it.
 STANDARD_LABELS = {
-    "ADCO": "ADSC",
-    "OPTARIF": "NGTF",
-    "PTEC": "NTARF",
-    "PAPP": "SINSTS",
-    "BASE": "EAST",
+    "ADCO": ("ADSC",),
+    "OPTARIF": ("NGTF", "LTARF", "STGE"),
+    "PTEC": ("NTARF", "LTARF"),
+    "PAPP": ("SINSTS",),
+    "BASE": ("EAST",),
 }
 
 
-def standard_labels(tags: list[str], labels: Labels) -> list[str]:
-    """Return which labels of a standard-mode meter are missing for the tags."""
-    missing = [STANDARD_LABELS[tag] for tag in tags if tag in STANDARD_LABELS]
-    if len(missing) < len(tags):  # the others are sums of all EASF
-        missing += [label for label in EASF if label not in labels]
-    return missing
+def missing_labels(tags: list[str], labels: Labels) -> list[str]:
+    """Return the labels of a standard-mode meter that are missing for these tags."""
+    missing = []
+    for tag in tags:
+        # An index is made of all EASF; of other labels the first would do.
+        wanted = STANDARD_LABELS.get(tag, EASF)
+        absent = [label for label in wanted if label not in labels]
+        missing += absent if wanted is EASF else absent[:1]
+    return list(dict.fromkeys(missing))
 
 
 HISTORIC = "historic"
@@ -1003,10 +1041,9 @@ class Meter:
     def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
         self.decoder = Decoder()
         self.guard = Guard(timeout)
-        self._is_relayed = is_relayed  # somebody asks for `verified`
-        self.verified: list[
-            bytes
-        ] = []  # the last bytes' frames, as they can be trusted
+        self._is_relayed = is_relayed  # else nobody asks for `verified`
+        # The frames that the last bytes have ended, as they can be trusted.
+        self.verified: list[bytes] = []
         self._last_byte = -math.inf  # when the last bytes came
 
     def feed(self, data: bytes, now: float) -> int:
@@ -1035,20 +1072,20 @@ class Meter:
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels of a meter that is live, else none."""
-        silent = now - self.guard.last_frame > self.guard.timeout
-        known = {} if silent else self.guard.known(now)
+        known = {} if self.guard.is_silent(now) else self.guard.known(now)
         return {label: group.data for label, group in known.items()}
 
     def view(self, now: float) -> View:
-        """Return what the meter says now: one translation for all that one asks."""
+        """Return what the meter says now, which is translated once for all of it."""
         labels = self.labels(now)
-        mode = MODES.get(self.guard.mode_label())
+        mode = MODES.get(self.guard.identity_label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        if fields["PAPP"] is None and self.guard.power_will_not_come(now):
+        if fields["PAPP"] is None and self.guard.is_power_lost(now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
-            # A house that injects: Domoticz would take the current for a drawn one.
+            # A current without power flows out of a house that injects.  Domoticz would
+            # make a power of it; the number of phases it knows from IMAX.
             fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
         fields["PPAP"] = fields[
             "PAPP"
@@ -1058,7 +1095,7 @@ class Meter:
             injection = translate_injection(fields, labels)
             return View(mode, labels, fields, [], injection)
         if mode == STANDARD:
-            missing = standard_labels(missing, labels)
+            missing = missing_labels(missing, labels)
         return View(mode, labels, None, missing, None)
 
     @staticmethod
@@ -1144,8 +1181,8 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
-# What a stream without a valid group may still show: labels, and labels with what
-# stands behind them in a stream that nobody has changed.
+# What a stream without a valid group may still show: labels, and labels with their
+# separator behind them, which tells that the ESP has not replaced it.
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
 )
@@ -1176,19 +1213,19 @@ class ClosedByEsp(LinkError):
 
 def diagnose(sample: bytes) -> str:
     """Return what bytes without a valid group look like, and what to do."""
-    text = sample.translate(DROP_PARITY_BIT)
+    text = sample.translate(DROP_PARITY_BIT)  # labels are known in 8N1, too
+    if LABEL_ABOVE_36_KVA.search(text):
+        return ABOVE_36_KVA
     if LABEL_IN_STREAM.search(text):
-        if LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text):
-            return NO_INTACT_GROUP
-        return REPLACED
+        is_as_sent = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
+        return NO_INTACT_GROUP if is_as_sent else REPLACED
     if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
         return TELNET
-    if max(map(sample.count, set(sample))) > ALL_THE_SAME * len(sample):
+    _, commonest = Counter(sample).most_common(1)[0]
+    if commonest > ALL_THE_SAME * len(sample):
         return STUCK
     characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample)
-    if characters < MOSTLY_TEXT * len(sample):
-        return NOISE
-    return ABOVE_36_KVA if LABEL_ABOVE_36_KVA.search(text) else NOT_TIC
+    return NOISE if characters < MOSTLY_TEXT * len(sample) else NOT_TIC
 
 
 def reason_of(error: Exception) -> str:
@@ -1200,13 +1237,15 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
     if isinstance(error, OSError):
-        unusual = f"erreur {error.errno} du système"
-        return SYSTEM_ERRORS.get(error.errno or 0, unusual)
+        return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
     return BUG % error
 
 
 def ends_are_missing(labels: Labels) -> bool:
-    """Say whether the end of the frames never comes, as when a buffer is too small."""
+    """Say whether the end of the frames never comes, as when a buffer is too small.
+
+    The very last labels are asked for, where Guard is content with the last but few.
+    """
     if "ADSC" in labels:
         return not labels.keys() >= {"STGE", "NTARF"}
     return "MOTDETAT" not in labels and "PPOT" not in labels
@@ -1219,7 +1258,7 @@ def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
         remarks.append(REPLACED)
     if sum(decoder.refused.values()) > MUCH_DAMAGE * decoder.groups:
         remarks.append(OFTEN_DAMAGED)
-    elif labels and ends_are_missing(labels):
+    elif labels and ends_are_missing(labels):  # and not by damage
         remarks.append(CUT_SHORT)
     if decoder.eight_bits:
         remarks.append(READ_AS_8N1)
@@ -1234,7 +1273,7 @@ class Hourly:
     def __init__(self) -> None:
         self._last: dict[str, float] = {}  # kind -> when it was last said
 
-    def claim(self, kind: str, now: float) -> bool:
+    def may_say(self, kind: str, now: float) -> bool:
         """Return whether a line of this kind may be said now, which it then is."""
         if now - self._last.get(kind, -math.inf) < 3600:
             return False
@@ -1282,11 +1321,15 @@ class History:
 
     def add(self, power: int, now: float) -> None:
         """Take a power of now."""
-        self.until(now)
+        self._close_minutes(now)
         self._powers.append(power)
 
-    def until(self, now: float) -> tuple[int | None, ...]:
+    def means(self, now: float) -> tuple[int | None, ...]:
         """Return the means of the minutes that are over."""
+        self._close_minutes(now)
+        return tuple(self._means)
+
+    def _close_minutes(self, now: float) -> None:
         while self._minute < now // self.STEP:
             mean = None
             if self._powers:
@@ -1294,23 +1337,22 @@ class History:
             self._means.append(mean)
             self._powers = []
             self._minute += 1
-        return tuple(self._means)
 
 
 class Link:
     """The connections to one ESP8266: how they end, and bytes that are no TIC."""
 
     BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
-    TAKEN_OVER = 3  # such connections in a row are another client's doing
+    EVICTED_AFTER = 3  # such connections in a row: another client takes them
     FLOOD = 65536  # bytes without a valid group: no meter sends that
     SAMPLE = 1024  # bytes of them that are kept
 
     def __init__(self) -> None:
         self.connections = 0
         self.brief = 0  # connections in a row that the ESP ended soon
-        self.waiting_since = 0.0  # when the last valid group came, or the connection
-        self.sample = b""  # the last bytes since then
-        self._unread = 0  # how many came since then
+        self.sample = b""  # the last bytes since the last valid group
+        self._senseless = 0  # how many bytes came since then
+        self._waiting_since = 0.0  # for a valid group; begins anew when that was said
         self._began = 0.0  # when the connection did
 
     def begin(self, now: float) -> None:
@@ -1321,16 +1363,23 @@ class Link:
 
     def understood(self, now: float) -> None:
         """Note that a valid group came."""
-        self.waiting_since = now
+        self._waiting_since = now
         self.sample = b""
-        self._unread = 0
+        self._senseless = 0
 
     def not_understood(self, data: bytes) -> None:
         """Note bytes without one; raises LinkError when they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
-        self._unread += len(data)
-        if self._unread > self.FLOOD:  # what waits behind it is old by now
+        self._senseless += len(data)
+        if self._senseless > self.FLOOD:  # what waits behind it is old by now
             raise LinkError(FLOODED % diagnose(self.sample))
+
+    def is_overdue(self, patience: float, now: float) -> bool:
+        """Return whether to say that no valid group comes; not again for a while."""
+        if now - self._waiting_since <= patience:
+            return False
+        self._waiting_since = now
+        return True
 
     def end(self, error: Exception, now: float) -> bool:
         """Note why the connection ended; return whether another client took it."""
@@ -1339,7 +1388,7 @@ class Link:
             self.brief += 1
         else:
             self.brief = 0
-        return self.brief >= self.TAKEN_OVER
+        return self.brief >= self.EVICTED_AFTER
 
 
 # What input 2 is: another meter, what meter 1 injects, or nothing.
@@ -1356,27 +1405,29 @@ class Notices:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._hourly = Hourly()
-        self._served = ("", "", "")  # identity, tariff and mode, said last
-        self._is_served = False  # and nothing has been said since
+        self._served = ("", "", "")  # identity, tariff's name and mode, said last
+        self._is_served = False  # so it is still, as far as the log says
         self.ever_served = False
         self._advised = False  # of what the meter injects, or does not
 
     def warn(self, kind: str, text: str, now: float) -> None:
         """Say what is wrong: as a warning once an hour, in between for the curious."""
-        is_due = self._hourly.claim(kind, now)
+        is_due = self._hourly.may_say(kind, now)
         self._say(logging.WARNING if is_due else logging.DEBUG, text)
 
-    def served(self, identity: str, option: str, mode: str) -> None:
+    def served(self, identity: str, tariff: str, mode: str) -> None:
         """Say whose values are served, unless that has been said."""
-        before = self._served
-        if self._is_served and before == (identity, option, mode):
+        old_identity, old_tariff, old_mode = self._served
+        is_same = (identity, tariff) == (old_identity, old_tariff)
+        if self._is_served and is_same and mode == old_mode:
             return
-        self._served = (identity, option, mode)
+        self._served = (identity, tariff, mode)
         self._is_served = True
         self._hourly.forget()
-        self._say(logging.INFO, SERVED % (identity, mode, option))
-        if self.ever_served and before[:2] != (identity, option):
-            self._say(logging.WARNING, CHANGED % (*before[:2], identity, option))
+        self._say(logging.INFO, SERVED % (identity, mode, tariff))
+        if self.ever_served and not is_same:
+            change = (old_identity, old_tariff, identity, tariff)
+            self._say(logging.WARNING, CHANGED % change)
         self.ever_served = True
 
     def nothing_served(self) -> None:
@@ -1385,17 +1436,19 @@ class Notices:
 
     def advise(self, injects: bool, second: str) -> None:
         """Say once that what the meter injects could be shown, or does not come."""
-        if not self._advised and injects and second == NO_INPUT:
-            self._say(logging.INFO, INJECTS)
-        if not self._advised and not injects and second == INJECTION:
-            self._say(logging.WARNING, DOES_NOT_INJECT)
+        if self._advised:
+            return
         self._advised = True
+        if injects and second == NO_INPUT:
+            self._say(logging.INFO, INJECTS)
+        if not injects and second == INJECTION:
+            self._say(logging.WARNING, DOES_NOT_INJECT)
 
 
 class Input:
     """What is known of one input, and what there is to say of it."""
 
-    FEW_FRAMES = 10  # so many say nothing yet of what never comes
+    FEW_FRAMES = 10  # after so few a label that is missing may still come
 
     def __init__(
         self,
@@ -1437,8 +1490,7 @@ class Input:
             self._take_view(now)
             return True
         self.link.not_understood(data)
-        if now - self.link.waiting_since > self.patience:
-            self.link.waiting_since = now
+        if self.link.is_overdue(self.patience, now):
             self._trouble(diagnose(self.link.sample), now)
             return True
         return False
@@ -1448,8 +1500,8 @@ class Input:
         self.meter.disconnected()
         self.view = self.meter.view(now)
         if self.link.end(error, now):
-            self.notices.warn(EVICTED, EVICTED, now)  # though values may come
             self._trouble(EVICTED, now)
+            self.notices.warn(EVICTED, EVICTED, now)  # even though values may come
         else:
             self._trouble(reason_of(error), now)
 
@@ -1463,19 +1515,21 @@ class Input:
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
             missing = ", ".join(self.view.missing) or "identité"
-            advice = (*self._remarks(), OFTEN_DAMAGED)[0]
+            advice = OFTEN_DAMAGED
+            for remark in self._remarks():
+                if remark in (REPLACED, CUT_SHORT):
+                    advice = remark
             self._trouble(INCOMPLETE % (missing, advice), now, INCOMPLETE)
-        elif self.reason:
+        else:
             self.reason = TO_BE_CONFIRMED
 
     def _trouble(self, reason: str, now: float, kind: str = "") -> None:
         """Note what is wrong, and say it as soon as nothing is served any more.
 
-        `kind` is what the reason is made of, where it names what changes.
+        All reasons of a kind are one line an hour; a kind is a reason, or its template.
         """
         self.reason = reason
-        is_silent = now - self.meter.guard.last_frame > self.meter.guard.timeout
-        if self.view.fields is None or is_silent:
+        if self.view.fields is None or self.meter.guard.is_silent(now):
             self.notices.nothing_served()
             self.notices.warn(kind or reason, reason + NOTHING_SERVED, now)
 
@@ -1502,18 +1556,19 @@ class Input:
             "refused": dict(decoder.refused, implausible=guard.implausible),
             "connections": self.link.connections,
         }
-        may_inject = decoder.frames <= self.FEW_FRAMES  # too early to say
+        is_early = decoder.frames <= self.FEW_FRAMES
+        may_inject = is_early or "EAIT" in guard.labels
         return Snapshot(
-            self.source,
-            guard.timeout,
-            guard.last_frame,
-            self.view,
-            self.second == INJECTION and (may_inject or "EAIT" in guard.readings),
-            self.reason,
-            self.notices.ever_served,
-            self._remarks(),
-            counters,
-            self.history.until(now),
+            source=self.source,
+            timeout=guard.timeout,
+            time=guard.last_frame,
+            view=self.view,
+            shows_injection=self.second == INJECTION and may_inject,
+            reason=self.reason,
+            ever_served=self.notices.ever_served,
+            remarks=self._remarks(),
+            counters=counters,
+            history=self.history.means(now),
         )
 
 
@@ -2173,7 +2228,7 @@ class Handler(BaseHTTPRequestHandler):
         if is_right and scheme.lower() == b"basic":
             return True
         # A request with no password at all is not a wrong one: browsers begin so.
-        if given and self.server.hourly.claim("login", time.monotonic()):
+        if given and self.server.hourly.may_say("login", time.monotonic()):
             log.warning(
                 "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
                 self.client_address[0],
@@ -2494,7 +2549,7 @@ FAILED = "ÉCHEC"
 def tell(text: str, stream: TextIO) -> None:
     """Print a line for the user, in French, if there is anybody to read it."""
     with contextlib.suppress(OSError):
-        print(french(text), file=stream)
+        print(french(text), file=stream, flush=True)
 
 
 class Finding(NamedTuple):
@@ -3688,8 +3743,7 @@ Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
   --check           examiner la liaison et dire ce qui ne va pas
   --demo [MODE]     un compteur simulé : historic, standard, tempo ou three-phase
   --verbose         montrer chaque trame et chaque requête
-  --version         dire la version
-"""
+  --version         dire la version"""
 LEVEL_NAMES = {
     logging.DEBUG: "détail",
     logging.INFO: "info",
@@ -3704,11 +3758,12 @@ class Parser(argparse.ArgumentParser):
         """End with one line that names what was written."""
         written = " ".join(sys.argv[1:])
         complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
-        self.exit(2, french(complaint) + "\n")
+        tell(complaint, sys.stderr)
+        sys.exit(2)
 
-    def format_help(self) -> str:
-        """Return what --help prints."""
-        return french(HELP)
+    def print_help(self, _file: object = None) -> None:
+        """Print what --help prints."""
+        tell(HELP, sys.stdout)
 
 
 class Formatter(logging.Formatter):
@@ -3738,8 +3793,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
     parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--version", action="version", version=VERSION)
+    parser.add_argument("--version", action="store_true")
     options = parser.parse_args()
+    if options.version:
+        tell(VERSION, sys.stdout)
+        return 0
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
     try:
         settings = read_settings(options.config or beside, bool(options.demo))
@@ -3898,15 +3956,16 @@ def run() -> int:
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
     try:
-        code = main()
+        return main()
     except KeyboardInterrupt:
-        code = 1
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads it any more (--check | head), or the disk is full
-        # The interpreter would complain when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # nobody reads it (--check | head), or the disk is full
+                # The interpreter would complain when it closes it.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -935,7 +935,8 @@ class Freshness(MeterCase):
         base = dict(NGTF="      BASE      ")
         words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
         for without, missing in (
-            (dict(NGTF=None), ["NGTF", "NTARF"]),
+            (dict(NGTF=None), ["NGTF"]),
+            (dict(NGTF="NOUVELLE OFFRE".ljust(16), LTARF=None), ["LTARF"]),
             (words, ["NTARF"]),
             (dict(base, EAST=None), ["EAST"]),
             (dict(EASF05=None), ["EASF05"]),
