@@ -226,26 +226,31 @@ def decode_group(piece: bytes) -> Group | Refused:
     separator = raw[-2:-1]
     if separator not in FORMS:
         return Refused("form" if raw else "debris")
-    # The sum ends before the last space of historic mode (but some older meters'), and
-    # covers the last HT of standard mode.
-    sum_with_last = checksum(raw[:-1]) == raw[-1]
-    sum_has_space = sum_with_last and separator == b" "
-    is_right = sum_with_last
-    if separator == b" " and not sum_has_space:
-        is_right = checksum(raw[:-2]) == raw[-1]
+    # The sum covers the last HT of standard mode, but the last space of historic mode
+    # only in some older meters.
+    covered = raw[:-2] if separator == b" " else raw[:-1]
+    is_right = checksum(covered) == raw[-1]
+    sum_has_space = not is_right and checksum(raw[:-1]) == raw[-1]
+    is_right = is_right or sum_has_space
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     form = FORMS[separator].get(label)
     if form is None:
-        is_known = label in KNOWN_LABELS  # of the other mode
-        if is_right and not is_known and ANY_LABEL.fullmatch(label):
-            return Refused("unknown")
-        return Refused("form")
+        return _refuse_label(label, is_right)
     if not form.fullmatch(data):
         return Refused("form")
     if not is_right:
         return Refused("checksum")
     stamp, _, value = data.rpartition("\t")
-    return Group(label, stamp if label == "DATE" else value, raw, sum_has_space)
+    if label == "DATE":
+        value = stamp
+    return Group(label, value, raw, sum_has_space)
+
+
+def _refuse_label(label: str, is_right: bool) -> Refused:
+    is_known = label in KNOWN_LABELS  # in the other mode
+    if is_right and not is_known and ANY_LABEL.fullmatch(label):
+        return Refused("unknown")
+    return Refused("form")
 
 
 class Decoder:
@@ -443,7 +448,9 @@ class Knowledge:
 
     def last_heard(self) -> float:
         """Return when the label was last read, trusted or not."""
-        return self.claim.time if self.claim else self.time
+        if self.claim is not None:
+            return self.claim.time
+        return self.time
 
 
 def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
@@ -488,16 +495,7 @@ class Guard:
         if not self._take_identity(frame.groups, now):
             return False
         self.last_frame = now
-        is_balanced = _is_balanced(frame.groups)
-        for label, group in frame.groups.items():
-            known = self.labels.get(label)
-            if known is None:
-                known = self.labels[label] = Knowledge(label)
-            if known.group is group:  # as most are, thanks to decode_group's cache
-                known.time = now
-                known.claim = None
-            elif not known.repeat(group, now):
-                self._take_change(known, group, is_balanced, now)
+        self._take_groups(frame.groups, now)
         if DRAWN_POWER & frame.groups.keys():
             self._frames_without_power = 0
         is_clean = frame.whole and not frame.damaged
@@ -506,6 +504,18 @@ class Guard:
         elif not _is_short(frame):
             self._learn_order(frame.groups)
         return True
+
+    def _take_groups(self, groups: dict[str, Group], now: float) -> None:
+        is_balanced = _is_balanced(groups)
+        for label, group in groups.items():
+            known = self.labels.get(label)
+            if known is None:
+                known = self.labels[label] = Knowledge(label)
+            if known.group is group:  # as most are, thanks to decode_group's cache
+                known.time = now
+                known.claim = None
+            elif not known.repeat(group, now):
+                self._take_change(known, group, is_balanced, now)
 
     def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
         """Follow whose frames these are; return whether this one is the meter's."""
@@ -595,10 +605,11 @@ class Guard:
 
     def identity_label(self) -> str:
         """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
-        identity = self._identity
-        if identity.group is not None:
-            return identity.group.label
-        return identity.claim.group.label if identity.claim else ""
+        if self._identity.group is not None:
+            return self._identity.group.label
+        if self._identity.claim is not None:
+            return self._identity.claim.group.label
+        return ""
 
     def is_power_lost(self, now: float) -> bool:
         """Say whether a meter whose power is not known sends none, or none intact.
@@ -807,9 +818,11 @@ def translate_historic(labels: Labels) -> Fields:
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
-    indexes = tariff.indexes() if tariff else []
+    tags = list(OWN_TAGS)
+    if tariff is not None:  # the indexes of a former contract are known for a while
+        tags += tariff.indexes()
     said: Fields = {}
-    for tag in OWN_TAGS + indexes:  # those of a former contract are still known a while
+    for tag in tags:
         if tag in labels:
             said[tag] = labels[tag] if tag in TEXTS else int(labels[tag])
     currents = phase_values(labels, phases, "IINST")
@@ -1013,10 +1026,11 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     """Return the labels of a standard-mode meter that are missing for these tags."""
     missing = []
     for tag in tags:
-        # An index is made of all EASF; of other labels the first would do.
-        wanted = STANDARD_LABELS.get(tag, EASF)
+        wanted = STANDARD_LABELS.get(tag, EASF)  # an index is made of all EASF
         absent = [label for label in wanted if label not in labels]
-        missing += absent if wanted is EASF else absent[:1]
+        if wanted is not EASF:
+            absent = absent[:1]  # it would do
+        missing += absent
     return list(dict.fromkeys(missing))
 
 
@@ -1072,8 +1086,9 @@ class Meter:
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels of a meter that is live, else none."""
-        known = {} if self.guard.is_silent(now) else self.guard.known(now)
-        return {label: group.data for label, group in known.items()}
+        if self.guard.is_silent(now):
+            return {}
+        return {label: group.data for label, group in self.guard.known(now).items()}
 
     def view(self, now: float) -> View:
         """Return what the meter says now, which is translated once for all of it."""
@@ -1304,8 +1319,9 @@ class Snapshot(NamedTuple):
 
     def view_at(self, now: float) -> View:
         """Return the view while it is fresh, afterwards one of nothing."""
-        is_fresh = now - self.time <= self.timeout
-        return self.view if is_fresh else View(self.view.mode, {}, None, [], None)
+        if now - self.time <= self.timeout:
+            return self.view
+        return View(self.view.mode, {}, None, [], None)
 
 
 class History:
@@ -1473,7 +1489,9 @@ class Input:
 
     def verified(self) -> list[bytes]:
         """Return the frames to relay: none while nothing is served."""
-        return self.meter.verified if self.view.fields is not None else []
+        if self.view.fields is None:
+            return []
+        return self.meter.verified
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
@@ -1758,8 +1776,11 @@ def as_xml(tags: Fields) -> bytes:
     """Return the tags as one of the device's XML documents."""
     lines = [XML_START]
     for tag, value in tags.items():
-        # The real device has the dots of a PTEC ("HC..") in JSON only.
-        text = str(value).rstrip(".") if tag.endswith("_PTEC") else str(value)
+        text = str(value)
+        if tag.endswith("_PTEC"):
+            text = text.rstrip(
+                "."
+            )  # the real device has the dots ("HC..") in JSON only
         lines.append(f"<{tag}>{escape(text)}</{tag}>")
     lines += [XML_END, ""]
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
@@ -2014,9 +2035,10 @@ class Reader(threading.Thread):
         self._publish()
 
     def _say(self, level: int, text: str) -> None:
-        # Where something is wrong the user has to look at that address.
-        source = f" ({self._input.source})" if level == logging.WARNING else ""
-        log.log(level, "%s%s : %s", self.name, source, text)
+        name = self.name
+        if level == logging.WARNING:
+            name += f" ({self._input.source})"  # where the user has to look
+        log.log(level, "%s : %s", name, text)
 
     def run(self) -> None:
         """Read until `stopped` is set: nothing else ends the thread."""
@@ -2682,8 +2704,8 @@ def own_address(settings: Settings) -> str:
             return "de cette machine"
 
 
-def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print what is found, a line each; return 1 if something failed, else 0."""
+def check_inputs(settings: Settings, seconds: float) -> list[Finding]:
+    """Return what there is to say of the inputs."""
     findings = []
     for number, source in settings.inputs.items():
         snapshot = look_at(number, source, seconds)
@@ -2691,8 +2713,14 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
         is_heard = snapshot.view.fields is not None
         if settings.second == INJECTION and is_heard and not snapshot.view.injection:
             findings.append(Finding(WARNING, "teleinfo2", DOES_NOT_INJECT))
+    return findings
+
+
+def check_ports(settings: Settings) -> list[Finding]:
+    """Return whether the ports are free, and what to do with them in Domoticz."""
     http = settings.http
     is_ours = is_ecolinky(http.address, http.port)
+    findings = []
     for name, port in settings.named_ports:
         findings.append(check_port(name, http.address, port, is_ours))
     address = own_address(settings)
@@ -2702,6 +2730,12 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
     for port in settings.relay_ports.values():
         hardware = f"Teleinfo EDF with LAN interface, adresse {address}, port {port}"
         findings.append(Finding(OK, "TIC vérifiée", "matériel " + hardware))
+    return findings
+
+
+def check(settings: Settings, seconds: float = 20.0) -> int:
+    """Print what is found, a line each; return 1 if something failed, else 0."""
+    findings = check_inputs(settings, seconds) + check_ports(settings)
     failed = [finding for finding in findings if finding.verdict == FAILED]
     others = [finding for finding in findings if finding.verdict != FAILED]
     for finding in others + failed:  # what is wrong is read last
@@ -2798,8 +2832,11 @@ class DemoMeter:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self.separator = "\t" if mode == "standard" else " "
-        self.baud = 9600 if mode == "standard" else 1200
+        self.separator = " "
+        self.baud = 1200
+        if mode == "standard":
+            self.separator = "\t"
+            self.baud = 9600
         self._wh = {"cheap": 12345678.0, "dear": 23456789.0, "injected": 4567890.0}
         self._time: float | None = None  # of the last frame
 
@@ -3908,10 +3945,12 @@ def serve(settings: Settings, demo: bool) -> int:
         first = (servers[0].device,)
         discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
         threads.append(discovery)
-    suffix = " (compteur simulé)" if demo else ""
-    ports = " et ".join(str(port) for port in settings.ports)
-    where = "le port" if len(settings.ports) == 1 else "les ports"
-    log.info("%s répond sur %s %s%s", VERSION, where, ports, suffix)
+    where = f"le port {settings.ports[0]}"
+    if len(settings.ports) > 1:
+        where = "les ports {} et {}".format(*settings.ports)
+    if demo:
+        where += " (compteur simulé)"
+    log.info("%s répond sur %s", VERSION, where)
     for thread in threads:
         thread.start()
     servers[0].serve_forever()
