@@ -48,6 +48,11 @@ try:
     import pyecodevices
 except ImportError:
     gce_client = pyecodevices = None
+try:
+    import enedis_tic.link_layer as enedis_link
+    import serial_teleinfo
+except ImportError:
+    enedis_link = serial_teleinfo = None
 
 CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
 HERE = os.path.dirname(os.path.abspath(ecolinky.__file__))
@@ -3259,6 +3264,113 @@ class ClientsTest(unittest.TestCase):
                     self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
 
 
+class JeedomClient:
+    """What Jeedom records of an input: its daemon each minute, its plugin on demand.
+
+    The daemon reads the power of status.xml, whatever the status says, and does nothing
+    where the tag is missing; the plugin goes by the HTTP status of teleinfoN.xml.
+    """
+
+    def __init__(self, port):
+        self.port = port
+
+    def power(self, number):
+        found = re.search(
+            b"<T%d_PPAP>(.*?)</" % number, ask(self.port, "/status.xml").body
+        )
+        return int(found.group(1)) if found else None
+
+    def phases(self, number):
+        answer = ask(self.port, "/protect/settings/teleinfo%d.xml" % number)
+        if answer.status != 200:
+            return None
+        tags = {each.tag[3:]: each.text for each in ElementTree.fromstring(answer.body)}
+        if tags["IMAX2"] != "0":
+            return 3
+        return 1 if tags["IMAX"] != "0" else 0
+
+
+class OtherClientsTest(HttpCase):
+    """Clients that decide as the real ones do."""
+
+    def test_jeedom_records_no_zero_of_a_stale_input(self):
+        jeedom = JeedomClient(self.port)
+        publish(self.store, 1, live())
+        publish(self.store, 2, live(PAPP=5), 31)
+        self.assertEqual([690, None], [jeedom.power(1), jeedom.power(2)])
+        self.assertEqual([1, None], [jeedom.phases(1), jeedom.phases(2)])
+        three = live(IMAX=0, IMAX1=60, IMAX2=60, IMAX3=60)
+        publish(self.store, 1, three)
+        self.assertEqual(3, jeedom.phases(1))
+
+    def test_home_assistant_keeps_the_live_input_when_the_other_is_stale(self):
+        publish(self.store, 1, live())
+        publish(self.store, 2, live(), 31)
+        seen = []
+        for path in ("/status.xml", T1, T2):  # it takes no notice of the status
+            root = ElementTree.fromstring(ask(self.port, path).body)
+            seen.append({each.tag: each.text for each in root})
+        self.assertEqual(("690", "HP"), (seen[1]["T1_PAPP"], seen[1]["T1_PTEC"]))
+        self.assertEqual((None, None), (seen[2]["T2_PAPP"], seen[2]["T2_PTEC"]))
+        for tag in BBR + ["BASE", "HCHC", "HCHP"]:
+            float(seen[2]["T2_" + tag])
+
+    def test_domoticz_stores_nothing_of_a_stale_input(self):
+        publish(self.store, 1, live(), 31)
+        self.assertEqual({}, DomoticzClient(self.port).poll())
+
+    def test_domoticz_sees_no_power_in_a_house_that_only_injects(self):
+        meter = ecolinky.Meter()
+        for number in range(3):
+            meter.feed(frame(changed(HC, PAPP="00000", IINST="009")), 2.0 * number)
+        publish(self.store, 1, meter.fields(6.0))
+        self.assertEqual(0, DomoticzClient(self.port).poll()[1]["power"])
+
+
+@unittest.skipUnless(
+    serial_teleinfo or CLIENTS_WANTED, "the decoders are not installed"
+)
+class DecodersTest(EspCase):
+    """An hour of the demo's frames, in fast time, through the relay to decoders."""
+
+    def relayed(self, mode):
+        demo = ecolinky.DemoMeter(mode)
+        meter = ecolinky.Meter(is_relayed=True)
+        relay_port = free_port()
+        relay = ecolinky.Relay("127.0.0.1", relay_port, 1e9, 0.0)
+        self.addCleanup(relay.close)
+        with socket.create_connection(("127.0.0.1", relay_port), 10) as client:
+            relay.tend(0.0)
+            received, now = b"", 0.0
+            while now < 3600:
+                data = demo.frame(now)
+                now += len(data) * 10 / demo.baud
+                meter.feed(data, now)
+                if meter.fields(now):
+                    relay.send(meter.verified, now)
+                    sent = client.recv(65536)
+                    while sent[-1:] != b"\x03":
+                        sent += client.recv(65536)
+                    received += sent
+        return [each + b"\x03" for each in received.split(b"\x03")[:-1]]
+
+    def test_serial_teleinfo_reads_historic_frames(self):
+        for mode in ("historic", "tempo", "three-phase"):
+            frames_read = self.relayed(mode)
+            self.assertGreater(len(frames_read), 1000)
+            for raw in frames_read:
+                lines = raw[2:-2].split(b"\r\n")
+                values = [serial_teleinfo.parse_line(each + b"\r\n") for each in lines]
+                self.assertEqual(len(lines), len(values))
+
+    def test_enedis_tic_reads_standard_frames(self):
+        frames_read = self.relayed("standard")
+        self.assertGreater(len(frames_read), 2000)
+        for raw in frames_read:
+            groups = enedis_link.FrameFactory(raw.decode("ascii")).to_dict()
+            self.assertEqual(26, len(groups))
+
+
 class DiscoveryTest(unittest.TestCase):
     def test_the_exact_request_is_answered_as_the_device_does(self):
         device = ecolinky.Device("m" * 32, MAC, 65535, False)
@@ -3471,12 +3583,12 @@ class HomePageTest(EspCase):
             "en direct",
             "Heures creuses, jour bleu",
             "blanc",
-            "1\u202f333,333 kWh",
+            "1\u202f333,333\u00a0kWh",
             "Dans Domoticz",
             "l’injection",
             str(DEMOS["tempo"].second),
         ):
-            self.assertIn(words, dom)
+            self.assertTrue(words in dom, words)
         self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
 
     def test_a_browser_shows_why_nothing_is_live(self):
@@ -3485,8 +3597,8 @@ class HomePageTest(EspCase):
         wait_for(lambda: "transmise" in program.output(), 10)
         dom = self.dom(program.port)
         program.end()
-        self.assertIn("allumé, mais rien n'écoute sur ce port", dom)
-        self.assertIn("en attente du compteur", dom)
+        self.assertTrue("allumé, mais rien n’écoute sur ce port" in dom)
+        self.assertTrue("en attente du compteur" in dom)
         self.assertRegex(dom, 'id="power-1">–<')
 
 
