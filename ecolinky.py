@@ -2666,7 +2666,7 @@ def is_ecolinky(address: str, port: int) -> bool:
     if address == "0.0.0.0":
         address = "127.0.0.1"
     with contextlib.suppress(OSError, HTTPException):
-        connection = HTTPConnection(address, port, timeout=2)
+        connection = HTTPConnection(address, port, timeout=1)
         with contextlib.closing(connection):
             connection.request("GET", "/status.xml")
             server = connection.getresponse().getheader("Server", "")
