@@ -74,10 +74,10 @@ from xml.sax.saxutils import escape
 __version__ = "1.2.0"
 
 # A copy that was cut off can still be valid Python, and would end without a word.
-LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is known.\n"
+LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is known."
 if __name__ == "__main__":
     with open(__file__, "rb") as program:
-        if not program.read().endswith(LAST_LINE):
+        if not program.read().rstrip().endswith(LAST_LINE):
             sys.exit("ecolinky : ecolinky.py n'est pas entier, le copier à nouveau")
 
 log = logging.getLogger("ecolinky")
@@ -523,7 +523,9 @@ class Guard:
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
             # Ours, but not while another identity is claimed, nor after a silence.
-            return identity.claim is None and not self.is_silent(now)
+            claim = identity.claim
+            is_claimed = claim is not None and now - claim.time <= CONFIRM_WITHIN
+            return not is_claimed and not self.is_silent(now)
         if identity.repeat(group, now):
             return True
         is_first = identity.group is None

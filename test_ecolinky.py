@@ -1150,6 +1150,14 @@ class Guard(MeterCase):
         self.feed(other)
         self.assertServes(ADCO="027811420828", PAPP=5555)
 
+    def test_a_false_identity_holds_frames_without_one_back_for_ten_seconds(self):
+        self.feed(historic(), historic(), historic(ADCO="027811420828"))
+        without = frame(historic(ADCO=None, papp="00800"))
+        self.feed(*[without] * 5)
+        self.assertServes(PAPP=790)
+        self.feed(without)
+        self.assertServes(PAPP=800)
+
     def test_a_wrong_identity_does_not_wipe_what_is_known(self):
         other = historic(ADCO="027811420828")
         self.feed(historic(), historic(), *[other] * 7, historic())
@@ -2894,7 +2902,7 @@ class ProgramTest(EspCase):
                 for place in range(begin, len(content))
                 if content[place : place + 5] == b"\n\n\nde"
             ]
-            for place in [*lines[::40], len(content) - 2]:  # where its syntax is right
+            for place in [*lines[::40], len(content) - 3]:  # where its syntax is right
                 with open(copy, "wb") as target:
                     target.write(content[: place + 1])
                 done = subprocess.run(
