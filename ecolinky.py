@@ -1,28 +1,48 @@
 #!/usr/bin/env python3
 """ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices it knows.
 
-One file, Python 3.7 or later, no dependencies.  The way of a byte, and its order:
+One file, Python 3.7 or later, no dependencies.  The rooms of this file stand in the
+order in which a byte passes through them, but for the threads, which come after what
+they use:
 
-    ESP8266 --TCP--> Reader -> decode -> guard -> translate -> Store -> documents
-                                                        -> http.server -> Domoticz
+    Decode      bytes to frames of groups whose checksum is right
+    Guard       frames to groups that can be trusted
+    Translate   the trusted labels to the 31 fields of an Eco-Devices
+    Meter       the three together: all that is known of one meter
+    Diagnosis   what is wrong with a link, in the user's words
+    Input       one meter, its link and its history, made into a snapshot
+    Store       the last snapshot of each input, behind the only lock
+    Documents   snapshots to the XML and JSON of an Eco-Devices
+    Relay       the verified frames, over TCP, to other programs that read TIC
+    Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
+    Server      threads: Store --> Documents --HTTP--> Domoticz
+    Settings, Check, Demo, Home page, Main
 
-A *meter* sends its TIC in *frames* (STX ... ETX) of *groups* (LF ... CR): a *label*,
-its *data* and a checksum.  An *index* is a counter of energy in Wh that never falls.
-Everything above the banner "Reader", but the Store, is pure: no socket, no thread, no
-clock; time is an argument, in seconds of the monotonic clock.
+Down to Documents all is pure but for the Store's lock: no socket, no thread, no clock,
+no log.  Time is an argument, `now`, in seconds of the monotonic clock.
+
+The words, as the meter's maker has them.  A *meter* says all the time what it measures:
+that stream is its TIC.  It is made of *frames*, one each second or two; a frame is made
+of *groups*, and a group is a *label*, its *data* and a checksum: "PAPP 00790 1".  An
+*index* is a counter of energy in Wh, which never falls.  The *identity* is the meter's
+number.  The TIC has two *modes*: historic (label ADCO first) and standard (ADSC first).
 
 Sources: Enedis-NOI-CPT_54E (Linky), ERDF-NOI-CPT_02E (older meters), captures of real
 meters, and the Eco-Devices' firmware 1.05.25.
 """
 
+from __future__ import annotations
+
 import argparse
 import base64
 import binascii
+import codecs
 import configparser
 import contextlib
 import errno
 import functools
 import hmac
+import io
 import json
 import logging
 import math
@@ -34,70 +54,149 @@ import socketserver
 import sys
 import threading
 import time
-from collections import deque, namedtuple
+from collections import Counter, deque
+from http.client import HTTPConnection, HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Dict, List, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    NamedTuple,
+    NoReturn,
+    Pattern,
+    TextIO,
+    Union,
+)
 from xml.sax.saxutils import escape
 
-__version__ = "1.1.0"
+__version__ = "1.2.0"
+
+# A copy that was cut off can still be valid Python, and would end without a word.
+LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is known.\n"
+if __name__ == "__main__":
+    with open(__file__, "rb") as program:
+        if not program.read().endswith(LAST_LINE):
+            sys.exit("ecolinky : ecolinky.py n'est pas entier, le copier à nouveau")
 
 log = logging.getLogger("ecolinky")
-Labels = Dict[str, str]  # label -> data
-Fields = Dict[str, Any]  # tag of the Eco-Devices -> int or str, None if not known
+
+Labels = Dict[str, str]  # label of the TIC -> data
+# Tag of the Eco-Devices -> int or str, as in JSON; None: not known (yet).
+Fields = Dict[str, Any]
+
+MAINS_VOLTS = 230
 
 
-######## Decode: bytes in, frames of verified groups out ###############################
+######## Decode: bytes in, frames of groups whose checksum is right out ################
 
-MARK = re.compile(b"([\x02\x03\x04])")  # STX, ETX, EOT
-SEVEN_BITS = bytes(byte & 0x7F for byte in range(256))
+# STX begins a frame, ETX ends it; with EOT the meter gives up the one it is sending.
+STX = b"\x02"
+ETX = b"\x03"
+EOT = b"\x04"
+MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
-# Met around a group: LF that arrived as 0B, 0E or 0F, a trailing 0C or 08.
+# The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
+DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
+CR_WITH_PARITY_BIT = b"\x8d"
+# Control characters, which damaged lines leave around a group: captures have LF as 0B,
+# 0E or 0F, and a 0C or 08 behind the CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
-ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")  # "3612 : Info  : WD   : Uptime 1"
+DEBRIS_OR_SPACE = DEBRIS + b" "
+# A text of standard mode, which is 16 characters and padded, without any space.
+UNPADDED = re.compile(b"NGTF\t[!-~]{16}\t")
+# The ESP8266's own log on the same line: "3612 : Info  : WD   : Uptime 1".
+ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
-# The form of each label's data: a group whose data has another is not the meter's.
-# The sum does not see a change of bit 6 (40 hex), nor two changes that cancel.
-HISTORIC_INDEX = "BASE|HCHC|HCHP|EJPHN|EJPHPM|BBRH[CP]J[BWR]"
-HISTORIC_FORMS = {
-    "ADCO": "[0-9A-Z ]{11,14}",
-    "OPTARIF": r"BASE|HC\.\.|EJP[. ]|BBR[!-?]",
-    "ISOUSC|PEJP": "[0-9]{2}",
-    HISTORIC_INDEX: "[0-9]{9}",
-    "PTEC": r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]",
-    "DEMAIN": "----|BLEU|BLAN|ROUG",
-    "IINST[123]?|ADPS|ADIR[123]|IMAX[123]?": "[0-9]{3}",
-    "PAPP|PMAX": "[0-4][0-9]{4}",
-    "HHPHC": "[!-~]",
-    "MOTDETAT": "[0-9]{6}",
-    "PPOT": "[0-9A-F]{2}",
-}
-STANDARD_INDEX = "EAST|EASF(0[1-9]|10)|EASD0[1-4]|EAIT|ERQ[1-4]"
-STAMP = "[HhEe ][0-9]{12}\t"
-STAMPED = "SMAXS?N[123]?(-1)?|SMAXIN(-1)?|CCAS?[IN]N?(-1)?|UMOY[123]|DPM[123]|FPM[123]"
-STANDARD_FORMS = {
-    "ADSC": "[0-9A-Z ]{11,14}",
-    "VTIC|PREF|PCOUP|NTARF|NJOURF|NJOURF[+]1": "[0-9]{2}",
-    "DATE": STAMP,
-    STAMPED: STAMP + "[0-9]{2,5}",
-    "NGTF|LTARF": "[ -~]{16}",
-    STANDARD_INDEX: "[0-9]{9}",
-    "IRMS[123]|URMS[123]|RELAIS": "[0-9]{3}",
-    "SINSTS[123]?|SINST[123]|SINSTI": "[0-4][0-9]{4}",
-    "STGE": "[0-9A-F]{8}",
-    "PRM": "[0-9]{14}",
-    "MSG1|MSG2|PJOURF[+]1|PPOINTE": "[ -~]{0,98}",
-}
+# The checksum keeps six bits of a sum: it misses a flip of bit 6, and two flips that
+# cancel.  So the data must also look as the label requires.  Labels, form of the data:
+HISTORIC_INDEXES = (
+    "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
+)
+HISTORIC_FORMS = (
+    ("ADCO", "[0-9A-Z ]{11,14}"),  # 12 digits; captures have others
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR and a letter of the programme
+    ("ISOUSC PEJP", "[0-9]{2}"),
+    (HISTORIC_INDEXES, "[0-9]{9}"),
+    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]"),
+    ("DEMAIN", "----|BLEU|BLAN|ROUG"),
+    ("IINST IINST1 IINST2 IINST3", "[0-9]{3}"),
+    ("ADPS ADIR1 ADIR2 ADIR3", "[0-9]{3}"),
+    ("IMAX IMAX1 IMAX2 IMAX3", "[0-9]{3}"),
+    ("PAPP PMAX", "[0-4][0-9]{4}"),  # a Linky ends at 36 kVA: no first digit above 4
+    ("HHPHC", "[!-~]"),
+    ("MOTDETAT", "[0-9]{6}"),
+    ("PPOT", "[0-9A-F]{2}"),
+)
+STAMP = "[HhEe ][0-9]{12}\t"  # season (hiver, été), year, month, day, h, min, s
+STANDARD_INDEXES = (
+    "EAST EASF01 EASF02 EASF03 EASF04 EASF05 EASF06 EASF07 EASF08 EASF09 EASF10"
+    " EASD01 EASD02 EASD03 EASD04 EAIT ERQ1 ERQ2 ERQ3 ERQ4"
+)
+STAMPED = (
+    "SMAXSN SMAXSN1 SMAXSN2 SMAXSN3 SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1"
+    " SMAXN SMAXN1 SMAXN2 SMAXN3 SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1"
+    " SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1"
+    " UMOY1 UMOY2 UMOY3 DPM1 DPM2 DPM3 FPM1 FPM2 FPM3"
+)
+STANDARD_FORMS = (
+    ("ADSC", "[0-9A-Z ]{11,14}"),
+    ("VTIC PREF PCOUP NTARF NJOURF NJOURF+1", "[0-9]{2}"),
+    ("DATE", STAMP),
+    (STAMPED, STAMP + "[0-9]{2,5}"),
+    ("NGTF LTARF", "[ -~]{16}"),
+    (STANDARD_INDEXES, "[0-9]{9}"),
+    ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
+    ("SINSTS SINSTS1 SINSTS2 SINSTS3 SINSTI", "[0-4][0-9]{4}"),
+    ("SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
+    ("STGE", "[0-9A-F]{8}"),
+    ("PRM", "[0-9]{14}"),
+    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}"),
+)
 
-# By the separator, which is what tells the modes apart: SP in historic, HT in standard.
-FORMS = {
-    separator: re.compile("|".join("(?:%s)\t(?:%s)" % form for form in table.items()))
-    for separator, table in ((b" ", HISTORIC_FORMS), (b"\t", STANDARD_FORMS))
-}
-LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
-KNOWN_LABEL = re.compile("|".join(list(HISTORIC_FORMS) + list(STANDARD_FORMS)))
 
-# groups: Labels; damaged: how many groups were not intact; whole: from mark to mark.
-Frame = namedtuple("Frame", "groups damaged whole")
+def compile_forms(table: Iterable[tuple[str, str]]) -> dict[str, Pattern[str]]:
+    """Return the compiled form of each label of a table."""
+    forms = {}
+    for labels, form in table:
+        for label in labels.split():
+            forms[label] = re.compile(form)
+    return forms
+
+
+# The separator tells the modes apart: SP in historic, HT in standard.
+FORMS = {b" ": compile_forms(HISTORIC_FORMS), b"\t": compile_forms(STANDARD_FORMS)}
+KNOWN_LABELS = FORMS[b" "].keys() | FORMS[b"\t"].keys()
+ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
+
+
+class Group(NamedTuple):
+    """A group that is intact: right checksum, and data of the label's form."""
+
+    label: str
+    data: str  # the timestamp is left out, but of DATE, whose data it is
+    raw: bytes  # as the meter sent it, from the label to the checksum
+    sum_has_space: bool  # its checksum covers the last space, as of some older meters
+
+
+class Refused(NamedTuple):
+    """What stood in a group's place and is none."""
+
+    # "checksum" or "form", or one of HARMLESS: nothing but debris, or intact, but of a
+    # label that is not known
+    reason: str
+
+
+HARMLESS = ("debris", "unknown")
+
+
+class Frame(NamedTuple):
+    """What could be read of one frame."""
+
+    groups: dict[str, Group]  # by label, in the meter's order
+    damaged: int  # how many groups were there and not intact
+    whole: bool  # its beginning was seen, and its end
 
 
 def checksum(body: bytes) -> int:
@@ -105,660 +204,991 @@ def checksum(body: bytes) -> int:
     return (sum(body) & 0x3F) + 0x20
 
 
-@functools.lru_cache(maxsize=1024)  # most groups are as they were: half the speed
-def decode_group(group: bytes) -> Tuple[Optional[str], str]:
-    """Return (label, data) of one group without its LF and CR, if all of it is right.
+def encode_group(words: list[str], separator: str) -> bytes:
+    """Return the bytes of a group; words: label, timestamp if there is one, data."""
+    body = separator.join(words).encode("ascii")
+    if separator == " ":
+        return b"%s %c" % (body, checksum(body))
+    return b"%s\t%c" % (body, checksum(body + b"\t"))  # the sum covers the last HT
 
-    A timestamp is left out, but of DATE, which is one.  Else: ("", label) when only the
-    label is unknown; (None, "checksum") or (None, "form") by what is wrong.
-    """
-    group = group.lstrip(DEBRIS + b" ").rstrip(DEBRIS)  # not SP: it can be the checksum
-    separator = group[-2:-1]
+
+def encode_frame(groups: Iterable[bytes]) -> bytes:
+    """Return the bytes of a frame."""
+    return STX + b"".join(b"\n%s\r" % group for group in groups) + ETX
+
+
+@functools.lru_cache(maxsize=1024)  # most groups are as last time: twice as fast
+def decode_group(piece: bytes) -> Group | Refused:
+    """Return the group that stands between two line ends, or why it is none."""
+    # The checksum comes last and can itself be a space: strip no space at that end, and
+    # never split at spaces.
+    raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
+    separator = raw[-2:-1]
     if separator not in FORMS:
-        return None, "form"
-    # Never split or strip on the way: the checksum itself can be a space.  Some older
-    # meters' covers the SP before it: that is a difference of 20 hex.
-    intact = checksum(group[:-1]) == group[-1]
-    if separator == b" ":
-        intact = intact or checksum(group[:-2]) == group[-1]
-    label, _, data = group[:-2].decode("ascii").partition(separator.decode("ascii"))
-    if FORMS[separator].fullmatch(label + "\t" + data):
-        if intact:
-            return label, data.rpartition("\t")[2] or data.rstrip("\t")
-        return None, "checksum"
-    if intact and LABEL.fullmatch(label) and not KNOWN_LABEL.fullmatch(label):
-        return "", label
-    return None, "form"
+        return Refused("form" if raw else "debris")
+    # The sum covers the last HT of standard mode, but the last space of historic mode
+    # only in some older meters.
+    covered = raw[:-2] if separator == b" " else raw[:-1]
+    is_right = checksum(covered) == raw[-1]
+    sum_has_space = not is_right and checksum(raw[:-1]) == raw[-1]
+    is_right = is_right or sum_has_space
+    label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
+    form = FORMS[separator].get(label)
+    if form is None:
+        return _refuse_label(label, is_right)
+    if not form.fullmatch(data):
+        return Refused("form")
+    if not is_right:
+        return Refused("checksum")
+    stamp, _, value = data.rpartition("\t")
+    if label == "DATE":
+        value = stamp
+    return Group(label, value, raw, sum_has_space)
+
+
+def _refuse_label(label: str, is_right: bool) -> Refused:
+    is_known = label in KNOWN_LABELS  # in the other mode
+    if is_right and not is_known and ANY_LABEL.fullmatch(label):
+        return Refused("unknown")
+    return Refused("form")
 
 
 class Decoder:
-    """Cuts a stream of bytes into Frames; knows no meter and no time."""
+    """Cuts a stream of bytes into frames; knows no meter and no time."""
 
-    LONGEST = 2048  # bytes without a mark that are taken for the longest frame
+    LONGEST_FRAME = 2048  # bytes; the longest known one has 1,442
 
     def __init__(self) -> None:
         self.frames = 0  # frames with at least one intact group
         self.groups = 0  # intact groups
-        self.refused = {"checksum": 0, "form": 0}
-        self.eight_bits = False  # 7E1 has been read as 8N1: harmless
+        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by what is wrong
+        self.eight_bits = False  # the ESP hands on the parity bits: harmless
         self.esp_log = False  # the ESP's own log stood between frames
-        self._buffer = b""
-        self._opened = False  # an STX has been seen, its ETX not yet
+        self.spaces_replaced = False  # by the ESP: it still lets most groups through
+        self._buffer = b""  # the frame that is not over yet
+        self._opened = False  # that frame's STX has been seen
 
-    def feed(self, data: bytes) -> List[Frame]:
+    def feed(self, data: bytes) -> list[Frame]:
         """Take bytes, in any chunks; return the frames that are over."""
         if not data.isascii():
-            self.eight_bits = self.eight_bits or b"\x8d" in data
-            data = data.translate(SEVEN_BITS)
+            if CR_WITH_PARITY_BIT in data:
+                self.eight_bits = True
+            data = data.translate(DROP_PARITY_BIT)
         frames = []
-        if MARK.search(data):
-            parts = MARK.split(self._buffer + data)
-            self._buffer = parts.pop()
-            for text, mark in zip(parts[0::2], parts[1::2]):
-                if mark != b"\x04":  # EOT: the meter gave that frame up
-                    # STX also ends a frame: some serial servers eat ETX.
-                    frames += self._frame(text, self._opened)
-                self._opened = mark == b"\x02"
-        else:
-            self._buffer += data
-        if len(self._buffer) > self.LONGEST:
-            head, _, tail = self._buffer.rpartition(b"\r")
-            frames += self._frame(head, False)
-            self._buffer = tail[-self.LONGEST :]
+        # split() returns text, mark, text, mark, ..., last the text that is not over.
+        parts = MARK.split(data)
+        parts[0] = self._buffer + parts[0]
+        self._buffer = parts.pop()
+        for text, mark in zip(parts[0::2], parts[1::2]):
+            # Any mark ends a frame, STX too: some serial servers eat ETX.
+            if text and mark != EOT:
+                frames += self._frame(text, self._opened)
+            self._opened = mark == STX
+        if len(self._buffer) > self.LONGEST_FRAME:
+            # No marks at all: some servers eat both.  Use the groups that are over.
+            complete, _, self._buffer = self._buffer.rpartition(b"\r")
+            self._buffer = self._buffer[-self.LONGEST_FRAME :]
+            frames += self._frame(complete, False)
+            self._opened = False
         return frames
 
-    def disconnected(self) -> List[Frame]:
-        """Return what was whole of the last frame: what comes next is another."""
-        head = self._buffer.rpartition(b"\r")[0]
-        self._buffer, self._opened = b"", False
-        return self._frame(head, False)
+    def disconnected(self) -> list[Frame]:
+        """Return what was over of the last frame: what comes next is another."""
+        complete, _, _ = self._buffer.rpartition(b"\r")
+        self._buffer = b""
+        self._opened = False
+        return self._frame(complete, False)
 
-    def _frame(self, text: bytes, whole: bool) -> List[Frame]:
+    def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return the frame that the text between two marks makes, none if empty."""
-        pieces = text.strip(b"\r\n").split(b"\r\n")
-        groups, reasons = dict(map(decode_group, pieces)), []
-        if None in groups or "" in groups or len(groups) != len(pieces):
-            # Damage: a group ends at CR or LF, whichever of the two has survived.
-            pieces = [piece for piece in LINE_ENDS.split(text) if piece.strip(DEBRIS)]
-            verdicts = [decode_group(piece) for piece in pieces]
-            groups = {label: data for label, data in verdicts if label}
-            reasons = [reason for label, reason in verdicts if label is None]
-            self.esp_log = self.esp_log or bool(ESP_LOG.search(text))
-        for reason in reasons if whole else ():  # else: the end of one half seen
-            self.refused[reason] += 1
-        self.frames += bool(groups)
+        groups, reasons = decode_groups(text)
+        if reasons and ESP_LOG.search(text):
+            self.esp_log = True
+        if reasons and UNPADDED.search(text):
+            self.spaces_replaced = True
+        if whole:  # what stands outside of STX and ETX is half seen, and not damage
+            for reason in reasons:
+                self.refused[reason] += 1
+        if not groups:
+            return []
+        self.frames += 1
         self.groups += len(groups)
-        return [Frame(groups, len(reasons), whole)] if groups else []
+        return [Frame(groups, len(reasons), whole)]
 
 
-######## Guard: frames in, trusted labels out; no false index ##########################
+def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
+    """Return the groups of a frame, and what is wrong with each damaged one."""
+    groups = {}
+    old_sums = []
+    reasons = []
+    # A group ends at CR or LF, whichever of the two the line has left.
+    for piece in text.replace(b"\r", b"\n").split(b"\n"):
+        if piece:
+            found = decode_group(piece)
+            if isinstance(found, Group):
+                groups[found.label] = found
+                if found.sum_has_space:
+                    old_sums.append(found.label)
+            elif found.reason not in HARMLESS:
+                reasons.append(found.reason)
+    # A meter sums in one way.  To accept both ways of any would let twice as much
+    # damage through: those that are fewer in a frame are damage.
+    if old_sums:
+        new_sums = [label for label in groups if label not in old_sums]
+        for label in min(new_sums, old_sums, key=len):
+            del groups[label]
+            reasons.append("checksum")
+    return groups, reasons
 
-WH_PER_SECOND = 10  # a Linky is cut off at 36 kVA
-SLACK_WH = 10  # what a stalled network or a slow line may make of a second
-TAKEOVER = 8  # readings in a row that agree against the served one replace it
-KEPT = 300  # seconds: what has not been read for so long is not known any more
-MAINS_VOLTS = 230
 
-OWN_POWER = frozenset(("PAPP", "SINSTS", "SINST1"))
-POWER = OWN_POWER | {"SINSTI"}
+######## Guard: frames in, trusted groups out; no false index ##########################
+
+WH_PER_SECOND = 10  # a meter is cut off at 36 kVA
+SLACK_WH = 10  # more than that: a stalled network delivers old frames all at once
+CONFIRM_WITHIN = 10  # seconds, at the most, between two readings that agree
+CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
+TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
+FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
+
+IDENTITIES = ("ADCO", "ADSC")
+DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
+POWER = DRAWN_POWER | {"SINSTI"}  # SINSTI: injected
 CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
-INDEX = re.compile(HISTORIC_INDEX + "|" + STANDARD_INDEX)
-ALERTS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, too, while they last
-# Taken at once: the currents, and what changes all the time and is not served.
-MOVING = CURRENTS.union(ALERTS, "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3 DATE".split())
-EASF = tuple("EASF%02d" % number for number in range(1, 11))
-# Sent only while they last: gone with the first undamaged frame that has them no more.
-EPHEMERAL = ALERTS + ("PEJP",)
+INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
+EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
+BALANCE = frozenset(EASF + ("EAST",))
+OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
+# Trusted at the first reading: they change all the time, and no client adds them up.
+MOVING = CURRENTS.union(OVERLOADS, "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3 DATE".split())
+# Forgotten as soon as a silent meter is: an old one would be drawn as a flat line.
+FAST = MOVING | POWER | {"PTEC", "NTARF", "LTARF", "STGE"}
+# Sent only while they last: over with the first complete frame that has them no more.
+PASSING = OVERLOADS + ("PEJP",)
+# One of these stands near the end of each frame, but not in the short ones that
+# three-phase meters in overload send in between.
+LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
+SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
-def _follows(old: str, then: float, new: str, now: float) -> bool:
-    """Say whether an index can be `new` Wh now when it was `old` Wh then."""
-    return 0 <= int(new) - int(old) <= WH_PER_SECOND * (now - then) + SLACK_WH
+class Claim(NamedTuple):
+    """A reading that is not trusted yet and waits for the next one to agree."""
+
+    group: Group
+    time: float  # when it was read
+    is_possible: bool  # the trusted reading allows it
+    times: int  # how many in a row agree, this one counted
 
 
-class Reading:
-    """One label: its trusted data, and the last reading that says otherwise."""
-
-    __slots__ = ("index", "data", "time", "other")
+class Knowledge:
+    """What is known of one label: a trusted group, and a claim that it has changed."""
 
     def __init__(self, label: str) -> None:
-        self.index = bool(INDEX.fullmatch(label))
-        self.data = None  # type: Optional[str]
-        self.time = -math.inf  # when the trusted data was last read
-        # data, time, is it possible, how many in a row agree; None: none waits
-        self.other = None  # type: Optional[Tuple[str, float, bool, int]]
+        self.is_index = label in INDEXES
+        self.is_power = label in POWER
+        self.is_identity = label in IDENTITIES
+        self.group: Group | None = None  # trusted; None: none yet
+        self.time = -math.inf  # when that was last read
+        self.claim: Claim | None = None
 
-    def take(self, data: str, now: float) -> None:
-        """Trust the data at once."""
-        self.data, self.time, self.other = data, now, None
+    def trust(self, group: Group, time: float) -> None:
+        """Take a group for true."""
+        self.group = group
+        self.time = time
+        self.claim = None
 
-    def confirm(self, data: str, now: float) -> bool:
-        """Trust the first of two readings in a row that agree; False: impossible one.
+    def repeat(self, group: Group, now: float) -> bool:
+        """Note a reading of what is trusted; return whether the group is one."""
+        known = self.group
+        if known is None or known.data != group.data or known.label != group.label:
+            return False
+        self.trust(group, now)
+        return True
 
-        They agree when they are equal, those of an index also when the second is higher
-        by what 36 kVA allows.  A first one that the trusted one rules out (below it, or
-        too far above) waits until eight in a row agree.
+    def hear(self, group: Group, now: float) -> bool:
+        """Take a reading of something else; return whether it can be true.
+
+        It is trusted once the next reading agrees: two in a row.  Of the two it is the
+        first that is trusted, so an index is served a frame late, and is never one that
+        the meter did not reach.  (Of powers, which agree when they are near, it is the
+        second.)  What cannot be true after the trusted one is believed after TAKEOVER
+        readings that agree: then the trusted one was wrong.
         """
-        possible = not self.index or self.data is None
-        possible = possible or _follows(str(self.data), self.time, data, now)
-        first, then, was_possible, times = self.other or ("", now, True, 0)
-        if data == first or self.index and first and _follows(first, then, data, now):
-            times += 1
-            if was_possible or times >= TAKEOVER:
-                self.data, self.time = first, now if data == first else then
-        else:
-            times = 1
-        self.other = None if data == self.data else (data, now, possible, times)
-        return possible
+        is_possible = self._allows(group, now)
+        earlier = self.claim
+        self.claim = Claim(group, now, is_possible, 1)
+        if earlier is None or not self._agree(earlier, group, now):
+            return is_possible
+        claim = self.claim._replace(times=earlier.times + 1)
+        if self.is_power:
+            self.trust(group, now)
+        elif earlier.is_possible or claim.times >= TAKEOVER:
+            self.trust(earlier.group, earlier.time)
+        # An index has grown meanwhile: what it says now waits for its own confirmation.
+        if self.is_power or not self.repeat(group, now):
+            self.claim = claim
+        return is_possible
+
+    def _allows(self, group: Group, now: float) -> bool:
+        """Say whether the group can be true after the trusted one."""
+        if self.group is None:
+            return True
+        if self.is_index:
+            return can_grow(self.group, self.time, group, now)
+        return not self.is_identity  # another identity is another meter's
+
+    def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
+        """Say whether a reading of now confirms an earlier one."""
+        if now - earlier.time > CONFIRM_WITHIN:
+            return False
+        if self.is_index:
+            return can_grow(earlier.group, earlier.time, group, now)
+        if self.is_power:
+            return is_near(int(group.data), int(earlier.group.data), 1)
+        return earlier.group.data == group.data and earlier.group.label == group.label
+
+    def last_heard(self) -> float:
+        """Return when the label was last read, trusted or not."""
+        if self.claim is not None:
+            return self.claim.time
+        return self.time
+
+
+def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
+    """Say whether an index can be `new` now when it was `old` then."""
+    growth = int(new.data) - int(old.data)
+    return 0 <= growth <= WH_PER_SECOND * (now - then) + SLACK_WH
+
+
+def is_near(power: int, other: int, phases: int) -> bool:
+    """Say whether a power, VA, is what another one of so many phases says.
+
+    Currents are whole amperes, rounded or cut off: up to 230 VA each are missing.  The
+    mains may have 250 V for 230: a twelfth.
+    """
+    return abs(power - other) <= MAINS_VOLTS * phases + power / 12
 
 
 class Guard:
-    """What can be trusted of one meter's labels; knows no bytes and no Eco-Devices.
+    """What can be trusted of one meter; knows no bytes and no Eco-Devices.
 
-    Two rules: all but power and currents changes only when two readings in a row agree;
-    power and currents change at once, but in a frame with damage a power that the
-    currents do not bear out waits for a second reading too.
+    Two rules.  What is served, power and currents aside, changes only when two readings
+    in a row agree.  Currents change at once, and a power does where it fits them; where
+    it does not, it waits for a second reading like all else.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self.identity = None  # type: Optional[Tuple[str, str]]  # label and data
-        self.sure = False  # two frames have said that identity
-        self.fresh = -math.inf  # time of the meter's last valid frame
-        self.implausible = 0  # readings refused by physics, balance or identity
-        self.readings = {}  # type: Dict[str, Reading]
-        self._stranger = (None, 0)  # type: Tuple[Any, int]  # another one, how often
-        self._powerless = 0  # undamaged whole frames in a row without a power
+        self.last_frame = -math.inf  # when the meter's last frame was over
+        self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
+        self.labels: dict[str, Knowledge] = {}
+        # Whose frames are taken.  What is served of it is in `labels`, like all else.
+        self._identity = Knowledge("ADCO")  # or ADSC
+        self._order: list[str] = []  # the labels as the meter's frames have them
+        self._frames_without_power = 0  # complete ones, in a row
 
-    def take(self, frame: Frame, now: float) -> None:
-        """Take a frame that was complete at `now` seconds."""
-        groups = frame.groups
-        if not self._same_meter(groups, now):
-            self.implausible += len(groups) if self._stranger[1] else 0
-            return
-        self.fresh = now
-        clean = frame.whole and not frame.damaged
-        balanced = self._balanced(groups)
-        for label, data in groups.items():
-            reading = self.readings.get(label)
-            if reading is None:
-                reading = self.readings[label] = Reading(label)
-            if data == reading.data:
-                reading.time, reading.other = now, None
-            elif label in MOVING:
-                reading.take(data, now)
-            elif label in POWER and (clean or self._borne_out(data, now)):
-                reading.take(data, now)
-            elif label.startswith("EAS") and not balanced:
-                self.implausible += 1
-            elif not reading.confirm(data, now):
-                self.implausible += 1
-        if OWN_POWER & groups.keys():
-            self._powerless = 0
-        elif clean and ("MOTDETAT" in groups or "PRM" in groups):  # its end is there
-            self._powerless += 1
-        if clean and ("OPTARIF" in groups or "NGTF" in groups):  # not a short frame
-            for label in EPHEMERAL:
-                if label not in groups:
-                    self.readings.pop(label, None)
+    def is_silent(self, now: float) -> bool:
+        """Say whether the meter has sent no frame for longer than the time-out."""
+        return now - self.last_frame > self.timeout
 
-    def _same_meter(self, groups: Labels, now: float) -> bool:
-        """Say whether the frame is of the meter that is being read.
-
-        One without identity is, unless after a silence; another identity is held back
-        until three in a row say that the meter was replaced, or its mode changed.
-        """
-        said = next((it for it in groups.items() if it[0] in ("ADCO", "ADSC")), None)
-        if said is None:
-            return not self._stranger[1] and now - self.fresh <= self.timeout
-        if said == self.identity:
-            self.sure, self._stranger = True, (None, 0)
-            return True
-        times = self._stranger[1] + 1 if said == self._stranger[0] else 1
-        self._stranger = (said, times)
-        if times < (3 if self.sure else 1):
+    def take(self, frame: Frame, now: float) -> bool:
+        """Take a frame that was over at `now` seconds; return whether it is ours."""
+        if not self._take_identity(frame.groups, now):
             return False
-        self.identity, self.sure, self._stranger = said, False, (None, 0)
-        self.readings, self._powerless = {}, 0
+        self.last_frame = now
+        self._take_groups(frame.groups, now)
+        if DRAWN_POWER & frame.groups.keys():
+            self._frames_without_power = 0
+        is_clean = frame.whole and not frame.damaged
+        if is_clean and LAST_LABELS & frame.groups.keys():
+            self._take_complete(frame.groups)
+        elif not _is_short(frame):
+            self._learn_order(frame.groups)
         return True
 
-    @staticmethod
-    def _balanced(groups: Labels) -> bool:
-        """Say whether EASF01 + ... + EASF10 is EAST, as in every captured meter."""
-        if "EAST" not in groups or not all(label in groups for label in EASF):
+    def _take_groups(self, groups: dict[str, Group], now: float) -> None:
+        is_balanced = _is_balanced(groups)
+        for label, group in groups.items():
+            known = self.labels.get(label)
+            if known is None:
+                known = self.labels[label] = Knowledge(label)
+            if known.group is group:  # as most are, thanks to decode_group's cache
+                known.time = now
+                known.claim = None
+            elif not known.repeat(group, now):
+                self._take_change(known, group, is_balanced, now)
+
+    def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
+        """Follow whose frames these are; return whether this one is the meter's."""
+        identity = self._identity
+        group = groups.get("ADCO") or groups.get("ADSC")
+        if group is None:
+            # Ours, but not while another identity is claimed, nor after a silence.
+            return identity.claim is None and not self.is_silent(now)
+        if identity.repeat(group, now):
             return True
-        easf = sum(int(groups[label]) for label in EASF)
-        return abs(int(groups["EAST"]) - easf) <= 1  # it may tick in between
+        is_first = identity.group is None
+        identity.hear(group, now)
+        if identity.claim is None:  # confirmed: the first one, or at last another
+            if not is_first:
+                self._start_anew()
+            return True
+        if is_first:
+            # Nobody's yet: its groups are heard, but together with no other claim's.
+            if identity.claim.times == 1:
+                self._start_anew()
+            return True
+        self.implausible += len(groups)
+        return False
 
-    def _borne_out(self, power: str, now: float) -> bool:
-        """Say whether a power is that of the currents, rounded, of the last moments."""
-        amperes = [
-            int(reading.data or 0)
-            for label, reading in self.readings.items()
-            if label in CURRENTS and now - reading.time <= 6
+    def _start_anew(self) -> None:
+        self.labels = {}
+        self._order = []
+        self._frames_without_power = 0
+
+    def _take_change(
+        self, known: Knowledge, group: Group, is_balanced: bool, now: float
+    ) -> None:
+        """Take a group that says something else than before."""
+        if group.label in MOVING or (known.is_power and self._fits(group, now)):
+            known.trust(group, now)
+            return
+        is_unbalanced = group.label in BALANCE and not is_balanced
+        if is_unbalanced or not known.hear(group, now):
+            self.implausible += 1
+
+    def _fits(self, power: Group, now: float) -> bool:
+        """Say whether a power is that of the last seconds' currents; of none: 0."""
+        amperes = []
+        for label in CURRENTS & self.labels.keys():
+            current = self.labels[label]
+            if current.group is not None and now - current.time <= CURRENT_LASTS:
+                amperes.append(int(current.group.data))
+        return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
+
+    def _take_complete(self, groups: dict[str, Group]) -> None:
+        """Take of a complete frame what it tells by not having it, and its order."""
+        self._order = list(groups)
+        for label in PASSING:
+            if label not in groups:
+                self.labels.pop(label, None)
+        if not DRAWN_POWER & groups.keys():
+            self._frames_without_power += 1
+
+    def _learn_order(self, groups: Iterable[str]) -> None:
+        """Put each new label of a frame behind the label that it follows there."""
+        place = 0
+        for label in groups:
+            if label in self._order:
+                place = self._order.index(label)
+            else:
+                self._order.insert(place, label)
+            place += 1
+
+    def vouch(self, frame: Frame, now: float) -> list[Group]:
+        """Return the trusted groups to relay in place of a frame that was taken.
+
+        They stand in the meter's order.  One that was damaged, or is not trusted yet,
+        is there as it was last.
+        """
+        order = frame.groups if _is_short(frame) else self._order
+        known = self.known(now)
+        return [known[label] for label in order if label in known]
+
+    def known(self, now: float) -> dict[str, Group]:
+        """Return the trusted groups that have been read lately, by label."""
+        groups = {}
+        for label, known in self.labels.items():
+            limit = self.timeout if label in FAST else FORGET_AFTER
+            if known.group is not None and now - known.time <= limit:
+                groups[label] = known.group
+        return groups
+
+    def identity_label(self) -> str:
+        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
+        if self._identity.group is not None:
+            return self._identity.group.label
+        if self._identity.claim is not None:
+            return self._identity.claim.group.label
+        return ""
+
+    def is_power_lost(self, now: float) -> bool:
+        """Say whether a meter whose power is not known sends none, or none intact.
+
+        It sends none: two complete frames had none.  None intact: since the time-out.
+        """
+        heard = [
+            self.labels[label].last_heard()
+            for label in DRAWN_POWER & self.labels.keys()
+            if self.labels[label].group is not None
         ]
-        gap = abs(int(power) - MAINS_VOLTS * sum(amperes))
-        return gap <= MAINS_VOLTS / 2 * len(amperes) + int(power) // 25
+        is_lost = bool(heard) and now - max(heard) > self.timeout
+        return is_lost or self._frames_without_power > 1
 
-    def known(self, now: float) -> Labels:
-        """Return the trusted labels that have been read within the last minutes."""
-        return {
-            label: reading.data
-            for label, reading in self.readings.items()
-            if reading.data is not None and now - reading.time <= KEPT
-        }
 
-    def powerless(self) -> bool:
-        """Say whether the meter sends no power, or one that never comes intact."""
-        return self._powerless > 1 or bool(OWN_POWER & self.readings.keys())
+def _is_short(frame: Frame) -> bool:
+    """Say whether a frame is one of identity and currents alone: an overload."""
+    labels = frame.groups.keys()
+    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
+
+
+def _is_balanced(groups: dict[str, Group]) -> bool:
+    """Say whether EASF01 + ... + EASF10 is EAST, as in every captured meter."""
+    if not groups.keys() >= BALANCE:
+        return True
+    parts = sum([int(groups[label].data) for label in EASF])
+    return abs(int(groups["EAST"].data) - parts) <= 1  # it may tick in between
 
 
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
-# The tags of teleinfoN.xml without prefix, in the device's order.
+# The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
+# PPAP is its firmware's misspelling of PAPP: both are there.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
     " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
-NO_PERIOD = "----"
+TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
+# Those that a historic-mode meter says itself, in the same words.
+OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
+NEEDED = ("ADCO", "OPTARIF", "PTEC", "PAPP")  # and the indexes of the tariff
+NOTHING = "----"
 # What the device shows of an input with nothing on it.
-EMPTY = dict.fromkeys(FIELDS, 0)  # type: Fields
-EMPTY.update(ADCO="0", OPTARIF=NO_PERIOD, PTEC=NO_PERIOD, DEMAIN=NO_PERIOD)
-EMPTY.update(HHPHC="0", MOTDETAT="000000")
-
-# The indexes of each tariff, by the first three characters of OPTARIF.
-TARIFFS = {
-    "BAS": ("BASE",),
-    "HC.": ("HCHC", "HCHP"),
-    "EJP": ("EJPHN", "EJPHPM"),
-    "BBR": ("BBRHCJB", "BBRHPJB", "BBRHCJW", "BBRHPJW", "BBRHCJR", "BBRHPJR"),
+EMPTY: Fields = {
+    **dict.fromkeys(FIELDS, 0),
+    "ADCO": "0",
+    "OPTARIF": NOTHING,
+    "PTEC": NOTHING,
+    "DEMAIN": NOTHING,
+    "HHPHC": "0",
+    "MOTDETAT": "000000",
 }
-TEMPO = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
-# The period of each running index (NTARF) of standard mode, and so the tag of each
-# EASF: nothing is left out, the sum is EAST.  In every supplier's calendar met so far
-# odd numbers are cheap and even ones dear.
+CONTRACT_VOLTS = 200  # in a contract 6 kVA are 30 A, at whatever voltage
+LEAST_MAXIMUM = 1  # A: to Jeedom, a client, an IMAX of 0 is no meter
+NOTICE_MINUTES = 30  # what PEJP says while a moving peak is announced
+
+
+class Period(NamedTuple):
+    """A period of a tariff, by its PTEC."""
+
+    tag: str  # of its index
+    name: str  # for the user
+
+
 PERIODS = {
-    "BASE": ("TH..",) * 10,
-    "HC..": ("HC..", "HP..") * 5,
-    "EJP.": ("HN..", "PM..") + ("HN..",) * 8,
-    "BBR(": TEMPO + TEMPO[:2] * 2,
+    "TH..": Period("BASE", "Toutes heures"),
+    "HC..": Period("HCHC", "Heures creuses"),
+    "HP..": Period("HCHP", "Heures pleines"),
+    "HN..": Period("EJPHN", "Heures normales"),
+    "PM..": Period("EJPHPM", "Pointe mobile"),
+    "HCJB": Period("BBRHCJB", "Heures creuses, jour bleu"),
+    "HPJB": Period("BBRHPJB", "Heures pleines, jour bleu"),
+    "HCJW": Period("BBRHCJW", "Heures creuses, jour blanc"),
+    "HPJW": Period("BBRHPJW", "Heures pleines, jour blanc"),
+    "HCJR": Period("BBRHCJR", "Heures creuses, jour rouge"),
+    "HPJR": Period("BBRHPJR", "Heures pleines, jour rouge"),
 }
-INDEX_OF = dict(zip(TEMPO, TARIFFS["BBR"]))
-INDEX_OF.update({"HC..": "HCHC", "HP..": "HCHP", "HN..": "EJPHN", "PM..": "EJPHPM"})
 
-# How to tell the option from NGTF, or from LTARF when NGTF does not say: first match.
-OPTION_WORDS = (
-    (re.compile("TEMPO|BLEU|BLANC|ROUGE"), "BBR("),
-    (re.compile("EJP|NORMALE|POINTE"), "EJP."),
-    (re.compile(r"\bH[CP]\b|CREUSE|PLEINE|WEEK.?END"), "HC.."),
-    (re.compile("BASE|PRODUCTEUR|NON CONSO"), "BASE"),
+
+class Tariff(NamedTuple):
+    """A tariff that the device knows."""
+
+    option: str  # OPTARIF
+    name: str  # for the user
+    words: Pattern[str]  # which tell it in NGTF or LTARF, standard mode's free texts
+    numbered: list[str]  # its PTEC while index 1, 2, ... 10 runs, in standard mode
+
+    def periods(self) -> list[str]:
+        """Return its periods, each once."""
+        return list(dict.fromkeys(self.numbered))
+
+    def indexes(self) -> list[str]:
+        """Return the tags of its indexes."""
+        return [PERIODS[ptec].tag for ptec in self.periods()]
+
+
+# Each of the ten indexes has a period, so that no energy is left out of the sum: Tempo
+# uses six, and what the other four may hold is counted as blue.  In every supplier's
+# calendar met so far odd numbers are cheap and even ones dear.
+TEMPO = Tariff(
+    "BBR(",
+    "Tempo",
+    re.compile("TEMPO|BLEU|BLANC|ROUGE"),
+    "HCJB HPJB HCJW HPJW HCJR HPJR HCJB HPJB HCJB HPJB".split(),
 )
-# Calendars whose periods are known by their number: LTARF has been seen stale.
-NUMBERED = re.compile(r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*")
-CHEAP = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
-DEAR = re.compile(r"\bHP\b|PLEINE|POINTE")
-COLOURS = (NO_PERIOD, "BLEU", "BLAN", "ROUG")
+EJP = Tariff(
+    "EJP.",
+    "EJP",
+    re.compile("EJP|NORMALE|POINTE"),
+    "HN.. PM.. HN.. HN.. HN.. HN.. HN.. HN.. HN.. HN..".split(),
+)
+HC = Tariff(
+    "HC..",
+    "Heures creuses",
+    re.compile(r"\bH[CP]\b|CREUSE|PLEINE|WEEK.?END"),
+    "HC.. HP.. HC.. HP.. HC.. HP.. HC.. HP.. HC.. HP..".split(),
+)
+BASE = Tariff(
+    "BASE",
+    "Base",
+    re.compile("BASE|PRODUCTEUR|NON CONSO"),
+    "TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH..".split(),
+)
+TARIFFS = (TEMPO, EJP, HC, BASE)  # in this order the words of a text are looked for
 
-# Sent by three-phase meters only; one alone may be another, damaged.
-THREE_PHASE = re.compile(
-    "(IINST|IMAX|SINSTS)[123]|(IRMS|URMS|UMOY|SINST|SMAXS?N)[23]|PMAX|PPOT"
+
+def tariff_of(option: str) -> Tariff | None:
+    """Return the tariff of an OPTARIF; x of BBRx differs, and EJP may have a space."""
+    for tariff in TARIFFS:
+        if tariff.option[:3] == option[:3]:
+            return tariff
+    return None
+
+
+def name_of_tariff(fields: Fields) -> str:
+    """Return what the user reads of a tariff: its name, and its OPTARIF."""
+    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    return f"{tariff.name} ({fields['OPTARIF']})"
+
+
+def number_of(labels: Labels, *names: str) -> int | None:
+    """Return the number of the first of these labels that is there, else None."""
+    for name in names:
+        if name in labels:
+            return int(labels[name])
+    return None
+
+
+# Labels that only three-phase meters send.
+THREE_PHASE_LABELS = frozenset(
+    (
+        "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT"
+        " SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3 IRMS2 IRMS3 URMS2 URMS3 UMOY2 UMOY3"
+        " SMAXSN2 SMAXSN3 SMAXN2 SMAXN3"
+    ).split()
 )
 
 
-def standard_period(option: str, ngtf: str, ltarf: str, number: int) -> Optional[str]:
-    """Return the PTEC of a standard-mode meter; number is NTARF, 0 if not known."""
-    told = bool(CHEAP.search(ltarf)) - bool(DEAR.search(ltarf))  # 1 cheap, -1 dear, 0
-    numbered = option != "HC.." or not told or NUMBERED.fullmatch(ngtf)
-    if 1 <= number <= 10 and numbered:
-        return PERIODS[option][number - 1]
-    if option in ("BASE", "EJP."):
-        return "PM.." if "POINTE" in ltarf else PERIODS[option][0]
-    colour = 0
-    if option == "BBR(":
-        colour = next((n for n in (1, 2, 3) if COLOURS[n] in ltarf), 0) * 2 - 2
-    known = told and colour >= 0
-    return PERIODS[option][colour + (told < 0)] if known else None
-
-
-def _number(labels: Labels, *names: str) -> Optional[int]:
-    """Return the number of the first of the labels that is there."""
-    return next((int(labels[name]) for name in names if name in labels), None)
-
-
-def phases_of(labels: Labels) -> Tuple[str, ...]:
-    """Return what a tag's name ends with for each phase that the labels tell of."""
-    three = sum(1 for label in labels if THREE_PHASE.fullmatch(label)) > 1
+def phases_of(labels: Labels) -> tuple[str, ...]:
+    """Return the suffix of each phase: 1, 2 and 3, or nothing where there is one."""
+    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # one alone may be damage
     return ("1", "2", "3") if three else ("",)
 
 
-def _phased(name: str, values: List[Optional[int]], least: int = 0) -> Fields:
-    """Return name (one phase: one value) or name1-3 (three), each at least `least`.
+def fill(said: Fields, tariff: Tariff | None) -> Fields:
+    """Return the 31 fields: as said, else as of an input with nothing on it.
 
-    The other ones stay 0: that is how the clients tell the number of phases.
+    What must be said before anything is served is None where it is not.
     """
-    tags = [name] if len(values) == 1 else [name + phase for phase in "123"]
-    return {tag: max(least, value or 0) for tag, value in zip(tags, values)}
+    fields = dict(EMPTY, **dict.fromkeys(NEEDED))
+    if tariff is not None:
+        fields.update(dict.fromkeys(tariff.indexes()))
+    fields.update(said)
+    return fields
+
+
+def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
+    """Return a number for each phase: of the first name that is there with it, or 0."""
+    values = []
+    for phase in phases:
+        value = number_of(labels, *[name + phase for name in names])
+        values.append(value or 0)
+    return values
+
+
+def phase_fields(
+    phases: Iterable[str], currents: list[int], maxima: list[int]
+) -> Fields:
+    """Return IINST and IMAX, or IINST1 to 3 and IMAX1 to 3, of values by phase.
+
+    The others stay 0: that is how the clients tell the number of phases.
+    """
+    fields: Fields = {}
+    for phase, current, maximum in zip(phases, currents, maxima):
+        fields["IINST" + phase] = current
+        fields["IMAX" + phase] = maximum or LEAST_MAXIMUM
+    return fields
 
 
 def translate_historic(labels: Labels) -> Fields:
-    """Return the 31 fields of a historic-mode meter; None where one is not known."""
-    option, phases = labels.get("OPTARIF", ""), phases_of(labels)
-    alerts = [_number(labels, label) or 0 for label in ALERTS]
-    fields = dict(
-        EMPTY,
-        ADCO=labels.get("ADCO"),
-        OPTARIF="EJP." if option.startswith("EJP") else option or None,
-        ISOUSC=_number(labels, "ISOUSC") or 0,
-        PTEC=labels.get("PTEC"),
-        PEJP=_number(labels, "PEJP") or 0,
-        DEMAIN=labels.get("DEMAIN", NO_PERIOD),
-        ADPS=max(alerts),
-        PAPP=_number(labels, "PAPP"),
-        HHPHC=labels.get("HHPHC", EMPTY["HHPHC"]),
-        MOTDETAT=labels.get("MOTDETAT", EMPTY["MOTDETAT"]),
-        PPOT=int(labels.get("PPOT", "0"), 16),
-    )
-    fields.update(_phased("IINST", [_number(labels, "IINST" + n) for n in phases]))
-    fields.update(_phased("IMAX", [_number(labels, "IMAX" + n) for n in phases], 1))
-    fields.update({tag: _number(labels, tag) for tag in TARIFFS.get(option[:3], ())})
-    return fields
+    """Return the 31 fields of a historic-mode meter; None where one is not known.
+
+    They are its own labels, but for the phases', the alerts (the highest is ADPS), PPOT
+    (hexadecimal) and an EJP that some meters write with a space.
+    """
+    tariff = tariff_of(labels.get("OPTARIF", ""))
+    phases = phases_of(labels)
+    tags = list(OWN_TAGS)
+    if tariff is not None:  # the indexes of a former contract are known for a while
+        tags += tariff.indexes()
+    said: Fields = {}
+    for tag in tags:
+        if tag in labels:
+            said[tag] = labels[tag] if tag in TEXTS else int(labels[tag])
+    currents = phase_values(labels, phases, "IINST")
+    maxima = phase_values(labels, phases, "IMAX")
+    said.update(phase_fields(phases, currents, maxima))
+    said["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
+    if "PPOT" in labels:
+        said["PPOT"] = int(labels["PPOT"], 16)
+    if tariff is EJP:
+        said["OPTARIF"] = EJP.option
+    return fill(said, tariff)
+
+
+COLOURS = (NOTHING, "BLEU", "BLAN", "ROUG")  # of a Tempo day, as STGE numbers them
+
+
+class Register(NamedTuple):
+    """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
+
+    overload: bool  # bit 7: the power is above what is subscribed
+    running_index: int  # bits 10 to 13, plus one: what NTARF says
+    today: str  # bits 24 and 25: a colour
+    tomorrow: str  # bits 26 and 27: a colour
+    moving_peak: bool  # bits 28 and 29: a notice of one, or one
+
+    @classmethod
+    def of(cls, stge: str) -> Register:
+        """Return what the eight hexadecimal digits say."""
+        bits = int(stge, 16)
+        return cls(
+            overload=bool((bits >> 7) & 1),
+            running_index=((bits >> 10) & 15) + 1,
+            today=COLOURS[(bits >> 24) & 3],
+            tomorrow=COLOURS[(bits >> 26) & 3],
+            moving_peak=bool((bits >> 28) & 3),
+        )
+
+
+UNKNOWN_REGISTER = Register.of("00000000")._replace(running_index=0)
+
+
+def text_of(labels: Labels, label: str) -> str:
+    """Return a free text of standard mode without its padding, in capitals."""
+    return " ".join(labels.get(label, "").upper().split())
+
+
+def tariff_in_words(text: str) -> Tariff | None:
+    """Return the tariff that a text tells, None if it does not."""
+    for tariff in TARIFFS:
+        if tariff.words.search(text):
+            return tariff
+    return None
+
+
+def standard_tariff(labels: Labels) -> Tariff | None:
+    """Return the tariff of a standard-mode meter, None while it cannot be told.
+
+    The contract's text tells it, else the period's, else the status register: but each
+    only where the one before is there and says nothing.
+    """
+    if "NGTF" not in labels:
+        return None
+    tariff = tariff_in_words(text_of(labels, "NGTF"))
+    if tariff is None and "LTARF" in labels and "STGE" in labels:
+        tariff = tariff_in_words(text_of(labels, "LTARF"))
+        if tariff is None:
+            is_coloured = Register.of(labels["STGE"]).today != NOTHING
+            tariff = TEMPO if is_coloured else BASE  # only Tempo's days have colours
+    return tariff
+
+
+CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
+DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
+# Day-and-night contracts whose running index is known to tell cheap from dear.  It is
+# believed rather than LTARF, which has been seen stale.
+NUMBERED_CONTRACTS = re.compile(
+    r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*"
+)
+
+
+def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
+    """Return the PTEC that the period's text tells, None if it does not."""
+    if tariff is BASE:
+        return "TH.."
+    if tariff is EJP and ltarf:
+        return "PM.." if "POINTE" in ltarf else "HN.."
+    is_cheap = bool(CHEAP_WORDS.search(ltarf))
+    is_dear = bool(DEAR_WORDS.search(ltarf))
+    if is_cheap == is_dear:
+        return None
+    hours = "HC" if is_cheap else "HP"
+    if tariff is HC:
+        return hours + ".."
+    for colour, letter in zip(COLOURS[1:], "BWR"):
+        if colour in ltarf:
+            return hours + "J" + letter
+    return None
+
+
+def standard_period(tariff: Tariff, labels: Labels, running_index: int) -> str | None:
+    """Return the PTEC of a standard-mode meter; running index 0: not known.
+
+    The running index tells it, if it is known.  Only the suppliers' newer day-and-night
+    contracts number their periods as they like: theirs is what the text says.
+    """
+    in_words = period_in_words(tariff, text_of(labels, "LTARF"))
+    if not 1 <= running_index <= 10:
+        return in_words
+    is_numbered = NUMBERED_CONTRACTS.fullmatch(text_of(labels, "NGTF"))
+    if tariff is HC and in_words and not is_numbered:
+        return in_words
+    return tariff.numbered[running_index - 1]
+
+
+def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
+    """Return the tariff's indexes once all are known; their sum is EAST."""
+    if tariff is BASE and "EAST" in labels:
+        return {"BASE": int(labels["EAST"])}
+    if tariff is BASE or not labels.keys() >= set(EASF):
+        return {}
+    sums: Fields = dict.fromkeys(tariff.indexes(), 0)
+    for label, ptec in zip(EASF, tariff.numbered):
+        sums[PERIODS[ptec].tag] += int(labels[label])
+    return sums
+
+
+def rounded(number: float) -> int:
+    """Return the nearest integer, a half upwards."""
+    return int(number + 0.5)
 
 
 def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; None where one is not known."""
-    ngtf, ltarf = (
-        " ".join(labels.get(label, "").upper().split()) for label in ("NGTF", "LTARF")
-    )
-    stge = int(labels.get("STGE", "0"), 16)
-    number = _number(labels, "NTARF") or ("STGE" in labels and (stge >> 10 & 15) + 1)
+    register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
     phases = phases_of(labels)
-    currents = [_number(labels, "IRMS" + (phase or "1")) for phase in phases]
-    maxima = [_number(labels, "SMAXSN" + phase, "SMAXN" + phase) for phase in phases]
-    option = None
-    if "NGTF" in labels:
-        told = (o for text in (ngtf, ltarf) for p, o in OPTION_WORDS if p.search(text))
-        option = next(told, "BBR(" if stge >> 24 & 3 else "BASE")
-    fields = dict(
-        EMPTY,
-        ADCO=labels.get("ADSC"),
-        OPTARIF=option,
-        # As Linky itself shows it in historic mode: 6 kVA 30 A, 12 kVA on three 20 A.
-        ISOUSC=int((_number(labels, "PREF") or 0) * 5 / len(phases) + 0.5),
-        PTEC=option and standard_period(option, ngtf, ltarf, number or 0),
-        PEJP=30 if stge >> 28 & 3 else 0,
-        DEMAIN=COLOURS[stge >> 26 & 3],
-        ADPS=max(current or 0 for current in currents) if stge & 0x80 else 0,
-        PAPP=_number(labels, "SINSTS", "SINST1"),
-    )
-    fields.update(_phased("IINST", currents))
-    amperes = [power and int(power / MAINS_VOLTS + 0.5) for power in maxima]
-    fields.update(_phased("IMAX", amperes, 1))
-    if option == "BASE":
-        fields["BASE"] = _number(labels, "EAST")
-    elif option:
-        known = all(label in labels for label in EASF)
-        fields.update({tag: 0 if known else None for tag in TARIFFS[option[:3]]})
-        for label, period in zip(EASF, PERIODS[option]) if known else ():
-            fields[INDEX_OF[period]] += int(labels[label])
-    return fields
+    subscribed = 1000 * (number_of(labels, "PREF") or 0) / len(phases)  # VA of a phase
+    # A single phase, which has no suffix, is IRMS1 all the same.
+    currents = phase_values(labels, phases, "IRMS", "IRMS1")
+    powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
+    maxima = [rounded(power / MAINS_VOLTS) for power in powers]
+    said = {
+        "ADCO": labels.get("ADSC"),
+        "ISOUSC": rounded(subscribed / CONTRACT_VOLTS),
+        "PEJP": NOTICE_MINUTES if register.moving_peak else 0,
+        "DEMAIN": register.tomorrow,
+        "PAPP": number_of(labels, "SINSTS", "SINST1"),
+        **phase_fields(phases, currents, maxima),
+    }
+    if register.overload:
+        said["ADPS"] = max(
+            currents
+        )  # in historic mode it is the current that is too high
+    tariff = standard_tariff(labels)
+    if tariff is not None:
+        number = number_of(labels, "NTARF") or register.running_index
+        said["OPTARIF"] = tariff.option
+        said["PTEC"] = standard_period(tariff, labels, number)
+        said.update(standard_indexes(tariff, labels))
+    return fill(said, tariff)
 
 
-def translate_injection(drawn: Fields, labels: Labels) -> Optional[Fields]:
-    """Return the fields of an input that shows EAIT and SINSTI; the rest is `drawn`."""
+def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
+    """Return the fields of an input that shows what a meter injects, None if nothing.
+
+    `drawn` are the fields of the input that shows what it draws.  EAIT is the index of
+    what is injected, SINSTI its power.
+    """
     if "EAIT" not in labels or "SINSTI" not in labels:
         return None
-    power, phases = int(labels["SINSTI"]), 3 if drawn["IMAX1"] else 1
-    kept = {tag: drawn[tag] for tag in "ADCO ISOUSC IMAX IMAX1 IMAX2 IMAX3".split()}
-    fields = dict(EMPTY, OPTARIF="BASE", PTEC="TH..", BASE=int(labels["EAIT"]), **kept)
-    fields.update(_phased("IINST", [int(power / MAINS_VOLTS / phases + 0.5)] * phases))
-    fields.update(PAPP=power, PPAP=power)
+    power = int(labels["SINSTI"])
+    phases = phases_of(labels)
+    current = rounded(power / MAINS_VOLTS / len(phases))
+    fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
+    for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
+        fields[tag] = drawn[tag]
+    for phase in phases:
+        fields["IINST" + phase] = current
+    fields["PAPP"] = power
+    fields["PPAP"] = power
     return fields
+
+
+def phase_count(fields: Fields) -> int:
+    """Return the number of phases of the meter that the fields show."""
+    return 3 if fields["IMAX1"] else 1  # never 0 on three phases: LEAST_MAXIMUM
 
 
 ######## Meter: the three parts together ###############################################
+
+# Tag of the device, if it is no index -> labels of a standard-mode meter that tell it.
+STANDARD_LABELS = {
+    "ADCO": ("ADSC",),
+    "OPTARIF": ("NGTF", "LTARF", "STGE"),
+    "PTEC": ("NTARF", "LTARF"),
+    "PAPP": ("SINSTS",),
+    "BASE": ("EAST",),
+}
+
+
+def missing_labels(tags: list[str], labels: Labels) -> list[str]:
+    """Return the labels of a standard-mode meter that are missing for these tags."""
+    missing = []
+    for tag in tags:
+        wanted = STANDARD_LABELS.get(tag, EASF)  # an index is made of all EASF
+        absent = [label for label in wanted if label not in labels]
+        if wanted is not EASF:
+            absent = absent[:1]  # it would do
+        missing += absent
+    return list(dict.fromkeys(missing))
+
+
+HISTORIC = "historic"
+STANDARD = "standard"
+MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
+
+
+class View(NamedTuple):
+    """What a meter says at one moment."""
+
+    mode: str | None  # HISTORIC or STANDARD; None: not known yet
+    labels: Labels  # those that are trusted; none of a meter that is silent
+    fields: Fields | None  # the 31 to serve; None unless all of them are known
+    missing: list[str]  # the labels that are still needed for them
+    injection: Fields | None  # the 31 of what it injects; None where it does not
 
 
 class Meter:
     """All that is known of one TIC input; stale after `timeout` s without a frame."""
 
-    def __init__(self, timeout: float = 30.0) -> None:
-        self.decoder, self.guard = Decoder(), Guard(timeout)
-        self._now = -math.inf  # when the last bytes came
+    def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
+        self.decoder = Decoder()
+        self.guard = Guard(timeout)
+        self._is_relayed = is_relayed  # else nobody asks for `verified`
+        # The frames that the last bytes have ended, as they can be trusted.
+        self.verified: list[bytes] = []
+        self._last_byte = -math.inf  # when the last bytes came
 
-    def feed(self, data: bytes, now: float) -> None:
-        """Take bytes as they arrived, in any chunks, at `now` seconds."""
-        self._now = now
-        for frame in self.decoder.feed(data):
-            self.guard.take(frame, now)
+    def feed(self, data: bytes, now: float) -> int:
+        """Take bytes as they came at `now` seconds; return how many frames are over."""
+        self._last_byte = now
+        self.verified = []
+        frames = self.decoder.feed(data)
+        for frame in frames:
+            is_ours = self.guard.take(frame, now)
+            if self._is_relayed and is_ours and frame.whole:
+                groups = self.guard.vouch(frame, now)
+                self.verified.append(encode_frame(group.raw for group in groups))
+        return len(frames)
 
     def disconnected(self) -> None:
         """Note that the link ended: what comes next does not continue what came."""
         for frame in self.decoder.disconnected():
-            self.guard.take(frame, self._now)
+            self.guard.take(frame, self._last_byte)
+
+    def fields(self, now: float) -> Fields | None:
+        """Return the 31 fields to serve, tag -> int or str; None unless all is known.
+
+        All is: identity, tariff, period, all indexes of the tariff, and power.
+        """
+        return self.view(now).fields
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels of a meter that is live, else none."""
-        silent = now - self.guard.fresh > self.guard.timeout
-        return {} if silent else self.guard.known(now)
+        if self.guard.is_silent(now):
+            return {}
+        return {label: group.data for label, group in self.guard.known(now).items()}
 
-    def fields(self, now: float) -> Optional[Fields]:
-        """Return the 31 fields to serve, tag -> int or str; None unless all is known:
+    def view(self, now: float) -> View:
+        """Return what the meter says now, which is translated once for all of it."""
+        labels = self.labels(now)
+        mode = MODES.get(self.guard.identity_label())
+        translate = translate_standard if mode == STANDARD else translate_historic
+        fields = translate(labels)
+        if fields["PAPP"] is None and self.guard.is_power_lost(now):
+            fields["PAPP"] = self._power_of_currents(fields, labels)
+        if fields["PAPP"] == 0:
+            # A current without power flows out of a house that injects.  Domoticz would
+            # make a power of it; the number of phases it knows from IMAX.
+            fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
+        fields["PPAP"] = fields[
+            "PAPP"
+        ]  # the firmware's own misspelling: both are there
+        missing = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
+        if not missing:
+            injection = translate_injection(fields, labels)
+            return View(mode, labels, fields, [], injection)
+        if mode == STANDARD:
+            missing = missing_labels(missing, labels)
+        return View(mode, labels, None, missing, None)
 
-        identity (said twice), tariff, period, power, all indexes of the tariff.
-        """
-        fields = self._translate(self.labels(now))
-        return None if None in fields.values() else fields
-
-    def missing(self, now: float) -> List[str]:
-        """Return the tags that are still unknown."""
-        fields = self._translate(self.labels(now))
-        return [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
-
-    def injection(self, now: float) -> Optional[Fields]:
-        """Return the 31 fields of what the meter injects, None where it does not."""
-        drawn = self.fields(now)
-        return drawn and translate_injection(drawn, self.labels(now))
-
-    def _translate(self, labels: Labels) -> Fields:
-        translate = translate_standard if "ADSC" in labels else translate_historic
-        fields, told = translate(labels), CURRENTS & labels.keys()
-        if fields["PAPP"] is None and told and self.guard.powerless():
-            currents = (fields["IINST" + phase] for phase in ("", "1", "2", "3"))
-            fields["PAPP"] = MAINS_VOLTS * sum(currents)
-        fields["PPAP"] = fields["PAPP"]  # the firmware's own misspelling
-        return fields
-
-
-######## Store: the one place that threads share #######################################
-
-# What a reader publishes of an input, never changed afterwards: fields as Meter returns
-# them and time when they were true; status for /ecolinky.json, None of the injection
-# that is shown as input 2, which has no meter of its own.
-Snapshot = namedtuple("Snapshot", "source timeout fields time status")
-
-
-class Store:
-    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._snapshots = {}  # type: Dict[int, Snapshot]
-
-    def publish(self, number: int, snapshot: Snapshot) -> None:
-        """Replace an input's snapshot."""
-        with self._lock:
-            self._snapshots = {**self._snapshots, number: snapshot}
-
-    def read(self) -> Dict[int, Snapshot]:
-        """Return the snapshots, which are not to be changed."""
-        with self._lock:
-            return self._snapshots
-
-
-def served(snapshots: Dict[int, Snapshot], now: float) -> Dict[int, Optional[Fields]]:
-    """Return what each input shows now: fields, None if stale, EMPTY if not there."""
-    inputs = {1: None, 2: EMPTY}  # type: Dict[int, Optional[Fields]]
-    for number, snapshot in snapshots.items():
-        fresh = now - snapshot.time <= snapshot.timeout
-        inputs[number] = snapshot.fields if fresh else None
-    return inputs
-
-
-######## Documents: the Eco-Devices' answers ###########################################
-
-XML, JSON, HTML = "text/xml", "application/json", "text/html; charset=utf-8"
-TEXT = "text/plain; charset=utf-8"
-XML_START = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
-XML_END = "</response>\r\n"
-# The tags of status.xml in the device's order; there are no pulse inputs.
-STATUS_TAGS = (
-    "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
-    " T1_PTEC T2_PTEC T1_ISOUSC T2_ISOUSC T1_IMAX T1_IMAX1 T1_IMAX2 T1_IMAX3 T2_IMAX"
-    " T2_IMAX1 T2_IMAX2 T2_IMAX3 meter0 meter1 meter2 meter3 count0 count1 c0day c1day"
-    " c0_fuel c1_fuel dnsstatus version salr"
-).split()
-# Path (and command) -> the inputs of which one must be live for an answer.
-DOCUMENTS = {
-    "/status.xml": (),
-    "/protect/settings/teleinfo1.xml": (1,),
-    "/protect/settings/teleinfo2.xml": (2,),
-    "/teleinfo.xml": (1, 2),
-    "/globalstatus.xml": (1, 2),
-    "/api/xdevices.json?cmd=10": (1, 2),
-    "/api/xdevices.json?cmd=20": (),
-}  # type: Dict[str, Tuple[int, ...]]
-
-Answer = Tuple[int, str, bytes]  # HTTP status, content type, body
-
-
-def prefixed(number: int, fields: Fields, tags: Any = FIELDS) -> Fields:
-    """Return the fields as the tags of an input, as in T1_PAPP."""
-    return {"T%d_%s" % (number, tag): fields[tag] for tag in tags}
-
-
-def document(
-    name: str, inputs: Dict[int, Optional[Fields]], box: Fields, local: time.struct_time
-) -> Answer:
-    """Return the answer to a name of DOCUMENTS; `inputs` as from `served`.
-
-    A stale input's own document is unavailable (503: Home Assistant and Jeedom record
-    nothing), as is one of both when neither is live; elsewhere it looks empty.
-    """
-    numbers = DOCUMENTS[name]
-    wanted = [inputs[number] for number in numbers]
-    gone = None in wanted and all(each is None or each is EMPTY for each in wanted)
-    status, shown = 503 if gone else 200, {n: inputs[n] or EMPTY for n in inputs}
-    tags = {}  # type: Fields
-    if "xdevices" in name:
-        tags["product"] = "Eco-devices"
-        for number in numbers:
-            indexes = TARIFFS.get(shown[number]["OPTARIF"][:3], TARIFFS["BAS"])
-            tags.update(prefixed(number, shown[number], ("PTEC", "PAPP") + indexes))
-        names = ("INDEX_C1", "INDEX_C2") if numbers else ("Day_C1", "Day_C2")
-        tags = {} if gone else dict(tags, **dict.fromkeys(names, 0))
-        return status, JSON, json.dumps(tags, separators=(",", ":")).encode("ascii")
-    if name in ("/status.xml", "/globalstatus.xml"):
-        # The clients want a number of every counter, never nothing.
-        tags = dict(dict.fromkeys(STATUS_TAGS, 0), c0_fuel="", c1_fuel="", **box)
-        tags["version"] = "1.05.25"  # Domoticz refuses anything below 1.05.12
-        tags["date"] = "%d%02d%02d" % (local.tm_wday, local.tm_mday, local.tm_mon)
-        tags["time0"] = "%02d:%02d" % (local.tm_hour, local.tm_min)
-        for number, fields in shown.items():
-            tags.update(prefixed(number, fields))
-            limit = fields["ISOUSC"] * MAINS_VOLTS * (3 if fields["IMAX1"] else 1)
-            needle = min(9, 10 * fields["PAPP"] // limit) if limit else 0
-            tags["meter%d" % (number - 1)] = needle  # of the page's power gauge, 0-9
-        tags = {tag: tags[tag] for tag in STATUS_TAGS}
-    if name == "/status.xml":
-        # Domoticz gives the total of both inputs one and the same device, and decides
-        # by this tag alone whether to read input 2 (EcoDevices.cpp): it never may.
-        # Input 2 is input 1 of a box of its own, on the second port.
-        tags["T2_PTEC"] = NO_PERIOD
-    for number in numbers:
-        tags.update(prefixed(number, shown[number]))
-    if name == "/globalstatus.xml":
-        tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
-    lines = ["<%s>%s</%s>" % (tag, escape(str(tags[tag])), tag) for tag in tags]
-    text = XML_START + ("" if gone else "\r\n".join([""] + lines + [""])) + XML_END
-    return status, XML, text.encode("latin-1", "xmlcharrefreplace")
-
-
-class Box:
-    """An Eco-Devices that is shown; `ports` are those of all boxes.
-
-    The first shows both inputs, the second shows input 2 as its input 1, under a name
-    and a MAC address of its own.
-    """
-
-    def __init__(
-        self, store: Store, hostname: str, mac: str, ports: List[int], second: bool
-    ) -> None:
-        self.store, self.ports, self.second = store, ports, second
-        if second:
-            hostname = hostname[:30] + "-2"
-            mac = "%s%02x" % (mac[:-2], int(mac[-2:], 16) ^ 1)
-        self.tags = {"config_hostname": hostname, "config_mac": mac}  # type: Fields
-        self.tags["http_port"] = ports[second]
-        self.started = time.monotonic()
-
-    def answer(self, path: str, query: str) -> Optional[Answer]:
-        """Return the answer to a path and its query, None if there is no document."""
-        now, snapshots = time.monotonic(), self.store.read()
-        if path == "/ecolinky.json":
-            return 200, JSON, json.dumps(self.status(snapshots, now)).encode("ascii")
-        if path in ("/", "/index.htm"):
-            return 200, HTML, HOME_PAGE
-        if path == "/api/xdevices.json":
-            path += next(("?" + w for w in query.split("&") if w[:4] == "cmd="), "")
-        if path not in DOCUMENTS:
+    @staticmethod
+    def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
+        """Return the VA of the currents: the oldest meters send no power."""
+        if not CURRENTS & labels.keys():
             return None
-        inputs = served(snapshots, now)
-        if self.second:
-            inputs = {1: inputs[2], 2: EMPTY}
-        return document(path, inputs, self.tags, time.localtime())
-
-    def status(self, snapshots: Dict[int, Snapshot], now: float) -> Fields:
-        """Return what /ecolinky.json says; the README documents it."""
-        live, inputs = served(snapshots, now), []
-        for number, snapshot in sorted(snapshots.items()):
-            if snapshot.status:
-                age, fields = now - snapshot.time, live[number]
-                status = dict(snapshot.status, input=number, fields=fields)
-                status["age"] = round(age, 1) if age < math.inf else None
-                status.update({"state": "live"} if fields else {"injection": None})
-                inputs.append(dict(status, source=snapshot.source))
-        return {
-            "version": __version__,
-            "uptime": round(now - self.started),
-            "hostname": self.tags["config_hostname"],
-            "ports": self.ports,
-            "inputs": inputs,
-        }
+        amperes = [fields["IINST" + phase] for phase in ("", "1", "2", "3")]
+        return int(MAINS_VOLTS * sum(amperes))
 
 
-######## Reader: the thread that reads one ESP8266, and what it says to the user #######
+######## Diagnosis: every word about a link, and when it is said #######################
 
-LABELS_SEEN = re.compile(b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS")
-NORMAL_GROUP = re.compile(b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|EAST)\t")
-TELNET = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
-
-AWAY = "éteint, hors Wi-Fi, ou à une autre adresse : vérifier l'ESP et host"
-EVICTED = "l'ESP ferme chaque connexion : un autre programme le lit, l'arrêter"
-NO_BYTE = (
-    "connecté, mais aucun octet : mettre RX Receive Timeout à 0 dans ESPEasy, puis"
-    " vérifier la broche et les fils"
+AWAY = "éteint, hors Wi-Fi ou à une autre adresse, vérifier l'ESP et host"
+NOT_YET_CONNECTED = "pas encore de connexion"
+UNKNOWN_NAME = "nom inconnu sur ce réseau, mettre l'adresse IP"
+CUT_BY_ESP = (
+    "l'ESP a coupé la connexion, un autre programme le lit peut-être, sinon vérifier"
+    " son alimentation"
 )
+EVICTED = "l'ESP ferme chaque connexion, un autre programme le lit, l'arrêter"
+EVICTIONS = (CUT_BY_ESP, EVICTED)
+NO_BYTE = (
+    "connecté, mais aucun octet, vérifier port, mettre RX Receive Timeout à 0 dans"
+    " ESPEasy, puis vérifier la broche et les fils"
+)
+SILENT = "plus aucun octet, vérifier l'alimentation de l'ESP et son Wi-Fi"
+FLOODED = "64 Kio sans un groupe valable, connexion fermée (%s)"
+NO_INTACT_GROUP = "aucun groupe intact, vérifier la vitesse, 7E1, puis le montage"
+REPLACED = (
+    "espaces ou fins de ligne remplacés, dans ESPEasy vider Replace spaces et Replace"
+    " newlines"
+)
+TELNET = "cela ressemble à telnet, régler le serveur série en TCP brut (raw)"
+STUCK = (
+    "ligne inversée ou bloquée (toujours le même octet), échanger les broches 3 et 4 de"
+    " l'optocoupleur, vérifier G, 3V3 et la broche"
+)
+NOISE = (
+    "du bruit, changer la vitesse (1200 en historique, 9600 en standard), puis vérifier"
+    " l'optocoupleur"
+)
+ABOVE_36_KVA = "un compteur de plus de 36 kVA (PME-PMI, Jaune), ecolinky ne le lit pas"
+NOT_TIC = "du texte, mais pas de TIC, couper le journal série de l'ESP, vérifier port"
+OFTEN_DAMAGED = "beaucoup de groupes abîmés, vérifier l'optocoupleur et ses résistances"
 CUT_SHORT = (
-    "la fin des trames manque : dans ESPEasy, mettre RX Receive Timeout à 0, RX buffer"
-    " size à 1024"
+    "la fin des trames manque, dans ESPEasy mettre RX Receive Timeout à 0, RX buffer"
+    " size à 2048"
+)
+READ_AS_8N1 = "l'ESP lit en 8N1, le mettre en 7E1 (rien n'est perdu)"
+ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
+INCOMPLETE = "des groupes manquent (%s), %s"
+TO_BE_CONFIRMED = "des trames arrivent, leurs valeurs attendent confirmation"
+BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
+NOT_OUR_ADDRESS_YET = (
+    "[http] address %s n'est pas encore une adresse de cette machine, nouvel essai"
+    " chaque seconde"
+)
+NOTHING_SERVED = " ; aucune valeur n'est transmise"
+SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
+CHANGED = (
+    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
+    " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
+)
+INJECTS = (
+    "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
+    " [teleinfo2]"
+)
+DOES_NOT_INJECT = (
+    "injection = yes, mais ce compteur n'envoie pas EAIT, rien n'est transmis sur"
+    " second_port"
 )
 SYSTEM_ERRORS = {
-    errno.ECONNREFUSED: "allumé, mais rien n'écoute sur ce port : vérifier port et le"
+    errno.ECONNREFUSED: "allumé, mais rien n'écoute sur ce port, vérifier port et le"
     " Serial Server d'ESPEasy",
-    errno.ECONNRESET: "l'ESP a coupé la connexion : vérifier son alimentation",
+    errno.ECONNRESET: CUT_BY_ESP,
     errno.EHOSTUNREACH: AWAY,
-    errno.ENETUNREACH: "cette machine n'est pas sur le réseau : vérifier son Wi-Fi",
+    errno.ENETUNREACH: "cette machine n'est pas sur le réseau, vérifier son Wi-Fi",
     errno.EADDRINUSE: "déjà pris",
     errno.EACCES: "interdit",
     errno.EADDRNOTAVAIL: "cette adresse n'est pas celle de cette machine",
@@ -766,504 +1196,1357 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
+# What a stream without a valid group may still show: labels, and labels with their
+# separator behind them, which tells that the ESP has not replaced it.
+LABEL_IN_STREAM = re.compile(
+    b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
+)
+GROUP_IN_STREAM = re.compile(b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP) |(ADSC|NGTF|EAST)\t")
+LABEL_ABOVE_36_KVA = re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]")
+TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
+MUCH_TELNET = 0.05  # commands for each byte
+MOSTLY_TEXT = 0.95  # of the bytes
+ALL_THE_SAME = 0.99  # of the bytes
+MUCH_DAMAGE = 0.05  # of the groups
 
-def plain_reason(error: OSError) -> str:
-    """Return in the user's words what an error means; one without a number is ours."""
-    if isinstance(error, socket.gaierror):
-        return "nom inconnu sur ce réseau : mettre l'adresse IP"
-    if isinstance(error, (socket.timeout, TimeoutError)):
-        return AWAY
-    told = "erreur %s du système" % error.errno if error.errno else str(error)
-    return SYSTEM_ERRORS.get(error.errno or 0, told)
+MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
+
+
+def french(text: str) -> str:
+    """Return a text with the no-break spaces and the apostrophes of French."""
+    text = text.replace("'", "’")
+    return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
+
+
+class LinkError(Exception):
+    """What ended a connection, in the user's words."""
+
+
+class ClosedByEsp(LinkError):
+    """The ESP8266 closed the connection, as it does when another client comes."""
 
 
 def diagnose(sample: bytes) -> str:
     """Return what bytes without a valid group look like, and what to do."""
-    text = sample.translate(SEVEN_BITS)
-    if LABELS_SEEN.search(text):
-        if LINE_ENDS.search(text) and NORMAL_GROUP.search(text):
-            return "aucun groupe intact : vérifier la vitesse, 7E1, puis le montage"
-        return "espaces ou fins de ligne remplacés : ESPEasy, Event processing sur None"
-    if len(TELNET.findall(sample)) * 20 > len(sample):
-        return "cela ressemble à telnet : régler le serveur série en TCP brut (raw)"
-    plain = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample)
-    if plain < 0.95 * len(sample):
-        return "du bruit : changer la vitesse (1200 en historique, 9600 en standard)"
-    return "du texte, mais pas de TIC : couper le journal série de l'ESP, vérifier port"
+    text = sample.translate(DROP_PARITY_BIT)  # labels are known in 8N1, too
+    if LABEL_ABOVE_36_KVA.search(text):
+        return ABOVE_36_KVA
+    if LABEL_IN_STREAM.search(text):
+        is_as_sent = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
+        return NO_INTACT_GROUP if is_as_sent else REPLACED
+    if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
+        return TELNET
+    _, commonest = Counter(sample).most_common(1)[0]
+    if commonest > ALL_THE_SAME * len(sample):
+        return STUCK
+    characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample)
+    return NOISE if characters < MOSTLY_TEXT * len(sample) else NOT_TIC
 
 
-def cut_short(labels: Labels) -> bool:
-    """Say whether the end of the frames never comes, as when a buffer is too small."""
-    if "ADSC" in labels:
-        return not {"STGE", "NTARF"} <= labels.keys()
-    return not {"MOTDETAT", "PPOT"} & labels.keys()
+def reason_of(error: Exception) -> str:
+    """Return in the user's words what went wrong."""
+    if isinstance(error, LinkError):
+        return str(error)
+    if isinstance(error, socket.gaierror):
+        return UNKNOWN_NAME
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        return AWAY
+    if isinstance(error, OSError):
+        return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
+    return BUG % error
 
 
-# By the label of the identity: in JSON, and for the user.
-MODES = {"ADCO": ("historic", "historique"), "ADSC": ("standard", "standard")}
+def ends_are_missing(labels: Labels) -> bool:
+    """Say whether the end of the frames never comes, as when a buffer is too small.
 
-
-def due(said: Dict[str, float], kind: str, now: float) -> bool:
-    """Say whether a kind of log line is to be said now: at most once an hour."""
-    if now - said.get(kind, -math.inf) < 3600:
-        return False
-    said[kind] = now
-    return True
-
-
-class Reader(threading.Thread):
-    """Reads and publishes one input; `injection`: is what it injects shown as input 2?
-
-    None: another meter is input 2.  On any failure it starts again after a pause.
+    The very last labels are asked for, where Guard is content with the last but few.
     """
+    if "ADSC" in labels:
+        return not labels.keys() >= {"STGE", "NTARF"}
+    return "MOTDETAT" not in labels and "PPOT" not in labels
 
-    SILENCE = 10.0  # seconds to connect, or without a byte: the TIC never pauses
-    PAUSE = 3.0  # seconds between two connections
-    BRIEF = 60.0  # a connection that the ESP ends sooner may be another client's doing
-    PATIENCE = 20.0  # seconds without a valid group, or without all, before it is said
+
+def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
+    """Return what could be better, though groups come; the most urgent first."""
+    remarks = []
+    if decoder.spaces_replaced:
+        remarks.append(REPLACED)
+    if sum(decoder.refused.values()) > MUCH_DAMAGE * decoder.groups:
+        remarks.append(OFTEN_DAMAGED)
+    elif labels and ends_are_missing(labels):  # and not by damage
+        remarks.append(CUT_SHORT)
+    if decoder.eight_bits:
+        remarks.append(READ_AS_8N1)
+    if decoder.esp_log:
+        remarks.append(ESP_LOGS)
+    return remarks
+
+
+class Hourly:
+    """What is said at most once an hour, each kind of line for itself."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}  # kind -> when it was last said
+
+    def may_say(self, kind: str, now: float) -> bool:
+        """Return whether a line of this kind may be said now, which it then is."""
+        if now - self._last.get(kind, -math.inf) < 3600:
+            return False
+        self._last[kind] = now
+        return True
+
+    def forget(self) -> None:
+        """Let every kind be said again."""
+        self._last.clear()
+
+
+######## Input: one meter, its link and its history ####################################
+
+
+class Snapshot(NamedTuple):
+    """All that one input shows.  Never changed, so threads can share it."""
+
+    source: str  # host:port
+    timeout: float  # seconds after `time` for which the view may be served
+    time: float  # when the last frame was over; -inf: there was none yet
+    view: View
+    shows_injection: bool  # what the meter injects is input 2, if it injects at all
+    reason: str  # why nothing is served; empty while all is well
+    ever_served: bool
+    remarks: list[str]  # what could be better
+    counters: Fields  # since the start, as /ecolinky.json has them
+    history: tuple[int | None, ...]  # mean VA of each minute, None without power
+
+    def view_at(self, now: float) -> View:
+        """Return the view while it is fresh, afterwards one of nothing."""
+        if now - self.time <= self.timeout:
+            return self.view
+        return View(self.view.mode, {}, None, [], None)
+
+
+class History:
+    """The mean power of each minute of the last eight hours."""
+
+    STEP = 60  # seconds
+    STEPS = 480
+
+    def __init__(self, now: float) -> None:
+        self._means: deque[int | None] = deque(maxlen=self.STEPS)
+        self._minute = now // self.STEP  # the one that is being filled
+        self._powers: list[int] = []  # of that minute
+
+    def add(self, power: int, now: float) -> None:
+        """Take a power of now."""
+        self._close_minutes(now)
+        self._powers.append(power)
+
+    def means(self, now: float) -> tuple[int | None, ...]:
+        """Return the means of the minutes that are over."""
+        self._close_minutes(now)
+        return tuple(self._means)
+
+    def _close_minutes(self, now: float) -> None:
+        while self._minute < now // self.STEP:
+            mean = None
+            if self._powers:
+                mean = round(sum(self._powers) / len(self._powers))
+            self._means.append(mean)
+            self._powers = []
+            self._minute += 1
+
+
+class Link:
+    """The connections to one ESP8266: how they end, and bytes that are no TIC."""
+
+    BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
+    EVICTED_AFTER = 3  # such connections in a row: another client takes them
     FLOOD = 65536  # bytes without a valid group: no meter sends that
+    SAMPLE = 1024  # bytes of them that are kept
 
-    clock = staticmethod(time.monotonic)
+    def __init__(self) -> None:
+        self.connections = 0
+        self.brief = 0  # connections in a row that the ESP ended soon
+        self.sample = b""  # the last bytes since the last valid group
+        self._senseless = 0  # how many bytes came since then
+        self._waiting_since = 0.0  # for a valid group; begins anew when that was said
+        self._began = 0.0  # when the connection did
+
+    def begin(self, now: float) -> None:
+        """Note a new connection."""
+        self.connections += 1
+        self._began = now
+        self.understood(now)
+
+    def understood(self, now: float) -> None:
+        """Note that a valid group came."""
+        self._waiting_since = now
+        self.sample = b""
+        self._senseless = 0
+
+    def not_understood(self, data: bytes) -> None:
+        """Note bytes without one; raises LinkError when they are too many."""
+        self.sample = (self.sample + data)[-self.SAMPLE :]
+        self._senseless += len(data)
+        if self._senseless > self.FLOOD:  # what waits behind it is old by now
+            raise LinkError(FLOODED % diagnose(self.sample))
+
+    def is_overdue(self, patience: float, now: float) -> bool:
+        """Return whether to say that no valid group comes; not again for a while."""
+        if now - self._waiting_since <= patience:
+            return False
+        self._waiting_since = now
+        return True
+
+    def end(self, error: Exception, now: float) -> bool:
+        """Note why the connection ended; return whether another client took it."""
+        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
+        if closed and now - self._began < self.BRIEF:
+            self.brief += 1
+        else:
+            self.brief = 0
+        return self.brief >= self.EVICTED_AFTER
+
+
+# What input 2 is: another meter, what meter 1 injects, or nothing.
+METER = "meter"
+INJECTION = "injection"
+NO_INPUT = "none"
+
+Say = Callable[[int, str], None]  # hands a line, with its level, to the log
+
+
+class Notices:
+    """What has been said of an input, and so is not said again."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._hourly = Hourly()
+        self._served = ("", "", "")  # identity, tariff's name and mode, said last
+        self._is_served = False  # so it is still, as far as the log says
+        self.ever_served = False
+        self._advised = False  # of what the meter injects, or does not
+
+    def warn(self, kind: str, text: str, now: float) -> None:
+        """Say what is wrong: as a warning once an hour, in between for the curious."""
+        is_due = self._hourly.may_say(kind, now)
+        self._say(logging.WARNING if is_due else logging.DEBUG, text)
+
+    def served(self, identity: str, tariff: str, mode: str) -> None:
+        """Say whose values are served, unless that has been said."""
+        old_identity, old_tariff, old_mode = self._served
+        is_same = (identity, tariff) == (old_identity, old_tariff)
+        if self._is_served and is_same and mode == old_mode:
+            return
+        self._served = (identity, tariff, mode)
+        self._is_served = True
+        self._hourly.forget()
+        self._say(logging.INFO, SERVED % (identity, mode, tariff))
+        if self.ever_served and not is_same:
+            change = (old_identity, old_tariff, identity, tariff)
+            self._say(logging.WARNING, CHANGED % change)
+        self.ever_served = True
+
+    def nothing_served(self) -> None:
+        """Note that none are: their return is to be said."""
+        self._is_served = False
+
+    def advise(self, injects: bool, second: str) -> None:
+        """Say once that what the meter injects could be shown, or does not come."""
+        if self._advised:
+            return
+        self._advised = True
+        if injects and second == NO_INPUT:
+            self._say(logging.INFO, INJECTS)
+        if not injects and second == INJECTION:
+            self._say(logging.WARNING, DOES_NOT_INJECT)
+
+
+class Input:
+    """What is known of one input, and what there is to say of it."""
+
+    FEW_FRAMES = 10  # after so few a label that is missing may still come
 
     def __init__(
-        self, number: int, settings: Fields, store: Store, injection: Any = None
+        self,
+        source: str,
+        meter: Meter,
+        second: str,
+        say: Say,
+        patience: float,
+        now: float,
     ) -> None:
-        super().__init__(name="teleinfo%d" % number, daemon=True)
-        self.number, self.address = number, (settings["host"], settings["port"])
-        self.source = "%s:%d" % self.address
-        self.meter, self.connections = Meter(settings["timeout"]), 0
-        self.reason = "pas encore de connexion"  # why nothing is served
-        self.stopped = threading.Event()
-        self._store, self._injection = store, injection
-        self._said = {}  # type: Dict[str, float]  # when a log line was last said
-        # The power of eight hours, a mean a minute; None: a minute without power.
-        self._means, self._powers = deque(maxlen=480), []  # type: deque, List[int]
-        self._minute = self.clock() // 60
-        self.brief = 0  # connections in a row that the ESP ended soon
-        self._shown = ()  # type: Tuple  # what was last said to be received
-        self._advised = injection is None  # of what the meter injects, or does not
-        self._complete = 0.0  # time of the last frame that could be served
-        self._publish(self.clock())
+        # Seconds without a valid group, or without all that is needed, until it is said
+        self.patience = patience
+        self.source = source  # host:port
+        self.second = second  # what input 2 is: METER, INJECTION or NO_INPUT
+        self.meter = meter
+        self.view = self.meter.view(now)  # what it said with its last frame
+        self.link = Link()
+        self.history = History(now)
+        self.notices = Notices(say)
+        self.reason = NOT_YET_CONNECTED  # why nothing is served
+        self._complete_at = now  # last time that all was known, or the connection
 
-    def run(self) -> None:
-        """Read until `stopped` is set."""
-        while not self.stopped.is_set():
-            started = self.clock()
-            try:
-                self._read()
-            except OSError as error:
-                self._failed(error, started)
-            except Exception as error:  # a bug must not empty the graphs for ever
-                self._trouble("erreur imprévue, à signaler : %r" % error, self.clock())
-            self.stopped.wait(self.PAUSE)
+    def verified(self) -> list[bytes]:
+        """Return the frames to relay: none while nothing is served."""
+        if self.view.fields is None:
+            return []
+        return self.meter.verified
 
-    def _read(self) -> None:
-        """Connect, and read until that fails."""
-        with socket.create_connection(self.address, self.SILENCE) as connection:
-            self.connections += 1
-            since = self._complete = self.clock()
-            sample, unread = b"", 0  # since the last valid group
-            try:
-                while not self.stopped.is_set():
-                    data = connection.recv(4096)
-                    if not data:
-                        raise ConnectionResetError(errno.ECONNRESET, "closed")
-                    now, frames = self.clock(), self.meter.decoder.frames
-                    self.meter.feed(data, now)
-                    if self.meter.decoder.frames > frames:
-                        since, sample, unread = now, b"", 0
-                        self._take(now)
-                        continue
-                    sample, unread = (sample + data)[-1024:], unread + len(data)
-                    if unread > self.FLOOD:  # what waits behind it is old by now
-                        told = "64 Kio sans un groupe valable, connexion fermée : "
-                        raise OSError(told + diagnose(sample))
-                    if now - since > self.PATIENCE:
-                        since = now
-                        self._trouble(diagnose(sample), now)
-            except socket.timeout:
-                raise OSError(NO_BYTE) from None
-            finally:
-                self.meter.disconnected()
+    def connected(self, now: float) -> None:
+        """Note that a connection to the ESP8266 begins."""
+        self.link.begin(now)
+        self._complete_at = now
 
-    def _failed(self, error: OSError, started: float) -> None:
-        now = self.clock()
-        brief = isinstance(error, ConnectionResetError) and now - started < self.BRIEF
-        self.brief = self.brief + 1 if brief else 0
-        if self.brief > 2:
-            self._say(EVICTED, now)
-        self._trouble(EVICTED if self.brief > 2 else plain_reason(error), now)
+    def feed(self, data: bytes, now: float) -> bool:
+        """Take bytes; return whether there is something new to publish.
 
-    def _take(self, now: float) -> None:
-        """Publish what new frames brought, and say what changed by them."""
-        fields = self.meter.fields(now)
-        if fields:
-            self.reason, self._complete = "", now
-            self._powers.append(fields["PAPP"])
-            self._say_received(fields, now)
-        elif now - self._complete > self.PATIENCE:
-            missing = ", ".join(self.meter.missing(now)) or "identité"
-            self._trouble("des groupes manquent (%s) : %s" % (missing, CUT_SHORT), now)
-        elif self.reason:
-            self.reason = "des trames arrivent, leurs valeurs attendent confirmation"
-        self._publish(now)
+        Raises LinkError when the connection is better closed.
+        """
+        if self.meter.feed(data, now):
+            self.link.understood(now)
+            self._take_view(now)
+            return True
+        self.link.not_understood(data)
+        if self.link.is_overdue(self.patience, now):
+            self._trouble(diagnose(self.link.sample), now)
+            return True
+        return False
 
-    def _publish(self, now: float) -> Optional[Fields]:
-        """Publish what the meter says; return the fields that are served, if any."""
-        meter, decoder, fields = self.meter, self.meter.decoder, self.meter.fields(now)
-        while self._minute < now // 60:
-            count = len(self._powers)
-            self._means.append(round(sum(self._powers) / count) if count else None)
-            self._minute, self._powers = self._minute + 1, []
-        counters = {"frames": decoder.frames, "groups": decoder.groups}  # type: Fields
-        counters["refused"] = dict(decoder.refused, implausible=meter.guard.implausible)
-        counters["connections"], identity = self.connections, meter.guard.identity
-        status = {
-            "state": "stale" if self._shown else "waiting",  # unless it is served
-            "reason": self.reason,
-            "mode": identity and MODES[identity[0]][0],
-            "phases": (3 if fields["IMAX1"] else 1) if fields else None,
-            "labels": meter.labels(now),
-            "counters": counters,
-            "history": {"step": 60, "power": list(self._means)},
-            "injection": meter.injection(now),
-        }
-        told = (self.source, meter.guard.timeout, fields, meter.guard.fresh, status)
-        self._store.publish(self.number, Snapshot(*told))
-        if self._injection:
-            shown = Snapshot(*told)._replace(fields=status["injection"], status=None)
-            self._store.publish(2, shown)
-        log.debug("%s : %s", self.name, fields)
-        return fields
+    def failed(self, error: Exception, now: float) -> None:
+        """Note that the connection ended, or that there is none."""
+        self.meter.disconnected()
+        self.view = self.meter.view(now)
+        if self.link.end(error, now):
+            self._trouble(EVICTED, now)
+            self.notices.warn(EVICTED, EVICTED, now)  # even though values may come
+        else:
+            self._trouble(reason_of(error), now)
 
-    def _say(self, told: str, now: float) -> None:
-        """Log a warning, each kind (by how it begins) at most once an hour."""
-        level = logging.WARNING if due(self._said, told[:20], now) else logging.DEBUG
-        log.log(level, "%s (%s) : %s", self.name, self.source, told)
+    def _take_view(self, now: float) -> None:
+        self.view = self.meter.view(now)
+        fields = self.view.fields
+        if fields is not None:
+            self.reason = ""
+            self._complete_at = now
+            self.history.add(fields["PAPP"], now)
+            self._say_what_comes(fields, now)
+        elif now - self._complete_at > self.patience:
+            missing = ", ".join(self.view.missing) or "identité"
+            advice = OFTEN_DAMAGED
+            for remark in self._remarks():
+                if remark in (REPLACED, CUT_SHORT):
+                    advice = remark
+            self._trouble(INCOMPLETE % (missing, advice), now, INCOMPLETE)
+        else:
+            self.reason = TO_BE_CONFIRMED
 
-    def _trouble(self, reason: str, now: float) -> None:
-        """Note what is wrong, and say it once nothing is served any more."""
+    def _trouble(self, reason: str, now: float, kind: str = "") -> None:
+        """Note what is wrong, and say it as soon as nothing is served any more.
+
+        All reasons of a kind are one line an hour; a kind is a reason, or its template.
+        """
         self.reason = reason
-        if not self._publish(now):
-            self._shown = self._shown and (None,)
-            self._say(reason + " ; aucune valeur n'est transmise", now)
+        if self.view.fields is None or self.meter.guard.is_silent(now):
+            self.notices.nothing_served()
+            self.notices.warn(kind or reason, reason + NOTHING_SERVED, now)
 
-    def _say_received(self, fields: Fields, now: float) -> None:
+    def _say_what_comes(self, fields: Fields, now: float) -> None:
         """Say which meter is served, when that changes, and what it does not send."""
-        meter, injects = self.meter, "EAIT" in self.meter.guard.readings
-        shown = (fields["ADCO"], MODES[meter.guard.identity[0]][1], fields["OPTARIF"])
-        if shown != self._shown:
-            self._shown = shown
-            self._said.clear()
-            told = "%s : compteur %s, mode %s, tarif %s : ses valeurs sont transmises"
-            log.info(told, self.name, *shown)
-        if cut_short(meter.labels(now)) and meter.decoder.frames > 10:
-            self._say(CUT_SHORT, now)
-        if not self._advised and (injects or meter.decoder.frames > 10):
-            self._advised = True
-            if injects and not self._injection:
-                told = "%s : ce compteur injecte (EAIT) : pour le montrer aussi,"
-                log.info(told + " injection = yes dans [teleinfo2]", self.name)
-            elif self._injection and not injects:
-                told = "%s : injection = yes, mais ce compteur n'envoie pas EAIT : rien"
-                log.warning(told + " n'est transmis sur second_port", self.name)
+        mode = MODE_NAMES[self.view.mode]
+        self.notices.served(fields["ADCO"], name_of_tariff(fields), mode)
+        has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
+        if has_had_time and CUT_SHORT in self._remarks():
+            self.notices.warn(CUT_SHORT, CUT_SHORT, now)
+        if has_had_time or "EAIT" in self.view.labels:
+            self.notices.advise("EAIT" in self.view.labels, self.second)
+
+    def _remarks(self) -> list[str]:
+        return remarks_on(self.meter.decoder, self.view.labels)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Return all that the input shows now."""
+        decoder = self.meter.decoder
+        guard = self.meter.guard
+        counters = {
+            "frames": decoder.frames,
+            "groups": decoder.groups,
+            "refused": dict(decoder.refused, implausible=guard.implausible),
+            "connections": self.link.connections,
+        }
+        is_early = decoder.frames <= self.FEW_FRAMES
+        may_inject = is_early or "EAIT" in guard.labels
+        return Snapshot(
+            source=self.source,
+            timeout=guard.timeout,
+            time=guard.last_frame,
+            view=self.view,
+            shows_injection=self.second == INJECTION and may_inject,
+            reason=self.reason,
+            ever_served=self.notices.ever_served,
+            remarks=self._remarks(),
+            counters=counters,
+            history=self.history.means(now),
+        )
 
 
-######## Demo: a simulated meter behind a TCP socket ###################################
+######## Store: the one place that threads share #######################################
 
-# The groups of each mode, "label|data" or "label|timestamp|data"; ~ is a space.
-DEMO_FRAMES = {
-    "historic": "ADCO|021728123456 OPTARIF|HC.. ISOUSC|30 HCHC|{low} HCHP|{high}"
-    " PTEC|{period}.. IINST|{amperes} IMAX|090 PAPP|{power} HHPHC|A MOTDETAT|000000",
-    "tempo": "ADCO|021728654321 OPTARIF|BBR( ISOUSC|45 BBRHCJB|{low} BBRHPJB|{high}"
-    " BBRHCJW|001000000 BBRHPJW|001111111 BBRHCJR|001222222 BBRHPJR|001333333"
-    " PTEC|{period}JB DEMAIN|BLAN IINST|{amperes} IMAX|090 PAPP|{power} HHPHC|A"
-    " MOTDETAT|000000",
-    "three-phase": "ADCO|041620123456 OPTARIF|BASE ISOUSC|20 BASE|{total} PTEC|TH.."
-    " IINST1|{phase1} IINST2|{phase2} IINST3|{phase3} IMAX1|060 IMAX2|060 IMAX3|060"
-    " PMAX|06030 PAPP|{power} HHPHC|A MOTDETAT|000000 PPOT|00",
-    "standard": "ADSC|041761123456 VTIC|02 DATE|{stamp}| NGTF|H~PLEINE/CREUSE~"
-    " LTARF|~HEURE~~{text}~~ EAST|{total} EASF01|{low} EASF02|{high}"
-    " EASF03|000000000 EASF04|000000000 EASF05|000000000 EASF06|000000000"
-    " EASF07|000000000 EASF08|000000000 EASF09|000000000 EASF10|000000000 EAIT|{out}"
-    " IRMS1|{amperes} URMS1|231 PREF|06 SINSTS|{power} SMAXSN|{stamp}|04730"
-    " SINSTI|{sent} STGE|003A0{bits}01 PRM|09123456789012 NTARF|{number}",
+
+class Store:
+    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshots: dict[int, Snapshot] = {}
+
+    def publish(self, number: int, snapshot: Snapshot) -> None:
+        """Replace an input's snapshot."""
+        with self._lock:
+            self._snapshots[number] = snapshot
+
+    def read(self) -> dict[int, Snapshot]:
+        """Return the snapshots of this moment."""
+        with self._lock:
+            return dict(self._snapshots)
+
+
+LIVE = "live"
+STALE = "stale"  # configured, but nothing fresh has come
+ABSENT = "absent"  # not configured
+
+
+class Shown(NamedTuple):
+    """What one input shows."""
+
+    state: str  # LIVE, STALE or ABSENT
+    fields: Fields  # of an input that is not live: EMPTY
+
+
+def served(snapshots: dict[int, Snapshot], now: float) -> dict[int, Shown]:
+    """Return what inputs 1 and 2 show now."""
+    # Input 1 is always configured, input 2 need not be.
+    inputs = {1: Shown(STALE, EMPTY), 2: Shown(ABSENT, EMPTY)}
+    for number, snapshot in snapshots.items():
+        view = snapshot.view_at(now)
+        inputs[number] = shown(view.fields)
+        if snapshot.shows_injection:  # there is no meter 2 then
+            inputs[2] = shown(view.injection)
+    return inputs
+
+
+def shown(fields: Fields | None) -> Shown:
+    """Return what a configured input shows."""
+    return Shown(STALE, EMPTY) if fields is None else Shown(LIVE, fields)
+
+
+######## Documents: the Eco-Devices' answers ###########################################
+
+JSON = "application/json"
+# What teleinfoN.xml says of a stale input.  Home Assistant takes no notice of the HTTP
+# status 503, but when these three are empty the input is unknown there: nothing of it
+# is recorded, the indexes of 0 neither, and the other input stays as it is.
+STALE_FIELDS: Fields = {**EMPTY, "PAPP": "", "PPAP": "", "PTEC": ""}
+FIRMWARE = "1.05.25"  # Domoticz refuses anything below 1.05.12
+XML_START = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
+XML_END = "</response>"
+# The tags of status.xml in the device's order; there are no pulse inputs.
+STATUS_TAGS = (
+    "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
+    " T1_PTEC T2_PTEC T1_ISOUSC T2_ISOUSC T1_IMAX T1_IMAX1 T1_IMAX2 T1_IMAX3 T2_IMAX"
+    " T2_IMAX1 T2_IMAX2 T2_IMAX3 meter0 meter1 meter2 meter3 count0 count1 c0day c1day"
+    " c0_fuel c1_fuel dnsstatus version salr"
+).split()
+
+
+class Device(NamedTuple):
+    """An Eco-Devices as it presents itself."""
+
+    hostname: str
+    mac: str
+    port: int  # of its HTTP server
+    is_second: bool  # it shows input 2 as its input 1, and nothing else
+
+
+class Request(NamedTuple):
+    """What a document is made of."""
+
+    device: Device
+    inputs: dict[int, Shown]  # 1 and 2
+    numbers: tuple[int, ...]  # the inputs that the document is about
+    local: time.struct_time
+
+
+class Answer(NamedTuple):
+    """An answer over HTTP."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def second_device(first: Device, port: int) -> Device:
+    """Return the device for input 2: a name and a MAC address of its own."""
+    last_byte = int(first.mac[-2:], 16) ^ 1  # another one that is a byte, too
+    mac = f"{first.mac[:-2]}{last_byte:02x}"
+    return Device(first.hostname[:30] + "-2", mac, port, True)
+
+
+def prefixed(number: int, fields: Fields, tags: Iterable[str] = FIELDS) -> Fields:
+    """Return the fields as the tags of an input, as in T1_PAPP."""
+    return {f"T{number}_{tag}": fields[tag] for tag in tags}
+
+
+def needle(fields: Fields) -> int:
+    """Return where the needle of the page's power gauge stands, 0 to 9."""
+    limit = fields["ISOUSC"] * MAINS_VOLTS * phase_count(fields)
+    if not limit:
+        return 0
+    tenths = 10 * fields["PAPP"] // limit
+    return int(min(9, tenths))
+
+
+def status_tags(request: Request) -> Fields:
+    """Return the device's status.xml: identity, both inputs' summary, counters."""
+    device = request.device
+    local = request.local
+    # 0 is what all counters say: Home Assistant's library fails on an empty one.
+    tags: Fields = dict.fromkeys(STATUS_TAGS, 0)
+    tags["c0_fuel"] = ""
+    tags["c1_fuel"] = ""
+    tags["config_hostname"] = device.hostname
+    tags["config_mac"] = device.mac
+    tags["http_port"] = device.port
+    tags["version"] = FIRMWARE
+    # Weekday (0: Monday), day and month, as the device has them.
+    tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
+    tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
+    for number, each in request.inputs.items():
+        tags[f"meter{number - 1}"] = needle(each.fields)
+        for tag, value in prefixed(number, each.fields).items():
+            if tag in tags:  # a few of the fields are in the summary
+                tags[tag] = value
+        if each.state == STALE:
+            # Jeedom reads the power of this tag each minute, and would record 0 VA.
+            del tags[f"T{number}_PPAP"]
+    # A Domoticz that finds a period here reads input 2 as well, and mixes the totals of
+    # both up (EcoDevices.cpp).  For it, input 2 is input 1 of the second device.
+    tags["T2_PTEC"] = NOTHING
+    return tags
+
+
+def teleinfo_tags(request: Request) -> Fields:
+    """Return all fields of the inputs."""
+    tags: Fields = {}
+    for number in request.numbers:
+        each = request.inputs[number]
+        is_stale = each.state == STALE
+        tags.update(prefixed(number, STALE_FIELDS if is_stale else each.fields))
+    return tags
+
+
+def globalstatus_tags(request: Request) -> Fields:
+    """Return all that the device knows."""
+    tags = status_tags(request)
+    tags.update(teleinfo_tags(request))  # T2_PTEC, too: Domoticz does not read this
+    tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
+    return tags
+
+
+def power_and_indexes(request: Request) -> Fields:
+    """Return the answer to cmd=10: of each input the indexes of its tariff."""
+    tags: Fields = {"product": "Eco-devices"}
+    for number in request.numbers:
+        fields = request.inputs[number].fields
+        tariff = tariff_of(fields["OPTARIF"]) or BASE
+        names = ["PTEC", "PAPP"] + tariff.indexes()
+        if tariff is TEMPO:
+            names.append("DEMAIN")
+        tags.update(prefixed(number, fields, names))
+    tags.update(INDEX_C1=0, INDEX_C2=0)
+    return tags
+
+
+def pulses_of_today(_request: Request) -> Fields:
+    """Return the answer to cmd=20."""
+    return {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
+
+
+def as_xml(tags: Fields) -> bytes:
+    """Return the tags as one of the device's XML documents."""
+    lines = [XML_START]
+    for tag, value in tags.items():
+        text = str(value)
+        if tag.endswith("_PTEC"):
+            text = text.rstrip(
+                "."
+            )  # the real device has the dots ("HC..") in JSON only
+        lines.append(f"<{tag}>{escape(text)}</{tag}>")
+    lines += [XML_END, ""]
+    return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
+
+
+class Document(NamedTuple):
+    """How a document is made."""
+
+    make_tags: Callable[[Request], Fields]
+    numbers: tuple[int, ...]  # the inputs that it is about: none of them may be stale
+
+
+DOCUMENTS = {
+    "/status.xml": Document(status_tags, ()),  # says itself what is stale
+    "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,)),
+    "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,)),
+    "/teleinfo.xml": Document(teleinfo_tags, (1, 2)),
+    "/globalstatus.xml": Document(globalstatus_tags, (1, 2)),
+    "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2)),
+    "/api/xdevices.json?cmd=20": Document(pulses_of_today, ()),
 }
 
 
-class DemoMeter:
-    """A meter whose indexes grow as its power says; the encoder of what it sends."""
+def name_of_document(path: str, query: str) -> str:
+    """Return what DOCUMENTS may have a request under: cmd counts, nothing else."""
+    if path == "/api/xdevices.json":
+        for word in query.split("&"):
+            if word.startswith("cmd="):
+                return path + "?" + word
+    return path
 
-    def __init__(self, mode: str) -> None:
-        self.mode, self.baud = mode, 9600 if mode == "standard" else 1200
-        self._energy = {"low": 12345678.0, "high": 23456789.0, "out": 4567890.0}  # Wh
-        self._time = 0.0
 
-    def power(self, now: float) -> int:
-        """Return the VA at `now` seconds: a house with a kettle, an oven, a roof."""
-        power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
-        power += 2100 * (now % 300 < 45) + 1800 * (now % 1700 > 1250 and now % 40 < 25)
-        return int(power) - 1500 * (self.mode == "standard" and now % 300 >= 180)
+def answer_document(
+    name: str, device: Device, inputs: dict[int, Shown], local: time.struct_time
+) -> Answer:
+    """Return a document; with 503 where an input that it is about is stale.
 
-    def frame(self, now: float) -> bytes:
-        """Return the frame that the meter sends at `now` seconds."""
-        power, low = self.power(now), now % 1800 < 600  # ten minutes cheap, twenty dear
-        energy, amperes = self._energy, abs(power) / MAINS_VOLTS
-        running = "out" if power < 0 else "low" if low else "high"
-        energy[running] += abs(power) * (now - (self._time or now)) / 3600
-        self._time = now
-        values = {name: "%09d" % wh for name, wh in energy.items()}
-        values.update(
-            total="%09d" % (int(energy["low"]) + int(energy["high"])),
-            power="%05d" % max(0, power),
-            sent="%05d" % max(0, -power),
-            amperes="%03d" % (amperes + 0.5),
-            # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
-            phase1="%03d" % (amperes * 0.5 + 1),
-            phase2="%03d" % (amperes * 0.3 + 1),
-            phase3="%03d" % (amperes * 0.2 + 1),
-            stamp=time.strftime("H%y%m%d%H%M%S"),
+    Jeedom and Domoticz record nothing of an answer with that status.  One of both
+    inputs is refused when either is stale: no script shall add up half of a house.
+    """
+    document = DOCUMENTS[name]
+    is_stale = any(inputs[number].state == STALE for number in document.numbers)
+    status = 503 if is_stale else 200
+    tags = document.make_tags(Request(device, inputs, document.numbers, local))
+    if "json" not in name:
+        return Answer(status, "text/xml", as_xml(tags))
+    if is_stale:
+        tags = {}  # scripts that do not look at the status would record a 0
+    return Answer(status, JSON, json.dumps(tags, separators=(",", ":")).encode())
+
+
+class Program(NamedTuple):
+    """What the home page says of the program."""
+
+    started: float  # in the same seconds as `now`
+    ports: list[int]  # of its HTTP servers
+    relay_ports: dict[int, int]  # by number of the input, where there is one
+
+
+def describe(
+    program: Program, hostname: str, snapshots: dict[int, Snapshot], now: float
+) -> Answer:
+    """Return /ecolinky.json, of which the README says what it holds."""
+    inputs = []
+    for number, snapshot in sorted(snapshots.items()):
+        relay_port = program.relay_ports.get(number)
+        inputs.append(describe_input(number, relay_port, snapshot, now))
+    content = {
+        "version": __version__,
+        "uptime": round(now - program.started),
+        "hostname": hostname,
+        "ports": program.ports,
+        "inputs": inputs,
+    }
+    return Answer(200, JSON, json.dumps(content).encode("ascii"))
+
+
+def describe_input(
+    number: int, relay_port: int | None, snapshot: Snapshot, now: float
+) -> Fields:
+    """Return what /ecolinky.json says of one input."""
+    view = snapshot.view_at(now)
+    description: Fields = {
+        "input": number,
+        "source": snapshot.source,
+        "state": STALE if snapshot.ever_served else "waiting",
+        "reason": french(snapshot.reason),
+        "age": None,
+        "mode": view.mode,
+        "phases": None,
+        "labels": view.labels,
+        "fields": view.fields,
+        "injection": view.injection,
+        "tariff": None,
+        "counters": snapshot.counters,
+        "relay_port": relay_port,
+        "history": {"step": History.STEP, "power": snapshot.history},
+    }
+    if snapshot.time > -math.inf:
+        description["age"] = round(now - snapshot.time, 1)
+    if view.fields is not None:
+        description["state"] = LIVE
+        description["phases"] = phase_count(view.fields)
+        description["tariff"] = describe_tariff(view.fields)
+    return description
+
+
+DAY_NAMES = {"B": "bleu", "W": "blanc", "R": "rouge"}  # by the last letter of PTEC
+TOMORROW_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
+
+
+def describe_tariff(fields: Fields) -> Fields | None:
+    """Return the names that the page shows of a tariff and its periods."""
+    tariff = tariff_of(fields["OPTARIF"])
+    if tariff is None:
+        return None
+    running = fields["PTEC"]
+    indexes = [
+        {
+            "tag": PERIODS[ptec].tag,
+            "name": PERIODS[ptec].name,
+            "running": ptec == running,
+        }
+        for ptec in tariff.periods()
+    ]
+    days = None
+    if tariff is TEMPO:
+        days = {
+            "today": DAY_NAMES.get(running[3:]),
+            "tomorrow": TOMORROW_NAMES.get(fields["DEMAIN"]),
+        }
+    return {
+        "option": fields["OPTARIF"],
+        "name": tariff.name,
+        "period": {"code": running, "name": PERIODS[running].name},
+        "indexes": indexes,
+        "days": days,
+    }
+
+
+######## Relay: the verified TIC for other readers #####################################
+
+
+class RelayReader:
+    """One who reads the relay."""
+
+    STUCK = 10.0  # seconds that it may leave bytes untaken
+    SEND_BUFFER = 16384  # bytes in the system; more would only hide one who is stuck
+
+    def __init__(self, connection: socket.socket, now: float) -> None:
+        self.connection = connection
+        self.connection.setblocking(False)
+        self.connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
-        names = ("period", "text", "bits", "number")
-        told = ("HC", "CREUSE", "0", "01") if low else ("HP", "PLEINE", "4", "02")
-        text = DEMO_FRAMES[self.mode].format(**dict(zip(names, told)), **values)
-        separator, body = " " if "ADCO" in text else "\t", b""
-        for group in text.split(" "):
-            group = group.replace("|", separator).replace("~", " ")
-            covered = (group + separator.strip(" ")).encode("ascii")
-            end = b"" if separator == "\t" else b" "
-            body += b"\n" + covered + end + bytes([checksum(covered)]) + b"\r"
-        return b"\x02" + body + b"\x03"
+        self._untaken = b""  # the rest of the frames that it was sent last
+        self._taken_at = now  # when it last took something
+
+    def send(self, frames: bytes, now: float) -> bool:
+        """Send frames, without waiting; return whether the reader is still there.
+
+        One that has not taken all of the last frames gets the rest of those, and the
+        new ones are left out for it: so it never sees a frame that is cut in two.
+        """
+        data = self._untaken or frames
+        try:
+            with contextlib.suppress(BlockingIOError):
+                self.connection.recv(65536)  # what it sends is forgotten
+            with contextlib.suppress(BlockingIOError):
+                taken = self.connection.send(data)
+                data = data[taken:]
+                self._taken_at = now
+        except OSError:
+            return False
+        self._untaken = data
+        return now - self._taken_at < self.STUCK
 
 
-def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
-    """Send a meter's frames at the speed of its line, to a client at a time."""
-    while True:
-        with listener.accept()[0] as client:
+class Relay:
+    """Those who read one input's verified TIC; only that input's thread calls it."""
+
+    MOST_READERS = 16
+
+    def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
+        self.timeout = timeout  # seconds without a frame after which all are sent away
+        self._readers: list[RelayReader] = []
+        self._last_frame = now
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((address, port))
+        self._listener.listen(self.MOST_READERS)
+        self._listener.setblocking(False)
+
+    def send(self, frames: list[bytes], now: float) -> None:
+        """Send verified frames to all readers: the new ones begin with a whole one."""
+        self._last_frame = now
+        data = b"".join(frames)
+        for reader in list(self._readers):
+            if not reader.send(data, now):
+                self._dismiss(reader)
+
+    def tend(self, now: float) -> None:
+        """Let new readers in; when the meter is silent send all away, to tell them."""
+        with contextlib.suppress(BlockingIOError):  # nobody waits at the door any more
+            while len(self._readers) < self.MOST_READERS:
+                connection, _ = self._listener.accept()
+                self._readers.append(RelayReader(connection, now))
+        if now - self._last_frame > self.timeout:
+            for reader in list(self._readers):
+                self._dismiss(reader)
+
+    def _dismiss(self, reader: RelayReader) -> None:
+        self._readers.remove(reader)
+        reader.connection.close()
+
+    def close(self) -> None:
+        """End all connections and listen no more: for tests."""
+        self._listener.close()
+        for reader in list(self._readers):
+            self._dismiss(reader)
+
+
+######## Reader: the thread that reads one ESP8266 #####################################
+
+
+class Reader(threading.Thread):
+    """Reads one input and publishes it.  On any failure it starts again."""
+
+    SILENCE = 10.0  # seconds to connect, or without a byte: the TIC never pauses
+    PAUSE = 3.0  # seconds between two connections
+    TICK = 1.0  # seconds after which it looks up from a silent meter
+
+    def __init__(
+        self,
+        number: int,
+        settings: InputSettings,
+        store: Store,
+        second: str = METER,
+        relay: Relay | None = None,
+        patience: float = 20.0,
+    ) -> None:
+        super().__init__(name=f"teleinfo{number}", daemon=True)
+        self.stopped = threading.Event()
+        self._number = number
+        self._address = (settings.host, settings.port)
+        self._store = store
+        self._relay = relay
+        source = f"{settings.host}:{settings.port}"
+        meter = Meter(settings.timeout, is_relayed=relay is not None)
+        now = time.monotonic()
+        self._input = Input(source, meter, second, self._say, patience, now)
+        self._publish()
+
+    def _say(self, level: int, text: str) -> None:
+        name = self.name
+        if level == logging.WARNING:
+            name += f" ({self._input.source})"  # where the user has to look
+        log.log(level, "%s : %s", name, text)
+
+    def run(self) -> None:
+        """Read until `stopped` is set: nothing else ends the thread."""
+        while not self.stopped.is_set():
             try:
-                while True:
-                    data = meter.frame(time.monotonic())
-                    client.sendall(data)
-                    time.sleep(len(data) * 10 / meter.baud)
-            except OSError:
-                pass
+                self._read()
+            except Exception as error:  # noqa: BLE001
+                self._tell_failure(error)
+            self.stopped.wait(self.PAUSE)
+
+    def _tell_failure(self, error: Exception) -> None:
+        now = time.monotonic()
+        try:
+            self._input.failed(error, now)
+            self._publish()
+            self._tend_relay()
+        except Exception as bug:  # noqa: BLE001  they use what has just failed
+            self._input.notices.warn(BUG, BUG % bug, now)
+
+    def _tend_relay(self) -> None:
+        if self._relay is not None:
+            self._relay.tend(time.monotonic())
+
+    def _read(self) -> None:
+        """Connect, and read until that fails."""
+        # A time-out here is an ESP that is away: reason_of() says so.
+        with socket.create_connection(self._address, self.SILENCE) as connection:
+            connection.settimeout(min(self.TICK, self.SILENCE))
+            last_byte = time.monotonic()
+            reason = NO_BYTE
+            self._input.connected(last_byte)
+            while not self.stopped.is_set():
+                self._tend_relay()
+                try:
+                    data = connection.recv(4096)
+                except socket.timeout:
+                    if time.monotonic() - last_byte > self.SILENCE:
+                        raise LinkError(reason) from None
+                    continue
+                if not data:
+                    raise ClosedByEsp(CUT_BY_ESP)
+                last_byte = time.monotonic()
+                reason = SILENT
+                self._take(data, last_byte)
+
+    def _take(self, data: bytes, now: float) -> None:
+        if self._input.feed(data, now):
+            self._publish()
+        frames = self._input.verified()
+        if self._relay is not None and frames:
+            self._relay.send(frames, now)
+
+    def _publish(self) -> None:
+        snapshot = self._input.snapshot(time.monotonic())
+        self._store.publish(self._number, snapshot)
+        log.debug("%s : %s", self.name, snapshot.view.fields)
 
 
-######## HTTP: the threads that answer #################################################
+######## Server: the threads that answer HTTP ##########################################
+
+
+TEXT = "text/plain; charset=utf-8"
+NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
+UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
+
+
+class RequestBytes(io.RawIOBase):
+    """What a client sends, as far as it sends it in time and in measure.
+
+    http.server alone reads a hundred header lines of 64 KiB of anybody, before it asks
+    for a password, and its time-out begins anew with each byte.
+    """
+
+    LONGEST = 16384  # bytes of a request
+    SECONDS = 30.0  # for a request to begin, and as many to be complete
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self.begin_request()
+
+    def begin_request(self) -> None:
+        """Let what comes next be a new request."""
+        self._received = 0
+        self._end = time.monotonic() + self.SECONDS
+
+    def readable(self) -> bool:
+        """Say that one can read from it."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; raises socket.timeout, or LineTooLong (answered by 431)."""
+        self._connection.settimeout(max(0.001, self._end - time.monotonic()))
+        count = self._connection.recv_into(buffer)
+        if self._received == 0:  # the request has begun
+            self._end = time.monotonic() + self.SECONDS
+        self._received += count
+        if self._received > self.LONGEST:
+            raise LineTooLong("request")
+        return count
 
 
 class Server(ThreadingHTTPServer):
-    """The HTTP server: a thread a connection, for as long as that is used."""
+    """The HTTP server: a thread for each connection, while requests come over it."""
 
+    MOST_CONNECTIONS = 64  # of all servers together; each is a thread and a descriptor
     request_queue_size = 128
 
-    def __init__(self, address: Tuple[str, int], box: Box, login: str) -> None:
-        # What a client must send: user:password in base 64; nothing if there is none.
-        self.box, self.token = box, base64.b64encode(login.encode("ascii"))
-        self.said = {}  # type: Dict[str, float]  # when a log line was last said
-        super().__init__(address, Handler)
+    def __init__(
+        self, address: str, device: Device, program: Program, store: Store, login: str
+    ) -> None:
+        self.device = device
+        self.hourly = Hourly()
+        self._program = program
+        self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
+        self._connections: list[socket.socket] = []  # the oldest first
+        self._store = store
+        # What a client must send: user:password in base 64; nothing: no password.
+        self.expected_login = base64.b64encode(login.encode("ascii"))
+        super().__init__((address, device.port), Handler)
+
+    def answer(self, path: str, query: str) -> Answer:
+        """Return the answer to a path and its query."""
+        now = time.monotonic()
+        snapshots = self._store.read()
+        if path in ("/", "/index.htm"):
+            return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
+        if path == "/ecolinky.json":
+            return describe(self._program, self.device.hostname, snapshots, now)
+        name = name_of_document(path, query)
+        if name not in DOCUMENTS:
+            return NOT_FOUND
+        inputs = served(snapshots, now)
+        if self.device.is_second:
+            inputs = {1: inputs[2], 2: Shown(ABSENT, EMPTY)}
+        return answer_document(name, self.device, inputs, time.localtime())
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which can hang."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        host, port = self.server_address[:2]
+        self.server_name = str(host)
+        self.server_port = int(port)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin a connection; when there are too many the oldest makes way.
+
+        The list is the accepting thread's own: a connection that another thread has
+        closed is known by having no descriptor.
+        """
+        still_open = [each for each in self._connections if each.fileno() >= 0]
+        if len(still_open) >= self._most_connections:
+            with contextlib.suppress(OSError):  # it has just been closed
+                still_open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
+        self._connections = [*still_open, request]
+        super().process_request(request, client_address)
+
+    def handle_error(self, _request: object, client_address: object) -> None:
         """Note that a client went away, or a bug, without a traceback."""
-        log.debug("%s : %r", client_address[0], sys.exc_info()[1])
+        log.debug("%s : %r", client_address, sys.exc_info()[1])
 
 
 class Handler(BaseHTTPRequestHandler):
     """Answers the requests of one connection."""
 
     server: Server
-    server_version, sys_version = "ecolinky/" + __version__, ""
+    server_version = "ecolinky/" + __version__
+    sys_version = ""
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body leave together
-    timeout = 30  # seconds; without one, a client that says nothing keeps its thread
+
+    def setup(self) -> None:
+        """Read through a RequestBytes, and not without limits."""
+        super().setup()
+        self.rfile.close()  # which leaves the connection open
+        self._bytes = RequestBytes(self.connection)
+        self.rfile = io.BufferedReader(self._bytes)
+
+    def handle_one_request(self) -> None:
+        """Give each request its own time and length."""
+        self._bytes.begin_request()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         """Answer with a document, or say why not."""
         path, _, query = self.path.partition("?")
-        if self._may_ask():
-            nothing = (404, TEXT, "rien à cette adresse\r\n".encode())
-            status, kind, body = self.server.box.answer(path, query) or nothing
-        else:
-            status, kind, body = 401, TEXT, "mot de passe demandé\r\n".encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        answer = UNAUTHORISED
+        if self._has_login():
+            answer = self.server.answer(path, query)
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
-        if status == 401:
+        if answer.status == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="ecolinky"')
         self.end_headers()
-        self.wfile.write(body)
+        self.connection.settimeout(RequestBytes.SECONDS)  # reading has left less
+        self.wfile.write(answer.body)
 
-    def _may_ask(self) -> bool:
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        scheme, _, token = given.partition(b" ")
-        right = hmac.compare_digest(token.strip(), self.server.token)
-        if not self.server.token or right and scheme.lower() == b"basic":
+    def _has_login(self) -> bool:
+        """Return whether the client may ask; a wrong password is said in the log."""
+        expected = self.server.expected_login
+        if not expected:
             return True
-        if given and due(self.server.said, "login", time.monotonic()):
-            told = "mot de passe refusé à %s : le corriger là-bas, ou dans [http]"
-            log.warning(told, self.client_address[0])
+        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        scheme, _, login = given.partition(b" ")
+        is_right = hmac.compare_digest(login.strip(), expected)
+        if is_right and scheme.lower() == b"basic":
+            return True
+        # A request with no password at all is not a wrong one: browsers begin so.
+        if given and self.server.hourly.may_say("login", time.monotonic()):
+            log.warning(
+                "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
+                self.client_address[0],
+            )
         return False
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Log for the curious only."""
         log.debug("%s : %s", self.client_address[0], ascii(format % arguments))
 
 
-def answer_discovery(box: Box) -> None:
-    """Answer those who look for Eco-Devices, as the device does: at most 64 bytes."""
-    tags = [box.tags[tag] for tag in ("config_hostname", "config_mac", "http_port")]
-    answer = "".join("%s\r\n" % tag for tag in tags).encode("ascii")
+DISCOVERY_PORT = 30303
+DISCOVERY_REQUEST = b"Discover GCE Devices"
+
+
+def answer_discovery(device: Device) -> None:
+    """Answer for ever those who look for Eco-Devices, with three lines as it does."""
+    lines = f"{device.hostname}\r\n{device.mac}\r\n{device.port}\r\n"
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        listener.bind(("0.0.0.0", 30303))  # a broadcast is heard there only
+        listener.bind(("0.0.0.0", DISCOVERY_PORT))  # no broadcast comes to another
     except OSError as error:
-        told = "discovery : port UDP 30303 %s ; tout le reste marche"
-        log.warning(told, plain_reason(error))
+        log.warning(
+            "discovery, port UDP %d %s, tout le reste marche",
+            DISCOVERY_PORT,
+            reason_of(error),
+        )
         return
     while True:
         with contextlib.suppress(OSError):  # the asker is gone
             request, sender = listener.recvfrom(64)
-            if request == b"Discover GCE Devices":
-                listener.sendto(answer, sender)
+            if request == DISCOVERY_REQUEST:
+                listener.sendto(lines.encode("ascii"), sender)
 
 
-######## Configuration #################################################################
+######## Settings: an ini to typed values ##############################################
 
 
 class ConfigError(Exception):
     """What is wrong with the configuration and what to do, in one line."""
 
 
-# What a value looks like, and how that is said to the user.
-NUMBER = ("[0-9]{1,5}([.][0-9]+)?", "un nombre de 1 à 65535")
+class FirstInputSettings(NamedTuple):
+    """[teleinfo1]."""
+
+    host: str = ""  # there is no such input
+    port: int = 8888
+    timeout: float = 30.0  # seconds
+    relay_port: int | None = None
+
+
+class SecondInputSettings(NamedTuple):
+    """[teleinfo2]: the same, and a key more; a NamedTuple cannot be extended."""
+
+    host: str = ""
+    port: int = 8888
+    timeout: float = 30.0
+    relay_port: int | None = None
+    injection: bool = False  # show what the first meter injects instead
+
+
+InputSettings = Union[FirstInputSettings, SecondInputSettings]
+
+
+class HttpSettings(NamedTuple):
+    """[http]."""
+
+    address: str = "0.0.0.0"  # all addresses of this machine
+    port: int = 4000
+    second_port: int = 4001
+    username: str = ""
+    password: str = ""
+
+
+class DeviceSettings(NamedTuple):
+    """[ecodevice]."""
+
+    hostname: str = "ecolinky"
+    mac: str = ""  # one is made
+    discovery: bool = False
+
+
+class LogSettings(NamedTuple):
+    """[log]."""
+
+    level: str = "info"
+
+
+class Settings(NamedTuple):
+    """All that an ini sets: its sections, and their keys with type and default."""
+
+    teleinfo1: FirstInputSettings = FirstInputSettings()
+    teleinfo2: SecondInputSettings = SecondInputSettings()
+    http: HttpSettings = HttpSettings()
+    ecodevice: DeviceSettings = DeviceSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def inputs(self) -> dict[int, InputSettings]:
+        """Return those of the inputs that read an ESP8266, by number."""
+        inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
+        return {number: each for number, each in inputs.items() if each.host}
+
+    @property
+    def second(self) -> str:
+        """Return what input 2 is."""
+        if self.teleinfo2.host:
+            return METER
+        return INJECTION if self.teleinfo2.injection else NO_INPUT
+
+    @property
+    def ports(self) -> list[int]:
+        """Return the HTTP ports: there is a second device when there is an input 2."""
+        if self.second == NO_INPUT:
+            return [self.http.port]
+        return [self.http.port, self.http.second_port]
+
+    @property
+    def relay_ports(self) -> dict[int, int]:
+        """Return the port of each input's relay, by number, where there is one."""
+        inputs = self.inputs.items()
+        return {number: each.relay_port for number, each in inputs if each.relay_port}
+
+    @property
+    def named_ports(self) -> list[tuple[str, int]]:
+        """Return all ports that it listens on, with the keys that say them."""
+        keys = ("[http] port", "[http] second_port")
+        ports = list(zip(keys, self.ports))
+        for number, port in self.relay_ports.items():
+            ports.append((f"[teleinfo{number}] relay_port", port))
+        return ports
+
+
+class Form(NamedTuple):
+    """What a value looks like, and how that is said to the user."""
+
+    pattern: str
+    expected: str
+
+
+UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+A_LETTER = "(?=.*[A-Za-z])"  # in a name; else 192.168.1 would be one
 WORD = "[A-Za-z0-9_-]{1,63}"
-HOST = ("(%s([.]%s){0,9})?" % (WORD, WORD), "une adresse ou un nom, seul, sans port")
-YES_NO = ("(?i)yes|no", "yes ou no")
-LOGIN = ("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ - : Domoticz transmet mal le reste")
-NAME = ("[A-Za-z0-9-]{1,32}", "1 à 32 lettres sans accent, chiffres ou tirets")
-MAC = ("(([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2})?", "six paires : 02:00:5e:10:00:01")
-LEVEL = ("(?i)debug|info|warning|error", "debug, info, warning ou error")
-
-# Section and key: the default, which tells the type, and the form.
-INPUT = {"host": ("", HOST), "port": (8888, NUMBER), "timeout": (30.0, NUMBER)}
-OPTIONS = {
-    "teleinfo1": INPUT,
-    "teleinfo2": dict(INPUT, injection=(False, YES_NO)),
-    "http": {
-        "address": ("0.0.0.0", HOST),
-        "port": (4000, NUMBER),
-        "second_port": (4001, NUMBER),
-        "username": ("", LOGIN),
-        "password": ("", LOGIN),
-    },
-    "ecodevice": {
-        "hostname": ("ecolinky", NAME),
-        "mac": ("", MAC),
-        "discovery": (False, YES_NO),
-    },
-    "log": {"level": ("info", LEVEL)},
-}  # type: Dict[str, Dict[str, Tuple[Any, Tuple[str, str]]]]
-
-Settings = Dict[str, Dict[str, Any]]
-
-
-def _value(text: str, default: Any, form: str) -> Any:
-    """Return the value that a text is; raises ValueError."""
-    if not re.fullmatch(form, text):
-        raise ValueError
-    if isinstance(default, bool):
-        return text.lower() == "yes"
-    value = type(default)(text)
-    if not isinstance(value, str) and not 1 <= value <= 65535:
-        raise ValueError
-    return value
+ADDRESS_PATTERN = (
+    UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
+)
+FOUR_NUMBERS = "quatre nombres de 0 à 255 sans zéro devant, ou un nom, sans port"
+HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
+ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
+PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
+PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
+SECONDS = Form("[0-9]{1,5}([.][0-9]+)?", "un nombre de 1 à 65535")
+YES_NO = Form("(?i)yes|no", "yes ou no")
+LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
+FORM_OF_KEY = {
+    "host": HOST,
+    "port": PORT,
+    "timeout": SECONDS,
+    "relay_port": PORT_OR_NONE,
+    "injection": YES_NO,
+    "address": ADDRESS,
+    "second_port": PORT,
+    "username": LOGIN,
+    "password": LOGIN,
+    "hostname": Form(
+        "[A-Za-z0-9-]{1,32}", "1 à 32 lettres sans accent, chiffres ou tirets"
+    ),
+    "mac": Form(
+        "(([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2})?", "six paires comme 02:00:5e:10:00:01"
+    ),
+    "discovery": YES_NO,
+    "level": Form("(?i)debug|info|warning|error", "debug, info, warning ou error"),
+}
 
 
 def parse_settings(text: str) -> Settings:
-    """Return what the text of an ini sets, by section and key; raises ConfigError."""
+    """Return what the text of an ini sets; raises ConfigError."""
+    # configparser gives the keys of [DEFAULT] to all sections.  Here none does so:
+    # read_settings() refuses a text with the name that stands in its place.
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ConfigError(_broken(error)) from None
-    settings = {
-        section: {key: default for key, (default, _) in keys.items()}
-        for section, keys in OPTIONS.items()
-    }
+        raise ConfigError(_what_is_broken(error)) from None
+    sections = Settings()._asdict()
     for section in parser.sections():
-        keys = OPTIONS.get(section, {})
-        if not keys:
-            told = "[%s] est inconnu : il y a %s"
-            raise ConfigError(told % (section, ", ".join(OPTIONS)))
-        for key, text in parser.items(section):
-            if key not in keys:
-                told = "[%s] %s est inconnu : il y a %s"
-                raise ConfigError(told % (section, key, ", ".join(keys)))
-            default, (form, meant) = keys[key]
+        if section not in sections:
+            names = f"il y a {', '.join(sections)}"
+            if section.lower() in sections:
+                names = f"écrire [{section.lower()}]"
+            raise ConfigError(f"section inconnue [{section}], {names}")
+        values = sections[section]._asdict()  # the defaults, for now
+        for key, written in parser.items(section):
+            if key not in values:
+                names = ", ".join(values)
+                raise ConfigError(f"clé inconnue [{section}] {key}, il y a {names}")
+            form = FORM_OF_KEY[key]
             try:
-                settings[section][key] = _value(text, default, form)
+                values[key] = _value(written, values[key], form)
             except ValueError:
-                text = " ".join(text.split())  # an indented line goes on with it
-                told = "[%s] %s = %s ne va pas : donner %s"
-                raise ConfigError(told % (section, key, text, meant)) from None
-    http, second = settings["http"], settings["teleinfo2"]
-    if second["host"] and second["injection"]:
-        raise ConfigError("[teleinfo2] host et injection = yes : ôter l'un des deux")
-    if ports_of(settings) == [http["port"]] * 2:
-        raise ConfigError("[http] port et second_port sont égaux : en changer un")
-    if bool(http["username"]) != bool(http["password"]):
-        raise ConfigError("[http] username et password : donner les deux, ou aucun")
+                raise ConfigError(_complaint(section, key, written, form)) from None
+        sections[section] = sections[section]._replace(**values)
+    settings = Settings(**sections)
+    _cross_check(settings)
     return settings
 
 
-def _broken(error: Any) -> str:
+def _value(written: str, default: object, form: Form) -> object:
+    """Return the value that is written, of the default's type; raises ValueError."""
+    if not re.fullmatch(form.pattern, written):
+        raise ValueError
+    if isinstance(default, bool):
+        return written.lower() == "yes"
+    if isinstance(default, str):
+        return written
+    if not written:
+        return None
+    value = float(written) if isinstance(default, float) else int(written)
+    if not 1 <= value <= 65535:
+        raise ValueError
+    return value
+
+
+def _complaint(section: str, key: str, written: str, form: Form) -> str:
+    """Return what is wrong with a value."""
+    name = f"[{section}] {key}"
+    if "\n" in written:  # configparser takes an indented line for more of the value
+        return f"{name}, la ligne d'après commence par un espace, l'ôter"
+    if re.search(r"\s[#;]", written):
+        return f"{name}, mettre le commentaire sur une ligne à lui"
+    if form is not LOGIN:  # no password in a log
+        name += f" = {written}"
+    return f"{name} n'est pas valable, attendu : {form.expected}"
+
+
+def _cross_check(settings: Settings) -> None:
+    """Raise ConfigError where two values do not go together."""
+    second = settings.teleinfo2
+    if second.host and second.injection:
+        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
+    if second.host and second[:2] == settings.teleinfo1[:2]:  # host and port
+        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
+    if second.relay_port and not second.host:
+        raise ConfigError(
+            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
+        )
+    names: dict[int, str] = {}
+    for name, port in settings.named_ports:
+        if port in names:
+            both = f"{names[port]} et {name}"
+            raise ConfigError(f"les ports {both} sont égaux, en changer un")
+        names[port] = name
+    if bool(settings.http.username) != bool(settings.http.password):
+        raise ConfigError("[http] username et password, donner les deux, ou aucun")
+
+
+def _what_is_broken(error: configparser.Error) -> str:
     """Say where a text is no ini, and what its writer may have forgotten."""
-    line, told = getattr(error, "lineno", 0), "à corriger : clé = valeur, ou [section]"
+    line = getattr(error, "lineno", 0)
+    advice = "à corriger, attendu : clé = valeur, ou [section]"
     if isinstance(error, configparser.DuplicateOptionError):
-        told = "%s est déjà dans [%s] : ôter l'un des deux, ou le # resté devant une"
-        told = told % (error.option, error.section) + " [section]"
+        advice = (
+            f"{error.option} est déjà dans [{error.section}], ôter l'un des deux,"
+            " ou le # resté devant une [section]"
+        )
     elif isinstance(error, configparser.DuplicateSectionError):
-        told = "[%s] est déjà plus haut : n'en garder qu'un" % error.section
+        advice = f"[{error.section}] est déjà plus haut, n'en garder qu'un"
     elif isinstance(error, configparser.MissingSectionHeaderError):
-        told = "une [section] manque au-dessus, comme [teleinfo1]"
+        advice = "une [section] manque au-dessus, comme [teleinfo1]"
     elif isinstance(error, configparser.ParsingError):
         line = error.errors[0][0]
-    return "ligne %d : %s" % (line, told)
+    return f"ligne {line}, {advice}"
 
 
 def read_settings(path: str, demo: bool = False) -> Settings:
     """Return the settings of the file (a demo needs none); ConfigError names it."""
+    if demo and not os.path.exists(path):
+        return parse_settings("")
     try:
-        if demo and not os.path.exists(path):
-            return parse_settings("")
         # An old Notepad's accents may be lost: they stand in comments only.
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
-        if "\0" in text:
-            raise ConfigError("ce n'est pas du texte simple : l'enregistrer en UTF-8")
-        settings = parse_settings(text)
-        if not demo and not settings["teleinfo1"]["host"]:
-            raise ConfigError("[teleinfo1] host manque : donner l'adresse de l'ESP8266")
-        return settings
     except OSError as error:
-        told = "%s : %s : mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
-        raise ConfigError(told % (path, plain_reason(error))) from None
+        advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
+        if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
+            advice = f"mais {path}.txt est là, ôter .txt de son nom"
+        raise ConfigError(f"{path} {reason_of(error)}, {advice}") from None
+    try:
+        if "\0" in text:
+            raise ConfigError("ce n'est pas du texte simple, l'enregistrer en UTF-8")
+        settings = parse_settings(text)
+        if not demo and not settings.teleinfo1.host:
+            raise ConfigError("[teleinfo1] host manque, donner l'adresse de l'ESP8266")
     except ConfigError as error:
-        raise ConfigError("%s : %s" % (path, error)) from None
-
-
-def ports_of(settings: Settings) -> List[int]:
-    """Return the HTTP ports: the second box is there when input 2 is."""
-    http, second = settings["http"], settings["teleinfo2"]
-    both = [http["port"], http["second_port"]]
-    return both if second["host"] or second["injection"] else both[:1]
+        raise ConfigError(f"{path}, {error}") from None
+    return settings
 
 
 def lasting_mac() -> str:
@@ -1271,86 +2554,369 @@ def lasting_mac() -> str:
     seed = socket.gethostname().encode()
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed = file.read().strip() or seed
-    number = binascii.crc32(b"ecolinky" + seed) << 8 | binascii.crc32(seed) & 0xFF
-    return ":".join(re.findall("..", "02%010x" % number))
+    # Not to be changed: Home Assistant would take it for another device.
+    high = binascii.crc32(b"ecolinky" + seed)
+    low = binascii.crc32(seed) & 0xFF
+    digits = f"02{high:08x}{low:02x}"
+    return ":".join(re.findall("..", digits))
 
 
 ######## Check: what is wrong with the link ############################################
 
-OK, WARNING, FAILED = "ok       ", "ATTENTION", "ÉCHEC    "
+OK = "ok"
+WARNING = "ATTENTION"
+FAILED = "ÉCHEC"
 
 
-def look_at(name: str, settings: Fields, seconds: float) -> List[Tuple[str, str]]:
-    """Return what a reader finds at an input within some seconds; last, the verdict."""
-    reader = Reader(int(name[-1]), settings, Store())
-    reader.PATIENCE = seconds / 2
-    meter, first = reader.meter, reader.reason
-    reader.start()
+def tell(text: str, stream: TextIO) -> None:
+    """Print a line for the user, in French, if there is anybody to read it."""
+    with contextlib.suppress(OSError):
+        print(french(text), file=stream, flush=True)
+
+
+class Finding(NamedTuple):
+    """A line that --check prints."""
+
+    verdict: str  # OK, WARNING or FAILED
+    about: str
+    text: str
+
+
+ENOUGH_FRAMES = 5  # to see how good a line is
+
+
+def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
+    """Read an input for some seconds at the most; return what there is to see."""
+    store = Store()
+    # What is wrong has to be known before the look is over.
+    reader = Reader(number, settings, store, patience=seconds / 2)
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not reader.brief:
+    reader.start()
+    while time.monotonic() < end and not is_decided(store.read()[number]):
         time.sleep(0.05)
-        fields = meter.fields(time.monotonic()) if meter.decoder.frames > 4 else None
-        if fields or not meter.decoder.frames and reader.reason != first:
-            break
     reader.stopped.set()
-    fields, decoder = meter.fields(time.monotonic()), meter.decoder
-    if reader.brief:
-        told = "un autre programme lit cet ESP : arrêter l'autre, recommencer"
-        return [(FAILED, told)]
-    if not decoder.groups:
-        return [(FAILED, "rien ne sera transmis : " + reader.reason)]
-    damaged, labels = sum(decoder.refused.values()), meter.labels(time.monotonic())
-    told = "%d groupes intacts, %d abîmés" % (decoder.groups, damaged)
-    found = [(OK, told)]
-    for seen, told in (
-        (damaged * 20 > decoder.groups, "vérifier l'optocoupleur et ses résistances"),
-        (decoder.eight_bits, "l'ESP lit en 8N1 : le mettre en 7E1 (rien n'est perdu)"),
-        (decoder.esp_log, "le journal de l'ESP s'y mêle : Serial log Level sur None"),
-        (labels and cut_short(labels), CUT_SHORT),
-    ):
-        if seen:
-            found.append((WARNING, told))
-    if not fields:
-        missing = ", ".join(meter.missing(time.monotonic())) or "une seconde trame"
-        return found + [(FAILED, "rien ne sera transmis, il manque : " + missing)]
-    phases = "triphasé" if fields["IMAX1"] else "monophasé"
-    told = "compteur %(ADCO)s, tarif %(OPTARIF)s, %(ISOUSC)d A, en cours %(PTEC)s,"
-    told = (told + " %(PAPP)d VA ; mode ") % fields
-    mode = MODES["ADSC" if "ADSC" in labels else "ADCO"][1]
-    found.append((OK, told + "%s, %s" % (mode, phases)))
-    for tag in TARIFFS[fields["OPTARIF"][:3]]:
-        found.append((OK, "index %s = %d Wh" % (tag, fields[tag])))
-    return found + [(OK, "ses valeurs seront transmises")]
+    return store.read()[number]
+
+
+def is_decided(snapshot: Snapshot) -> bool:
+    """Say whether a longer look at an input would change nothing."""
+    if snapshot.reason in EVICTIONS:
+        return True
+    if snapshot.counters["frames"] == 0:
+        return snapshot.reason != NOT_YET_CONNECTED  # a first failure says all
+    is_served = snapshot.view.fields is not None
+    return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
+
+
+def judge(name: str, snapshot: Snapshot) -> list[Finding]:
+    """Return what is to be said of an input; the last finding is the verdict."""
+    refused = snapshot.counters["refused"]
+    groups = snapshot.counters["groups"]
+    view = snapshot.view
+    if snapshot.reason in EVICTIONS:
+        reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
+        return [Finding(FAILED, name, reason)]
+    if not groups:
+        reason = "rien ne sera transmis, " + snapshot.reason
+        return [Finding(FAILED, name, reason)]
+    damaged = refused["checksum"] + refused["form"]
+    counted = f"{groups} groupes intacts, {damaged} abîmés"
+    findings = [Finding(OK, name, counted)]
+    findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
+    if view.fields is None:
+        missing = ", ".join(view.missing) or "une seconde trame"
+        reason = f"rien ne sera transmis, il manque {missing}"
+        return [*findings, Finding(FAILED, name, reason)]
+    findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
+    frozen = old_contracts(view.labels)
+    if frozen:
+        text = (
+            f"dont {frozen // 1000} kWh d'anciens contrats, que l'écran ne montre pas"
+        )
+        findings.append(Finding(OK, name, text))
+    return [*findings, Finding(OK, name, "ses valeurs seront transmises")]
+
+
+def summary(fields: Fields, mode: str | None) -> list[str]:
+    """Return what a meter says, for the user to compare with its screen."""
+    phases = "triphasé" if phase_count(fields) == 3 else "monophasé"
+    contract = f"tarif {name_of_tariff(fields)}, {fields['ISOUSC']} A"
+    now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
+    line = f"mode {MODE_NAMES[mode]}, {phases}"
+    texts = [f"compteur {fields['ADCO']}, {contract}, {now}, {line}"]
+    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    return texts + [f"index {tag} = {fields[tag]} Wh" for tag in tariff.indexes()]
+
+
+# How many indexes the contracts use of which that is known, by their NGTF.
+INDEXES_OF_CONTRACT = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
+
+
+def old_contracts(labels: Labels) -> int:
+    """Return the Wh that indexes of former contracts hold, where that is known."""
+    used = INDEXES_OF_CONTRACT.get(text_of(labels, "NGTF"), len(EASF))
+    return sum(number_of(labels, label) or 0 for label in EASF[used:])
+
+
+TO_STOP_IT = "pour l'arrêter sudo systemctl stop ecolinky, ou pkill -f ecolinky.py"
+
+
+def is_ecolinky(address: str, port: int) -> bool:
+    """Say whether it is an ecolinky that answers HTTP there."""
+    if address == "0.0.0.0":
+        address = "127.0.0.1"
+    with contextlib.suppress(OSError, HTTPException):
+        connection = HTTPConnection(address, port, timeout=1)
+        with contextlib.closing(connection):
+            connection.request("GET", "/status.xml")
+            server = connection.getresponse().getheader("Server", "")
+            return server.startswith("ecolinky")
+    return False
+
+
+def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
+    """Find whether one can listen on a port; is_ours: an ecolinky runs already."""
+    about = f"port {port}"
+    with socket.socket() as probe:
+        # As servers do: else the port of one that has just ended (TIME_WAIT) is taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            reason = reason_of(error)
+            if error.errno != errno.EADDRINUSE:
+                return Finding(FAILED, about, f"{reason}, corriger {name} ou address")
+            if is_ours:
+                return Finding(WARNING, about, f"pris par ecolinky, {TO_STOP_IT}")
+            return Finding(WARNING, about, f"{reason}, changer {name}")
+    return Finding(OK, about, "libre")
+
+
+def own_address(settings: Settings) -> str:
+    """Return the address to give to Domoticz."""
+    if settings.http.address != "0.0.0.0":
+        return settings.http.address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((settings.teleinfo1.host, 9))  # UDP: nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "de cette machine"
+
+
+def check_inputs(settings: Settings, seconds: float) -> list[Finding]:
+    """Return what there is to say of the inputs."""
+    findings = []
+    for number, source in settings.inputs.items():
+        snapshot = look_at(number, source, seconds)
+        findings += judge(f"teleinfo{number}", snapshot)
+        is_heard = snapshot.view.fields is not None
+        if settings.second == INJECTION and is_heard and not snapshot.view.injection:
+            findings.append(Finding(WARNING, "teleinfo2", DOES_NOT_INJECT))
+    return findings
+
+
+def check_ports(settings: Settings) -> list[Finding]:
+    """Return whether the ports are free, and what to do with them in Domoticz."""
+    http = settings.http
+    is_ours = is_ecolinky(http.address, http.port)
+    findings = []
+    for name, port in settings.named_ports:
+        findings.append(check_port(name, http.address, port, is_ours))
+    address = own_address(settings)
+    for port in settings.ports:
+        hardware = f"matériel Eco Devices, adresse {address}, port {port}"
+        findings.append(Finding(OK, "Domoticz", hardware))
+    for port in settings.relay_ports.values():
+        hardware = f"Teleinfo EDF with LAN interface, adresse {address}, port {port}"
+        findings.append(Finding(OK, "TIC vérifiée", "matériel " + hardware))
+    return findings
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print what is found, a line each; return 0 if all would be served, else 1."""
-    found, ports = [], ports_of(settings)  # type: List[Tuple[str, str, str]], List[int]
-    for name in ("teleinfo1", "teleinfo2"):
-        if settings[name]["host"]:
-            for kind, told in look_at(name, settings[name], seconds):
-                found.append((kind, name, told))
-    for port in ports:
-        try:
-            address = (settings["http"]["address"], port)
-            Server(address, Box(Store(), "", "0", [port], False), "").server_close()
-            found.append((OK, "port %d" % port, "libre"))
-        except OSError as error:
-            told = "%s : si ce n'est pas par ecolinky, en changer" % plain_reason(error)
-            kind = WARNING if error.errno == errno.EADDRINUSE else FAILED
-            found.append((kind, "port %d" % port, told))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        ours = settings["http"]["address"].replace("0.0.0.0", "de cette machine")
-        with contextlib.suppress(OSError):
-            probe.connect((settings["teleinfo1"]["host"], 9))  # UDP: nothing is sent
-            ours = probe.getsockname()[0] if " " in ours else ours
-    for port in ports:
-        told = "matériel EcoDevices : adresse %s, port %d" % (ours, port)
-        found.append((OK, "Domoticz", told))
-    found.sort(key=lambda line: line[0] == FAILED)  # what is wrong comes last
-    for line in found:
-        print("%s %s : %s" % line)
-    return 1 if any(line[0] == FAILED for line in found) else 0
+    """Print what is found, a line each; return 1 if something failed, else 0."""
+    findings = check_inputs(settings, seconds) + check_ports(settings)
+    failed = [finding for finding in findings if finding.verdict == FAILED]
+    others = [finding for finding in findings if finding.verdict != FAILED]
+    for finding in others + failed:  # what is wrong is read last
+        tell(f"{finding.verdict:9} {finding.about} : {finding.text}", sys.stdout)
+    return 1 if failed else 0
+
+
+######## Demo: a simulated meter behind a TCP socket ###################################
+
+# The groups of each mode, a line each: label, timestamp if any, data (DATE has
+# none); ~ is a space.
+DEMO_FRAMES = {
+    "historic": """
+ADCO|021728123456
+OPTARIF|HC..
+ISOUSC|30
+HCHC|{cheap}
+HCHP|{dear}
+PTEC|{period}..
+IINST|{amperes}
+IMAX|090
+PAPP|{power}
+HHPHC|A
+MOTDETAT|000000""",
+    "tempo": """
+ADCO|021728654321
+OPTARIF|BBR(
+ISOUSC|45
+BBRHCJB|{cheap}
+BBRHPJB|{dear}
+BBRHCJW|001000000
+BBRHPJW|001111111
+BBRHCJR|001222222
+BBRHPJR|001333333
+PTEC|{period}JB
+DEMAIN|BLAN
+IINST|{amperes}
+IMAX|090
+PAPP|{power}
+HHPHC|A
+MOTDETAT|000000""",
+    "three-phase": """
+ADCO|041620123456
+OPTARIF|BASE
+ISOUSC|20
+BASE|{total}
+PTEC|TH..
+IINST1|{phase1}
+IINST2|{phase2}
+IINST3|{phase3}
+IMAX1|060
+IMAX2|060
+IMAX3|060
+PMAX|06030
+PAPP|{power}
+HHPHC|A
+MOTDETAT|000000
+PPOT|00""",
+    "standard": """
+ADSC|041761123456
+VTIC|02
+DATE|{stamp}|
+NGTF|H~PLEINE/CREUSE~
+LTARF|~HEURE~~{hours}~~
+EAST|{total}
+EASF01|{cheap}
+EASF02|{dear}
+EASF03|000000000
+EASF04|000000000
+EASF05|000000000
+EASF06|000000000
+EASF07|000000000
+EASF08|000000000
+EASF09|000000000
+EASF10|000000000
+EAIT|{injected}
+IRMS1|{amperes}
+URMS1|231
+PREF|06
+SINSTS|{power}
+SMAXSN|{stamp}|04730
+SINSTI|{returned}
+STGE|003A0{bits}01
+PRM|09123456789012
+NTARF|{number}""",
+}
+# What differs between cheap and dear hours; the bits are those of NTARF in STGE.
+DEMO_CHEAP = {"period": "HC", "hours": "CREUSE", "bits": "0", "number": "01"}
+DEMO_DEAR = {"period": "HP", "hours": "PLEINE", "bits": "4", "number": "02"}
+
+
+class DemoMeter:
+    """A meter whose indexes grow as its power says."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.separator = " "
+        self.baud = 1200
+        if mode == "standard":
+            self.separator = "\t"
+            self.baud = 9600
+        self._wh = {"cheap": 12345678.0, "dear": 23456789.0, "injected": 4567890.0}
+        self._time: float | None = None  # of the last frame
+
+    def power(self, now: float) -> int:
+        """Return the VA at `now` seconds: a house with a kettle, an oven, a roof."""
+        power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
+        kettle_is_on = now % 300 < 45
+        oven_heats = now % 1700 > 1250 and now % 40 < 25
+        # Only standard mode can say what is injected.
+        sun_shines = now % 300 >= 180 and self.mode == "standard"
+        if kettle_is_on:
+            power += 2100
+        if oven_heats:
+            power += 1800
+        if sun_shines:
+            return int(power) - 1500  # below 0: the house injects
+        return int(power)
+
+    def frame(self, now: float) -> bytes:
+        """Return the frame that the meter sends at `now` seconds."""
+        is_cheap = now % 1800 < 600
+        power = self.power(now)
+        self._count(power, "cheap" if is_cheap else "dear", now)
+        values = self._values(power)
+        values.update(DEMO_CHEAP if is_cheap else DEMO_DEAR)
+        groups = []
+        for line in DEMO_FRAMES[self.mode].split():
+            words = line.format(**values).replace("~", " ").split("|")
+            groups.append(encode_group(words, self.separator))
+        return encode_frame(groups)
+
+    def _count(self, power: int, running: str, now: float) -> None:
+        """Let the running index grow by what was drawn since the last frame."""
+        if self._time is not None:
+            index = running if power >= 0 else "injected"
+            self._wh[index] += abs(power) * (now - self._time) / 3600
+        self._time = now
+
+    def _values(self, power: int) -> dict[str, str]:
+        """Return what stands in the places of DEMO_FRAMES."""
+        amperes = abs(power) / MAINS_VOLTS
+        total = int(self._wh["cheap"]) + int(self._wh["dear"])
+        values = {name: f"{int(wh):09}" for name, wh in self._wh.items()}
+        values.update(
+            total=f"{total:09}",
+            power=f"{max(0, power):05}",
+            returned=f"{max(0, -power):05}",
+            amperes=f"{rounded(amperes):03}",
+            # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
+            phase1=f"{int(1 + 0.5 * amperes):03}",
+            phase2=f"{int(1 + 0.3 * amperes):03}",
+            phase3=f"{int(1 + 0.2 * amperes):03}",
+            stamp=time.strftime("H%y%m%d%H%M%S"),
+        )
+        return values
+
+
+def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
+    """Send a meter's frames at its line's speed, to a client at a time, for ever."""
+    while True:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):  # the client is gone
+            while True:
+                data = meter.frame(time.monotonic())
+                client.sendall(data)
+                time.sleep(len(data) * 10 / meter.baud)  # ten bits a byte
+
+
+def start_demo(mode: str, settings: Settings) -> Settings:
+    """Start a simulated meter; return the settings that read it and no other."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    arguments = (DemoMeter(mode), listener)
+    threading.Thread(target=send_demo, args=arguments, daemon=True).start()
+    host, port = listener.getsockname()
+    return settings._replace(
+        teleinfo1=settings.teleinfo1._replace(host=host, port=port),
+        teleinfo2=settings.teleinfo2._replace(host=""),
+    )
 
 
 ######## Home page: what a person looks at; it reads /ecolinky.json ####################
@@ -1362,235 +2928,845 @@ HOME_PAGE = r"""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>ecolinky</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+  viewBox='0 0 32 32'%3E%3Crect width='32' height='32' rx='9' fill='%23128a63'/%3E
+  %3Cpath d='M18 5 8 18h7l-1 9 10-13h-7z' fill='white'/%3E%3C/svg%3E">
 <style>
-body { --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
-  --good: #128a63; --warn: #d98200; --bad: #d3342f; --blue: #2a66d9; --on: #fff }
-@media (prefers-color-scheme: dark) { body { --page: #0d1210; --card: #161d1a;
-  --ink: #e9f0ec; --soft: #95a49b; --line: #27312c; --good: #35c892; --warn: #f5ad3c;
-  --bad: #ff6a61; --blue: #5b92ff; --on: #0b0f0d } }
-* { box-sizing: border-box; margin: 0 }
-body { background: var(--page); color: var(--ink); padding: 20px; max-width: 1160px;
-  margin: 0 auto; font: 15px/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
-  font-variant-numeric: tabular-nums }
-small, .limit, footer { color: var(--soft); font-size: 13px }
-body > header, .card > header, .row { display: flex; align-items: center;
-  justify-content: space-between }
-body > header { padding: 0 4px 16px; font-size: 20px }
-body > header svg { width: 30px; margin-right: 10px }
-h1 { font-size: 20px; flex: 1 } h2 { font-size: 16px }
-#down:not(:empty) { background: var(--bad); color: var(--on); border-radius: 14px;
-  padding: 12px 18px; margin-bottom: 16px }
-#cards { display: grid; gap: 20px; grid-template-columns: minmax(0, 1fr) }
-.card { background: var(--card); border-radius: 22px; padding: 20px 24px;
-  box-shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512 }
-.pill { border-radius: 99px; padding: 3px 12px; font-size: 13px; font-weight: 600;
-  color: var(--bad); border: 1px solid }
-.live .pill { color: var(--good) } .waiting .pill { color: var(--warn) }
-.reason, .alert { color: var(--bad); padding-top: 4px }
-.stale .cols, .waiting .cols { opacity: .45; filter: grayscale(1) }
-.gauge { position: relative; max-width: 310px; margin: 10px auto 0; text-align: center }
-.gauge path { fill: none; stroke-linecap: round; stroke: var(--line); stroke-width: 13 }
-.gauge .value { stroke: var(--level) }
-.level0 { --level: var(--good) } .level1 { --level: var(--warn) }
-.level2 { --level: var(--bad) }
-.big { position: absolute; left: 0; right: 0; top: 34% }
-.big b { font-size: 54px; line-height: 60px; display: block }
-.limit { margin-top: -6.5%; min-height: 40px }
-.limit b { color: var(--level); font-size: 15px; display: block }
-.row { padding: 8px 0; border-top: 1px solid var(--line) }
-.on > * { color: var(--good); font-weight: 600 }
-.bar { flex: 1; height: 6px; margin: 0 14px; border-radius: 3px; overflow: hidden;
-  background: var(--line) }
-.bar i { display: block; height: 100%; background: var(--level) }
-.days { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; padding: 6px 0 }
-.day { border-radius: 14px; padding: 9px 14px; border: 1px solid var(--line) }
-.day small, .day b { display: block; color: inherit }
-.B { background: var(--blue) } .R { background: var(--bad) } .B, .R { color: var(--on) }
-.W { background: #fff; color: #15211b }
-.chart { height: 210px; margin: 6px 0 12px }
-.chart svg { display: block; width: 100%; height: 100% }
-.chart text { font-size: 12px; fill: var(--soft) } .chart line { stroke: var(--line) }
-.chart .sub { stroke: var(--bad); stroke-dasharray: 5 5 }
-.chart .curve { fill: none; stroke: var(--good); stroke-width: 1.8 }
-.chart .area { fill: var(--good); opacity: .14 }
-.link { border-top: 1px solid var(--line); padding-top: 12px; display: grid;
-  gap: 8px 18px; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) }
-.link b { display: block; font-weight: 400; overflow-wrap: anywhere }
-footer { margin: 20px 4px 0 } footer code { color: var(--ink); font-size: 15px }
+/* Colours: every text has a contrast of 4.5 or more on what is behind it. */
+body {
+  --page: #f1f4f1;
+  --card: #fff;
+  --ink: #15211b;
+  --soft: #5d6b63;
+  --line: #e3e8e4;
+  --good: #0d7d58;
+  --warn: #a15c00;
+  --bad: #c92d28;
+  --blue: #2a66d9;
+  --on-colour: #fff;
+}
+@media (prefers-color-scheme: dark) {
+  body {
+    --page: #0d1210;
+    --card: #161d1a;
+    --ink: #e9f0ec;
+    --soft: #95a49b;
+    --line: #27312c;
+    --good: #35c892;
+    --warn: #f5ad3c;
+    --bad: #ff6a61;
+    --blue: #5b92ff;
+    --on-colour: #0b0f0d;
+  }
+}
+
+/* The page. */
+* { box-sizing: border-box; margin: 0; }
+body {
+  background: var(--page);
+  color: var(--ink);
+  max-width: 1160px;
+  margin: 0 auto;
+  padding: 12px;
+  font: 15px/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
+  font-variant-numeric: tabular-nums;
+}
+body > header { display: flex; align-items: center; padding: 4px 4px 16px; }
+body > header svg { width: 30px; margin-right: 10px; }
+h1 { flex: 1; font-size: 20px; }
+h2 { font-size: 16px; }
+#clock { font-size: 20px; }
+#down:not(:empty), noscript p {
+  background: var(--bad);
+  color: var(--on-colour);
+  border-radius: 14px;
+  padding: 12px 18px;
+  margin-bottom: 16px;
+}
+noscript a { color: inherit; }
+#cards {
+  display: grid;
+  grid-template-columns: minmax(0, 1fr);
+  align-items: start;
+  gap: 20px;
+}
+footer { color: var(--soft); font-size: 13px; margin: 20px 4px 0; }
+footer p { margin-bottom: 4px; }
+footer code { color: var(--ink); font-size: 15px; }
+
+/* A card: its head, then two columns side by side where there is room, then the link.
+   The colour --load says how near the power is to the subscription. */
+.card {
+  background: var(--card);
+  border-radius: 22px;
+  padding: 16px;
+  box-shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512;
+}
+.card > header {
+  display: flex;
+  flex-wrap: wrap;
+  align-items: center;
+  justify-content: space-between;
+  gap: 4px 12px;
+}
+.pill {
+  border: 1px solid;
+  border-radius: 99px;
+  padding: 3px 12px;
+  font-size: 13px;
+  font-weight: 600;
+  white-space: nowrap;
+}
+.live .pill { color: var(--good); }
+.waiting .pill { color: var(--warn); }
+.stale .pill { color: var(--bad); }
+.reason:not(:empty), .alert:not(:empty) { color: var(--bad); padding-top: 4px; }
+.load-good { --load: var(--good); }
+.load-warn { --load: var(--warn); }
+.load-bad { --load: var(--bad); }
+.caption { color: var(--soft); font-size: 13px; padding: 6px 0 4px; }
+
+/* What is not live is grey: its colours become the soft one, still easy to read. */
+.stale .columns, .waiting .columns {
+  --good: var(--soft);
+  --bad: var(--soft);
+  color: var(--soft);
+}
+.stale .day, .waiting .day { background: none; color: inherit; }
+
+/* The gauge, the power written in the middle of it. */
+.gauge {
+  position: relative;
+  max-width: 310px;
+  margin: 10px auto 0;
+  text-align: center;
+}
+.gauge svg { display: block; }
+.gauge path {
+  fill: none;
+  stroke: var(--line);
+  stroke-width: 13;
+  stroke-linecap: round;
+}
+.gauge .value { stroke: var(--load); }
+.power { position: absolute; left: 0; right: 0; top: 34%; }
+.power b { display: block; font-size: 54px; line-height: 60px; }
+.limit { margin-top: -6.5%; min-height: 44px; color: var(--soft); font-size: 13px; }
+.limit b { display: block; color: var(--load); font-size: 15px; }
+
+/* Rows: a name at the left, a value at the right, sometimes a bar between them. */
+.row {
+  display: flex;
+  align-items: center;
+  justify-content: space-between;
+  gap: 14px;
+  padding: 8px 0;
+  border-top: 1px solid var(--line);
+}
+.row b { text-align: right; }
+.row.running > * { color: var(--good); font-weight: 600; }
+.bar {
+  flex: 1;
+  height: 6px;
+  border-radius: 3px;
+  overflow: hidden;
+  background: var(--line);
+}
+.bar i { display: block; height: 100%; background: var(--load); }
+
+/* The days of the Tempo tariff, in their colours. */
+.days { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; padding: 6px 0; }
+.day { border: 1px solid var(--line); border-radius: 14px; padding: 9px 14px; }
+.day small, .day b { display: block; }
+.day-blue { background: var(--blue); color: var(--on-colour); }
+.day-white { background: #fff; color: #15211b; }
+.day-red { background: var(--bad); color: var(--on-colour); }
+
+/* The curve of the power. */
+.chart { height: 210px; margin-bottom: 6px; }
+.chart svg { display: block; width: 100%; height: 100%; }
+.chart text { font-size: 12px; fill: var(--soft); }
+.chart .step-line { stroke: var(--line); }
+.chart .limit-line { stroke: var(--bad); stroke-dasharray: 5 5; }
+.chart .curve {
+  fill: none;
+  stroke: var(--good);
+  stroke-width: 1.8;
+  stroke-linecap: round;
+  stroke-linejoin: round;
+}
+.chart .area { fill: var(--good); opacity: .14; }
+.chart p {
+  display: grid;
+  place-items: center;
+  height: 100%;
+  padding: 16px;
+  border: 1px dashed var(--line);
+  border-radius: 14px;
+  color: var(--soft);
+  text-align: center;
+}
+
+/* What is known of the link to the meter. */
+.link {
+  display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(124px, 1fr));
+  gap: 8px 18px;
+  margin-top: 4px;
+  padding-top: 12px;
+  border-top: 1px solid var(--line);
+  font-size: 13px;
+}
+.link dt { color: var(--soft); }
+.link dd { overflow-wrap: anywhere; }
+
 @media (min-width: 720px) {
-  .one .cols { display: grid; grid-template-columns: 320px minmax(0, 1fr); gap: 36px }
-  .two #cards { grid-template-columns: 1fr 1fr } }
+  body { padding: 20px; }
+  .card { padding: 20px 24px; }
+  .one-input .columns {
+    display: grid;
+    grid-template-columns: minmax(0, 310px) minmax(0, 1fr);
+    gap: 36px;
+  }
+  .two-inputs #cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+}
 </style>
 </head>
 <body>
 <header>
-  <svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="9"
-    fill="#128a63"/><path d="M18 5 8 18h7l-1 9 10-13h-7z" fill="#fff"/></svg>
-  <h1>ecolinky</h1><span id="clock"></span>
+  <svg viewBox="0 0 32 32" aria-hidden="true">
+    <rect width="32" height="32" rx="9" fill="#128a63"/>
+    <path d="M18 5 8 18h7l-1 9 10-13h-7z" fill="#fff"/>
+  </svg>
+  <h1>ecolinky</h1>
+  <span id="clock"></span>
 </header>
+<noscript>
+  <p>Cette page a besoin de JavaScript. Les mêmes valeurs, sans mise en page :
+  <a href="ecolinky.json">ecolinky.json</a>.</p>
+</noscript>
 <p id="down" role="alert"></p>
 <main id="cards"></main>
 <footer id="domoticz"></footer>
 <script>
 "use strict";
-const DASH = "–", $ = (id) => document.getElementById(id);
-const PERIODS = { TH: "Toutes heures", HN: "Heures normales", PM: "Pointe mobile",
-  HC: "Heures creuses", HP: "Heures pleines" };
-const COLOURS = { B: "bleu", W: "blanc", R: "rouge" };
-const TOMORROW = { BLEU: "B", BLAN: "W", ROUG: "R" };
-const INDEXES = { BASE: "TH", HCHC: "HC", HCHP: "HP", EJPHN: "HN", EJPHPM: "PM",
-  BBRHCJB: "HCJB", BBRHPJB: "HPJB", BBRHCJW: "HCJW", BBRHPJW: "HPJW", BBRHCJR: "HCJR",
-  BBRHPJR: "HPJR" };
-const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt()};`);
-const number = (value, digits = 0) => typeof value !== "number" ? DASH
-  : value.toLocaleString("fr-FR", { minimumFractionDigits: digits,
-    maximumFractionDigits: digits });
-const time = (ms, second) => new Date(ms).toLocaleTimeString("fr-FR",
-  { hour: "2-digit", minute: "2-digit", second });
-const last = (s) => s < 100 ? Math.round(s) + " s" : s < 6000
-  ? Math.round(s / 60) + " min" : Math.round(s / 3600) + " h";
-const colour = (ptec) => /^H[CP]J[BWR]/.test(ptec) ? ptec[3] : "";
-const period = (ptec) => (PERIODS[ptec.slice(0, 2)] || ptec)
-  + (colour(ptec) ? ", jour " + COLOURS[colour(ptec)] : "");
-const level = (ratio) => "level" + (ratio > 0.9 ? 2 : ratio > 0.8 ? 1 : 0);
-const row = (name, id, value, mark = "", bar = "") =>
-  `<div class="row ${mark}"><span>${name}</span>${bar}<b id="${id}">${value}</b></div>`;
-const known = {};  // the last fields of each input
-let data = null, at = 0, down = "";  // the last answer, when it came, what is wrong
 
-// A Tempo day, its colour and its name.
-function day(title, id, c) {
-  return `<div class="day ${c}"><small>${title}</small><b id="${id}">${COLOURS[c]
-    || "inconnu"}</b></div>`;
+// Every two seconds poll() asks for /ecolinky.json.  model() makes of each input what a
+// person shall read, the templates make HTML of that, and show() changes in the page
+// what differs.
+
+const POLL_MS = 2000;
+const TIMEOUT_MS = 5000;
+const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asleep
+const MINUTE_MS = 60000;
+const DAY_MS = 1440 * MINUTE_MS;
+
+const MAINS_VOLTS = 230;  // of a subscription: 30 A are 6900 VA
+const WARN_SHARE = 0.8;  // of the subscription: orange above, then red
+const BAD_SHARE = 0.9;
+
+const DASH = "–";
+const NBSP = "\u00a0";  // the space that French wants before : ; ? ! and a unit
+const MODES = { historic: "historique", standard: "standard" };
+const DAY_CLASSES = { bleu: "day-blue", blanc: "day-white", rouge: "day-red" };
+
+const FILLING = "La courbe se remplit" + NBSP + ": un point par minute.";
+const NO_CURVE = "Pas de puissance à tracer.";
+const UNREACHABLE = "ecolinky ne répond pas" + NBSP
+  + ": le programme est arrêté, ou le réseau coupé.";
+const REFUSED = "ecolinky demande nom et mot de passe" + NBSP + ": recharger la page.";
+const CUT_SHORT = "La réponse d’ecolinky est coupée ou illisible.";
+
+//////// Words and numbers ////////////////////////////////////////////////////////////
+
+function number(value, digits = 0) {
+  if (!Number.isFinite(value)) return DASH;
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return value.toLocaleString("fr-FR", options);
 }
-// Two thirds of a circle, the part of it that the ratio says in colour.
-function gauge(ratio) {
-  const arc = "M33.4 160A100 100 0 1 1 206.6 160";
-  return `<svg viewBox="0 0 240 184"><path d="${arc}"/>` + (ratio > 0
-    ? `<path class="value" d="${arc}" stroke-dasharray="${419 * ratio} 999"/>` : "")
-    + "</svg>";
+
+function quantity(value, unit, digits = 0) {
+  return number(value, digits) + NBSP + unit;
 }
-// The power since the first minute that is known; now is at the right.
-function chart(history, power, limit) {
-  const w = innerWidth < 720 ? innerWidth - 88 : data.inputs.length > 1 ? 480 : 716;
-  const h = 210, left = 56, bottom = h - 24, now = Date.now(), means = history.power;
-  const step = history.step * 1000, points = means.map((va, i) =>
-    [at - (means.length - i - 0.5) * step, va]);
-  if (power !== null) points.push([now, power]);
-  const span = Math.max(2 * step, points.length ? now - points[0][0] : 0);
-  const most = Math.max(400, ...points.map((point) => point[1] || 0));
-  const unit = [100, 200, 500, 1e3, 2e3, 5e3, 1e4].find((u) => most / u <= 4.2) || 2e4;
-  const top = Math.ceil(most / unit) * unit;
-  const x = (ms) => (left + (w - left - 6) * (1 - (now - ms) / span)).toFixed(1);
-  const y = (va) => (bottom - (bottom - 14) * va / top).toFixed(1);
-  const line = (va, mark) => `<line x1="${left}" x2="${w}" y1="${y(va)}" y2="${y(va)}"
-    class="${mark}"/>`;
-  const text = (px, py, anchor, words) =>
-    `<text x="${px}" y="${py}" text-anchor="${anchor}">${words}</text>`;
-  let svg = limit && limit <= top ? line(limit, "sub") : "";
-  for (let va = 0; va <= top; va += unit)
-    svg += line(va, "") + text(left - 8, +y(va) + 4, "end", number(va));
-  [now - span * 0.3, now - span * 0.6, now - span * 0.9].forEach((ms) => {
-    svg += text(x(ms), h - 5, "middle", time(ms, span < 6e5 ? "2-digit" : undefined)); });
-  svg += text(w - 2, h - 5, "end", "maintenant");
-  const place = ([ms, va]) => x(ms) + " " + y(va || 0), d = points.map((point, i) =>
-    point[1] === null ? "" : (i && points[i - 1][1] !== null ? "L" : "M")
-      + place(point));
-  if (points.length)
-    svg += `<path class="area" d="M${x(points[0][0])} ${bottom}L${points.map(place)
-      .join("L")}L${x(now)} ${bottom}z"/><path class="curve" d="${d.join("")}"/>`;
-  return `<svg viewBox="0 0 ${w} ${h}">${svg}</svg>`;
+
+function kilowattHours(wattHours) {
+  return quantity(wattHours / 1000, "kWh", 3);
 }
-function card(input, several) {
-  const n = input.input, state = down ? "stale" : input.state, live = state === "live";
-  const fields = known[n] = input.fields || known[n] || {};
-  const phases = fields.IMAX1 > 0 ? 3 : 1, limit = fields.ISOUSC * 230 * phases || 0;
-  const power = live ? fields.PAPP : null, ratio = limit ? power / limit : 0;
-  const ptec = String(fields.PTEC || DASH), tempo = /^BBR/.test(fields.OPTARIF);
-  const from = at - (input.age || 0) * 1000, injected = live && input.injection;
-  const counters = input.counters, refused = counters.refused, good = counters.groups;
-  const bad = refused.checksum + refused.form + refused.implausible;
-  const alert = !live ? "" : fields.ADPS > 0 ? `Dépassement : ${fields.ADPS} A`
-    : fields.PEJP > 0 ? `Pointe mobile dans ${fields.PEJP} min` : "";
-  const amperes = (phases === 3 ? ["1", "2", "3"] : [""]).map((phase) => {
-    const share = live && fields.ISOUSC ? fields["IINST" + phase] / fields.ISOUSC : 0;
-    return row(phase ? "Phase " + phase : "Intensité", `current-${n}-${phase || 1}`,
-      (live ? number(fields["IINST" + phase]) : DASH) + " A", level(share),
-      `<span class="bar"><i style="width:${100 * Math.min(1, share)}%"></i></span>`);
-  });
-  const option = String(fields.OPTARIF || "?").slice(0, 3).replace(".", "");
-  const indexes = Object.keys(INDEXES).filter((tag) => tag.indexOf(option) === 0)
-    .map((tag) => row(period(INDEXES[tag]), `index-${n}-${tag}`,
-      number(fields[tag] / 1000, 3) + " kWh",
-      live && ptec.indexOf(INDEXES[tag]) === 0 ? "on" : ""));
-  if (injected) {
-    amperes.unshift(row("Injecté sur le réseau", "injection-" + n,
-      number(injected.PAPP) + " VA", "on"));
-    indexes.push(row("Injecté", `index-${n}-injection`,
-      number(injected.BASE / 1000, 3) + " kWh"));
-  }
-  const link = { "Dernière trame": input.age === null ? DASH
-    : "il y a " + last((Date.now() - from) / 1000), "Trames": number(counters.frames),
-    "Groupes bons": number(good)
-      + (good ? ` (${number(100 * good / (good + bad), 2)} %)` : ""), "Somme fausse": refused.checksum, "Forme fausse": refused.form,
-    "Invraisemblables": refused.implausible, "Connexions": counters.connections,
-    "Source": safe(input.source), "Mode": { historic: "historique" }[input.mode]
-      || input.mode || DASH };
-  return `<section class="card ${state} ${level(ratio)}" id="input-${n}">
-    <header><h2>Compteur ${several ? n : ""}</h2><span class="pill" id="state-${n}">${
-      live ? "en direct" : state === "waiting" ? "en attente du compteur"
-      : "données périmées depuis " + time(from, "2-digit")}</span></header>
-    <p class="reason" id="reason-${n}">${down ? "" : safe(input.reason)}</p>
-    <div class="cols"><div>
-      <div class="gauge">${gauge(ratio)}<div class="big"><b id="power-${n}">${
-        number(power)}</b>VA</div>
-        <p class="limit"><b id="share-${n}">${live && limit ? number(100 * ratio) + " %"
-        : ""}</b>${limit ? "de l’abonnement, " + (phases === 3 ? "3 × " : "")
-        + fields.ISOUSC + " A" : ""}</p></div>
-      <p class="alert" id="alert-${n}">${alert}</p>${amperes.join("")}
-      ${row("Période", "period-" + n, period(safe(ptec)))}
-      ${tempo ? `<div class="days">${day("Aujourd’hui", "today-" + n, colour(ptec))}
-        ${day("Demain", "tomorrow-" + n, TOMORROW[fields.DEMAIN] || "")}</div>` : ""}
-    </div><div><small>Puissance (VA)</small>
-      <div class="chart">${chart(input.history, power, limit)}</div>
-      ${indexes.join("")}</div></div>
-    <div class="link">${Object.keys(link).map((name) =>
-      `<small>${name}<b>${link[name]}</b></small>`).join("")}</div></section>`;
+
+function clockTime(time) {
+  const options = { hour: "2-digit", minute: "2-digit" };
+  return new Date(time).toLocaleTimeString("fr-FR", options);
 }
-function paint() {
-  $("clock").textContent = time(Date.now());
-  $("down").textContent = down && down + (at ? " depuis " + time(at, "2-digit") : "");
-  if (!data) return;
-  const several = data.inputs.length > 1;
-  document.body.className = several ? "two" : "one";
-  $("cards").innerHTML = data.inputs.map((input) => card(input, several)).join("");
-  document.title = $("power-1").textContent + " VA · ecolinky";
-  const places = data.ports.map((port, i) => (i ? ", et un second pour "
-    + (several ? "le compteur 2" : "l’injection") + " : " : "")
-    + `<code>${safe(location.hostname)}</code> port <code>${port}</code>`);
-  $("domoticz").innerHTML = "<p>Dans Domoticz, ajouter un matériel EcoDevices : "
-    + places.join("") + `</p><p>ecolinky ${data.version}, en marche depuis ${
-    last(data.uptime)}</p>`;
+
+// A time of the last day by the clock alone, an older one with its date.
+function clockOrDate(time, now) {
+  if (now - time < DAY_MS) return clockTime(time);
+  const options = { day: "numeric", month: "long" };
+  const date = new Date(time).toLocaleDateString("fr-FR", options);
+  return `le ${date} à ${clockTime(time)}`;
 }
-function poll() {
-  const request = new XMLHttpRequest();
-  request.open("GET", "ecolinky.json");
-  request.timeout = 5000;
-  request.onloadend = () => {
-    setTimeout(poll, 2000);
-    down = "ecolinky ne répond pas";
-    if (request.status === 200)
-      [data, at, down] = [JSON.parse(request.responseText), Date.now(), ""];
-    paint();
-    document.body.dataset.ready = "1";
+
+// In the largest unit of which there are two, about: 90 s, 90 min, 40 h, 3 j.
+function duration(seconds) {
+  const hours = seconds / 3600;
+  if (seconds < 100) return quantity(Math.max(0, seconds), "s");
+  if (hours < 1.7) return quantity(seconds / 60, "min");
+  if (hours < 48) return quantity(hours, "h");
+  return quantity(hours / 24, "j");
+}
+
+// The program's own words have the plain apostrophes and spaces of its log.
+function typeset(text) {
+  return String(text || "")
+    .replace(/'/g, "’")
+    .replace(/« /g, "«" + NBSP)
+    .replace(/ (?=[:;?!»])/g, NBSP);
+}
+
+//////// Model: what is shown of an input, as plain values ////////////////////////////
+
+// `input` is one of the program's answer, with the fields that it last had if it has
+// none now.  `seen` says when the answer came (receivedAt), what time it is (now), and
+// whether the program answers (connected): where it does not, nothing is live.
+function model(input, seen) {
+  const fields = input.fields || {};
+  const state = stateOf(input, seen);
+  const live = state === "live";
+  const limit = limitOf(input);
+  const share = live && limit ? fields.PAPP / limit : 0;
+  const lastFrame = input.age === null ? null : seen.receivedAt - input.age * 1000;
+  return {
+    number: input.input,
+    state,
+    stateText: stateText(state, lastFrame, seen.now),
+    reason: seen.connected ? typeset(input.reason) : "",
+    power: live ? number(fields.PAPP) : DASH,
+    share,
+    shareText: live && limit ? quantity(100 * share, "%") : "",
+    limitText: limitText(input, live),
+    load: loadOf(share),
+    alert: live ? alertOf(fields) : "",
+    currents: currentsOf(input, live),
+    injection: injectionOf(input, live),
+    ...tariffOf(input, live),
+    chart: chartOf(input, live, seen),
+    link: linkOf(input, lastFrame, seen.now),
   };
-  request.send();
 }
+
+function stateOf(input, seen) {
+  if (seen.connected || input.state === "waiting") return input.state;
+  return "stale";
+}
+
+function stateText(state, lastFrame, now) {
+  if (state === "live") return "en direct";
+  if (state === "waiting") return "en attente du compteur";
+  if (lastFrame === null) return "données périmées";
+  return "données périmées depuis " + clockOrDate(lastFrame, now);
+}
+
+// The power of the subscription in VA, 0 if it is not known.
+function limitOf(input) {
+  if (!input.fields) return 0;
+  return input.fields.ISOUSC * MAINS_VOLTS * input.phases;
+}
+
+function limitText(input, live) {
+  if (!limitOf(input)) return "";
+  const times = input.phases === 3 ? `3${NBSP}×${NBSP}` : "";
+  const amperes = times + quantity(input.fields.ISOUSC, "A");
+  return live ? "de l’abonnement, " + amperes : `Abonnement${NBSP}: ${amperes}`;
+}
+
+function loadOf(share) {
+  if (share > BAD_SHARE) return "load-bad";
+  if (share > WARN_SHARE) return "load-warn";
+  return "load-good";
+}
+
+// ADPS: the current is above the subscription.  PEJP: dear hours (EJP) are near.
+function alertOf(fields) {
+  if (fields.ADPS > 0) return `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}`;
+  if (fields.PEJP > 0) return "Pointe mobile dans " + quantity(fields.PEJP, "min");
+  return "";
+}
+
+function currentsOf(input, live) {
+  const fields = input.fields || {};
+  const current = (phase, name, amperes) => {
+    const share = live && fields.ISOUSC ? amperes / fields.ISOUSC : 0;
+    const value = quantity(live ? amperes : null, "A");
+    return { phase, name, value, share, load: loadOf(share) };
+  };
+  if (input.phases !== 3) return [current(1, "Intensité", fields.IINST)];
+  return [1, 2, 3].map((phase) =>
+    current(phase, "Phase " + phase, fields["IINST" + phase]));
+}
+
+// What solar panels send to the grid, by a meter that counts it.
+function injectionOf(input, live) {
+  if (!input.injection) return null;
+  return {
+    power: quantity(live ? input.injection.PAPP : null, "VA"),
+    index: kilowattHours(input.injection.BASE),
+    running: live && input.injection.PAPP > 0,
+  };
+}
+
+function tariffOf(input, live) {
+  const tariff = input.tariff;
+  if (!tariff) return { tariff: "", period: DASH, days: [], indexes: [] };
+  return {
+    tariff: typeset(tariff.name),
+    period: tariff.period ? typeset(tariff.period.name) : DASH,
+    days: daysOf(tariff.days),
+    indexes: tariff.indexes.map((index) => ({
+      tag: index.tag,
+      name: typeset(index.name),
+      value: kilowattHours(input.fields[index.tag]),
+      running: live && index.running,
+    })),
+  };
+}
+
+function daysOf(days) {
+  if (!days) return [];
+  return [
+    dayOf("today", "Aujourd’hui", days.today),
+    dayOf("tomorrow", "Demain", days.tomorrow),
+  ];
+}
+
+function dayOf(id, title, colour) {
+  return { id, title, colour: colour || "inconnu", mark: DAY_CLASSES[colour] || "" };
+}
+
+// The minutes since the first that is known, then the power of now; a power is null
+// where it is not known.
+function chartOf(input, live, seen) {
+  const minutes = input.history.power;
+  const step = input.history.step * 1000;
+  const points = minutes.map((power, i) =>
+    ({ time: seen.receivedAt - (minutes.length - i - 0.5) * step, power }));
+  while (points.length && points[0].power === null) points.shift();
+  const known = points.filter((point) => point.power !== null).length;
+  if (live) points.push({ time: seen.now, power: input.fields.PAPP });
+  const notice = live ? FILLING : NO_CURVE;
+  return {
+    points,
+    now: seen.now,
+    limit: limitOf(input),
+    notice: known < 2 ? notice : "",  // why there is no curve
+  };
+}
+
+function linkOf(input, lastFrame, now) {
+  const counters = input.counters;
+  const refused = counters.refused;
+  const lost = refused.checksum + refused.form + refused.implausible;
+  const good = counters.groups;
+  const percent = quantity(100 * good / (good + lost), "%", 2);
+  const silence = duration((now - lastFrame) / 1000);
+  return [
+    ["Dernière trame", lastFrame === null ? DASH : "il y a " + silence],
+    ["Trames", number(counters.frames)],
+    ["Groupes bons", number(good) + (good ? ` (${percent})` : "")],
+    ["Somme fausse", number(refused.checksum)],
+    ["Forme fausse", number(refused.form)],
+    ["Invraisemblables", number(refused.implausible)],
+    ["Connexions", number(counters.connections)],
+    ["Source", input.source],
+    ["Mode", MODES[input.mode] || DASH],
+  ];
+}
+
+//////// Templates: those values as HTML //////////////////////////////////////////////
+
+// What html`...` returns: a text that is already HTML.
+class Markup {
+  constructor(text) {
+    this.text = text;
+  }
+}
+
+// All that is not Markup yet is a text, and is escaped.
+function markup(value) {
+  if (value instanceof Markup) return value.text;
+  if (Array.isArray(value)) return value.map(markup).join("");
+  return String(value).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+}
+
+function html(strings, ...values) {
+  return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
+}
+
+function row(name, id, value, running = false) {
+  return html`<div class="row ${running ? "running" : ""}"><span>${name}</span>
+    <b id="${id}">${value}</b></div>`;
+}
+
+function injectionRow(injected, n) {
+  const name = "Injecté sur le réseau";
+  return row(name, "injection-" + n, injected.power, injected.running);
+}
+
+function currentRow(current, n) {
+  const percent = 100 * Math.min(1, current.share);
+  return html`<div class="row ${current.load}"><span>${current.name}</span>
+    <span class="bar" aria-hidden="true"><i style="width: ${percent}%"></i></span>
+    <b id="current-${n}-${current.phase}">${current.value}</b></div>`;
+}
+
+function dayBox(day, n) {
+  return html`<div class="day ${day.mark}"><small>${day.title}</small>
+    <b id="${day.id}-${n}">${day.colour}</b></div>`;
+}
+
+// Two thirds of a circle; a dash as long as the share of it colours its beginning.
+function gauge(share, shareText) {
+  const arc = "M33.4 160A100 100 0 1 1 206.6 160";
+  const length = 419;
+  const name = "Jauge" + NBSP + ": " + (shareText || "puissance inconnue");
+  const value = html`<path class="value" d="${arc}"
+    stroke-dasharray="${length * Math.min(1, share)} 999"/>`;
+  return html`<svg viewBox="0 0 240 184" role="img" aria-label="${name}">
+    <path d="${arc}"/>${share > 0 ? value : ""}</svg>`;
+}
+
+function cardHead(card, several) {
+  const n = card.number;
+  return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
+    <span class="pill" id="state-${n}">${card.stateText}</span></header>
+    <p class="reason" id="reason-${n}" role="status">${card.reason}</p>`;
+}
+
+// The left column: the power, the currents, the period.
+function powerColumn(card) {
+  const n = card.number;
+  const injected = card.injection;
+  const days = html`<div class="days">${card.days.map((day) => dayBox(day, n))}</div>`;
+  return html`<div>
+    <div class="gauge">${gauge(card.share, card.shareText)}
+      <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
+      <p class="limit"><b id="share-${n}">${card.shareText}</b>${card.limitText}</p>
+    </div>
+    <p class="alert" id="alert-${n}" role="status">${card.alert}</p>
+    ${injected ? injectionRow(injected, n) : ""}
+    ${card.currents.map((current) => currentRow(current, n))}
+    ${row("Période", "period-" + n, card.period)}
+    ${card.days.length ? days : ""}</div>`;
+}
+
+// The right column: the curve, which drawChart() fills, and the indexes.
+function energyColumn(card) {
+  const n = card.number;
+  const injected = card.injection;
+  return html`<div><p class="caption">Puissance (VA)</p>
+    <div class="chart" id="chart-${n}"></div>
+    <p class="caption">${card.tariff ? "Index, tarif " + card.tariff : ""}</p>
+    ${card.indexes.map((index) =>
+      row(index.name, `index-${n}-${index.tag}`, index.value, index.running))}
+    ${injected ? row("Injecté", `index-${n}-injection`, injected.index) : ""}</div>`;
+}
+
+function linkList(link) {
+  const entries = link.map(([name, value]) =>
+    html`<div><dt>${name}</dt><dd>${value}</dd></div>`);
+  return html`<dl class="link">${entries}</dl>`;
+}
+
+function cardHtml(card, several) {
+  const n = card.number;
+  return html`<section class="card ${card.state} ${card.load}" id="input-${n}"
+    aria-labelledby="title-${n}">${cardHead(card, several)}
+    <div class="columns">${powerColumn(card)}${energyColumn(card)}</div>
+    ${linkList(card.link)}</section>`;
+}
+
+// Where other programs find the values; each port is to be copied by hand.
+function footer(answer, host) {
+  const several = answer.inputs.length > 1;
+  const place = (port) => html`<code>${host}</code> port&nbsp;<code>${port}</code>`;
+  const second = several ? "le compteur 2" : "l’injection";
+  const boxes = answer.ports.map((port, i) =>
+    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${place(port)}`);
+  const relays = answer.inputs.filter((input) => input.relay_port).map((input) => {
+    const meter = several ? " du compteur " + input.input : "";
+    return html`<p>TIC vérifiée${meter}, pour d’autres lecteurs${NBSP}:
+      ${place(input.relay_port)}</p>`;
+  });
+  return html`<p>Dans Domoticz, ajouter un matériel de type «&nbsp;Eco Devices&nbsp;»,
+    modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}</p>
+    ${relays}
+    <p>ecolinky ${answer.version}, en marche depuis ${duration(answer.uptime)}.</p>`;
+}
+
+//////// Chart: its scale, its grid, its curve ////////////////////////////////////////
+
+// In pixels: the height (that of .chart in the style), and the margins around the curve
+// where the axes are written.
+const HEIGHT = 210;
+const LEFT = 56;
+const RIGHT = 6;
+const TOP = 14;
+const BOTTOM = 24;
+const LABEL_WIDTH = 58;  // of "10:55" and some space
+const NOW_WIDTH = 86;  // of "maintenant", which ends at the right, and some space
+
+const LEAST_POWER = 400;  // VA at the top, or more: a quiet night is no mountain
+const MOST_STEPS = 4.2;  // from 0 to the highest power: at most five lines above 0
+const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180];  // minutes
+
+// Which time and power stand where in a chart of that width.
+function scale(chart, width) {
+  const powers = chart.points.map((point) => point.power || 0);
+  const highest = Math.max(LEAST_POWER, ...powers);
+  const powerStep = POWER_STEPS.find((step) => highest / step <= MOST_STEPS) || highest;
+  const topPower = Math.ceil(highest / powerStep) * powerStep;
+  const first = chart.points[0].time;
+  const pixelsPerMs = (width - LEFT - RIGHT) / (chart.now - first);
+  const pixelsPerVA = (HEIGHT - TOP - BOTTOM) / topPower;
+  return {
+    width,
+    first,
+    now: chart.now,
+    topPower,
+    powerStep,
+    x: (time) => Math.round(10 * (LEFT + (time - first) * pixelsPerMs)) / 10,
+    y: (power) => Math.round(10 * (HEIGHT - BOTTOM - power * pixelsPerVA)) / 10,
+  };
+}
+
+// Round times, as many as have room at the left of "maintenant".
+function roundTimes(axes) {
+  const minutes = (axes.now - axes.first) / MINUTE_MS;
+  const room = (axes.width - LEFT - RIGHT) / LABEL_WIDTH;
+  const longest = TIME_STEPS[TIME_STEPS.length - 1];
+  const stepMinutes = TIME_STEPS.find((step) => step * room >= minutes) || longest;
+  const step = stepMinutes * MINUTE_MS;
+  // Three o'clock is round where the reader lives, not in Greenwich.
+  const zone = new Date(axes.now).getTimezoneOffset() * MINUTE_MS;
+  const firstRound = Math.ceil((axes.first - zone) / step) * step + zone;
+  const end = axes.width - NOW_WIDTH - LABEL_WIDTH / 2;
+  const times = [];
+  for (let time = firstRound; time < axes.now; time += step) {
+    if (axes.x(time) < end) times.push(time);
+  }
+  return times;
+}
+
+function gridLine(axes, power, name) {
+  const y = axes.y(power);
+  const path = `M${LEFT} ${y}H${axes.width}`;
+  return html`<path class="${name}" d="${path}"/>`;
+}
+
+function axisText(x, y, anchor, text) {
+  return html`<text x="${x}" y="${y}" text-anchor="${anchor}">${text}</text>`;
+}
+
+function grid(axes, limit) {
+  const parts = [];
+  for (let power = 0; power <= axes.topPower; power += axes.powerStep) {
+    parts.push(gridLine(axes, power, "step-line"));
+    parts.push(axisText(LEFT - 8, axes.y(power) + 4, "end", number(power)));
+  }
+  if (limit && limit <= axes.topPower) parts.push(gridLine(axes, limit, "limit-line"));
+  for (const time of roundTimes(axes)) {
+    parts.push(axisText(axes.x(time), HEIGHT - 5, "middle", clockTime(time)));
+  }
+  parts.push(axisText(axes.width - 2, HEIGHT - 5, "end", "maintenant"));
+  return html`<g aria-hidden="true">${parts}</g>`;
+}
+
+// The points without those that are not known: a list for each run between two gaps.
+function runsOf(points) {
+  const runs = [];
+  let run = [];
+  for (const point of points) {
+    if (point.power === null) {
+      run = [];
+    } else {
+      if (!run.length) runs.push(run);
+      run.push(point);
+    }
+  }
+  return runs;
+}
+
+// A line and the area under it for each run: neither crosses a gap.
+function curve(axes, points) {
+  return runsOf(points).map((run) => {
+    const places = run.map((point) => `${axes.x(point.time)} ${axes.y(point.power)}`);
+    const line = places.join("L");
+    const begin = axes.x(run[0].time);
+    const end = axes.x(run[run.length - 1].time);
+    const ground = axes.y(0);
+    // h0: a run of a single point is a dot.
+    return html`<path class="area" d="M${begin} ${ground}L${line}L${end} ${ground}z"/>
+      <path class="curve" d="M${line}h0"/>`;
+  });
+}
+
+function chartHtml(chart, width) {
+  if (chart.notice) return html`<p>${chart.notice}</p>`;
+  const axes = scale(chart, width);
+  const powers = chart.points.map((point) => point.power);
+  const known = powers.filter((power) => power !== null);
+  const name = `Courbe de la puissance depuis ${clockTime(axes.first)}${NBSP}: de `
+    + `${number(Math.min(...known))} à ${quantity(Math.max(...known), "VA")}`;
+  return html`<svg viewBox="0 0 ${width} ${HEIGHT}" role="img" aria-label="${name}">
+    ${grid(axes, chart.limit)}${curve(axes, chart.points)}</svg>`;
+}
+
+//////// Page: ask, remember, show ////////////////////////////////////////////////////
+
+const page = {
+  answer: null,  // the last whole answer of the program
+  receivedAt: 0,  // when it came
+  problem: "",  // why none came since, in the user's words
+  known: new Map(),  // number of an input -> what is kept of it while it is stale
+  asking: false,  // a question is on its way
+  timer: 0,  // of the next question
+};
+
+function element(id) {
+  return document.getElementById(id);
+}
+
+// Put that HTML into an element, and touch only what differs from what is there: a text
+// that someone has selected stays so, a screen reader hears only what is new.
+function show(target, content) {
+  const template = document.createElement("template");
+  template.innerHTML = markup(content);
+  patchChildren(target, template.content);
+}
+
+function patchChildren(old, fresh) {
+  const oldNodes = [...old.childNodes];
+  const freshNodes = [...fresh.childNodes];
+  if (oldNodes.length === freshNodes.length) {
+    oldNodes.forEach((node, i) => patch(node, freshNodes[i]));
+  } else {
+    old.replaceChildren(...freshNodes);
+  }
+}
+
+function patch(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.className === "chart") return;  // drawChart() fills it
+  if (old.nodeName !== fresh.nodeName) {
+    old.replaceWith(fresh);
+  } else if (old.nodeType === Node.TEXT_NODE) {
+    old.data = fresh.data;
+  } else {
+    patchAttributes(old, fresh);
+    patchChildren(old, fresh);
+  }
+}
+
+function patchAttributes(old, fresh) {
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+}
+
+// An input that is stale has no fields: it keeps those that it had.
+function remembered(input) {
+  if (input.fields) {
+    const { fields, tariff, phases, injection } = input;
+    page.known.set(input.input, { fields, tariff, phases, injection });
+  }
+  return { ...input, ...page.known.get(input.input) };
+}
+
+// As wide as its column, which is known once the card is in the page.
+function drawChart(card) {
+  const target = element("chart-" + card.number);
+  show(target, chartHtml(card.chart, target.clientWidth));
+}
+
+function paintCards(now) {
+  const inputs = page.answer.inputs;
+  const several = inputs.length > 1;
+  const fresh = now - page.receivedAt < PATIENCE_MS;
+  const connected = page.problem === "" && fresh;
+  const seen = { now, receivedAt: page.receivedAt, connected };
+  const cards = inputs.map((input) => model(remembered(input), seen));
+  document.body.className = several ? "two-inputs" : "one-input";
+  show(element("cards"), cards.map((card) => cardHtml(card, several)));
+  cards.forEach(drawChart);
+  document.title = `${cards[0].power} VA · ecolinky`;
+  show(element("domoticz"), footer(page.answer, location.hostname));
+}
+
+function paint() {
+  const now = Date.now();
+  show(element("clock"), clockTime(now));
+  show(element("down"), page.problem);
+  if (page.answer) paintCards(now);
+  document.body.dataset.ready = "1";
+}
+
+// Ask the program once.  `problem` is what is wrong unless a later step succeeds.
+async function ask(signal) {
+  let problem = UNREACHABLE;
+  try {
+    const response = await fetch("ecolinky.json", { signal });
+    problem = problemOf(response.status);
+    const answer = await response.json();
+    if (response.ok && answer.inputs.length) return { answer, problem: "" };
+  } catch {
+    // No answer, or one that is not whole: `problem` says which.
+  }
+  return { answer: null, problem };
+}
+
+// What is wrong with an answer of that status if it cannot be used.
+function problemOf(status) {
+  if (status === 401) return REFUSED;
+  if (status !== 200) return `ecolinky répond par une erreur (${status}).`;
+  return CUT_SHORT;
+}
+
+// Ask, show, and do it again in two seconds; nobody looks at a hidden tab.
+async function poll() {
+  if (page.asking || document.hidden) return;
+  page.asking = true;
+  clearTimeout(page.timer);
+  const stop = new AbortController();
+  const timeout = setTimeout(() => stop.abort(), TIMEOUT_MS);
+  const { answer, problem } = await ask(stop.signal);
+  clearTimeout(timeout);
+  page.problem = problem;
+  if (answer) {
+    page.answer = answer;
+    page.receivedAt = Date.now();
+  }
+  page.asking = false;
+  page.timer = setTimeout(poll, POLL_MS);
+  paint();
+}
+
+// Shown again, the tab may hold a power of an hour ago: it is stale until the answer.
+function shownAgain() {
+  if (document.hidden) return;
+  paint();
+  poll();
+}
+
+document.addEventListener("visibilitychange", shownAgain);
+addEventListener("resize", paint);
 poll();
 </script>
 </body>
 </html>
-""".encode("utf-8")
+""".encode()
 
 
 ######## Main ##########################################################################
@@ -1604,95 +3780,234 @@ Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
   --check           examiner la liaison et dire ce qui ne va pas
   --demo [MODE]     un compteur simulé : historic, standard, tempo ou three-phase
   --verbose         montrer chaque trame et chaque requête
-  --version         dire la version
-"""
+  --version         dire la version"""
+LEVEL_NAMES = {
+    logging.DEBUG: "détail",
+    logging.INFO: "info",
+    logging.WARNING: "ATTENTION",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line's parser that speaks French."""
+
+    def error(self, _message: str) -> NoReturn:
+        """End with one line that names what was written."""
+        written = " ".join(sys.argv[1:])
+        complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
+        tell(complaint, sys.stderr)
+        sys.exit(2)
+
+    def print_help(self, _file: object = None) -> None:
+        """Print what --help prints."""
+        tell(HELP, sys.stdout)
+
+
+class Formatter(logging.Formatter):
+    """Makes a line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, in French."""
+        return french(super().format(record))
+
+
+def start_log(level: str) -> None:
+    """Let the log go to standard error, from that level on."""
+    for number, name in LEVEL_NAMES.items():
+        logging.addLevelName(number, name)
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler])
+    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
 
 
 def main() -> int:
     """Run the program; return its exit code: 0 stopped, 1 cannot run, 2 usage."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = Parser(allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
     parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--version", action="version", version=VERSION)
-    wrong = "ecolinky : %s : option inconnue ou incomplète, voir --help\n"
-    parser.error = lambda _: parser.exit(2, wrong % " ".join(sys.argv[1:]))  # type: ignore
-    parser.format_help = lambda: HELP  # type: ignore
+    parser.add_argument("--version", action="store_true")
     options = parser.parse_args()
+    if options.version:
+        tell(VERSION, sys.stdout)
+        return 0
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
     try:
         settings = read_settings(options.config or beside, bool(options.demo))
     except ConfigError as error:
-        print("ecolinky : %s" % error, file=sys.stderr)
+        tell(f"ecolinky : {error}", sys.stderr)
         return 2
-    level = "CRITICAL" if options.check else settings["log"]["level"].upper()
-    logging.addLevelName(logging.DEBUG, "détail")
-    logging.addLevelName(logging.INFO, "info")
-    logging.addLevelName(logging.WARNING, WARNING)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else getattr(logging, level),
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
-    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
+    level = settings.log.level
+    if options.check:
+        level = "critical"  # --check says itself what the log would
+    if options.verbose:
+        level = "debug"
+    start_log(level)
     if options.demo:
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        demo = (DemoMeter(options.demo), listener)
-        threading.Thread(target=send_demo, args=demo, daemon=True).start()
-        settings["teleinfo1"].update(host="127.0.0.1", port=listener.getsockname()[1])
-        settings["teleinfo2"]["host"] = ""
-    return check(settings) if options.check else serve(settings, options.demo or "")
+        settings = start_demo(options.demo, settings)
+    if options.check:
+        return check(settings)
+    return serve(settings, bool(options.demo))
 
 
-def serve(settings: Settings, demo: str) -> int:
+def devices_of(settings: Settings) -> list[Device]:
+    """Return the Eco-Devices to show: one, or one more for input 2."""
+    mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
+    first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
+    return [first] + [second_device(first, port) for port in settings.ports[1:]]
+
+
+def wait_for_address(address: str) -> None:
+    """Wait until an address is one of this machine.
+
+    Wi-Fi may come after `@reboot`, and cron starts nothing twice.
+    """
+    is_said = False
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, 0))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    return  # what is wrong is said when the ports are opened
+        if not is_said:
+            log.warning(NOT_OUR_ADDRESS_YET, address)
+        is_said = True
+        time.sleep(1)
+
+
+class CannotListen(Exception):
+    """A port that cannot be opened, and what to do, in one line."""
+
+
+@contextlib.contextmanager
+def opening(name: str, port: int, address: str) -> Iterator[None]:
+    """Turn what goes wrong when a port is opened into CannotListen."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none
+        advice = f"corriger {name} ou [http] address"
+        if getattr(error, "errno", 0) == errno.EADDRINUSE:
+            advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
+        reason = reason_of(error)
+        raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None
+
+
+def open_readers(settings: Settings, store: Store) -> list[Reader]:
+    """Return the readers of the inputs, not yet started; raises CannotListen."""
+    address = settings.http.address
+    readers = []
+    for number, source in settings.inputs.items():
+        relay = None
+        if source.relay_port:
+            name = f"[teleinfo{number}] relay_port"
+            with opening(name, source.relay_port, address):
+                now = time.monotonic()
+                relay = Relay(address, source.relay_port, source.timeout, now)
+        readers.append(Reader(number, source, store, settings.second, relay))
+    return readers
+
+
+def open_servers(settings: Settings, store: Store) -> list[Server]:
+    """Return the HTTP servers of the devices; raises CannotListen."""
+    http = settings.http
+    login = f"{http.username}:{http.password}" if http.username else ""
+    program = Program(time.monotonic(), settings.ports, settings.relay_ports)
+    servers = []
+    for device in devices_of(settings):
+        name = "[http] second_port" if device.is_second else "[http] port"
+        with opening(name, device.port, http.address):
+            servers.append(Server(http.address, device, program, store, login))
+    return servers
+
+
+def serve(settings: Settings, demo: bool) -> int:
     """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
-    first, second, http, device, _ = settings.values()
-    store, ports, servers = Store(), ports_of(settings), []  # type: Any, List[int], Any
-    login = http["username"] and "%(username)s:%(password)s" % http
-    for port in ports:
-        mac = device["mac"].lower().replace("-", ":") or lasting_mac()
-        box = Box(store, device["hostname"], mac, ports, port != ports[0])
-        try:
-            servers.append(Server((http["address"], port), box, login))
-        except (OSError, UnicodeError) as error:
-            told = "ecolinky : port %d de %s : %s : ecolinky tourne-t-il déjà ? sinon,"
-            told = told % (port, http["address"], plain_reason(error))
-            print(told, "corriger [http] address ou port", file=sys.stderr)
-            return 1
-    injection = None if second["host"] else second["injection"]
-    threads = [Reader(1, first, store, injection)]  # type: List[Any]
-    if second["host"]:
-        threads.append(Reader(2, second, store))
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    wait_for_address(settings.http.address)
+    store = Store()
+    try:
+        readers = open_readers(settings, store)
+        servers = open_servers(settings, store)
+    except CannotListen as error:
+        tell(f"ecolinky : {error}", sys.stderr)
+        return 1
+    threads: list[threading.Thread] = [*readers]
     for server in servers[1:]:
         threads.append(threading.Thread(target=server.serve_forever, daemon=True))
-    if device["discovery"]:
-        box = (servers[0].box,)
-        discovery = threading.Thread(target=answer_discovery, args=box, daemon=True)
+    if settings.ecodevice.discovery:
+        first = (servers[0].device,)
+        discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
         threads.append(discovery)
-    told = "ecolinky %s répond sur le port %s" + (demo and " (compteur simulé)")
-    log.info(told, __version__, " et ".join(map(str, ports)))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        for thread in threads:
-            thread.start()
-        servers[0].serve_forever()
-    except (KeyboardInterrupt, SystemExit):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        log.info("ecolinky s'arrête")
+    where = f"le port {settings.ports[0]}"
+    if len(settings.ports) > 1:
+        where = "les ports {} et {}".format(*settings.ports)
+    if demo:
+        where += " (compteur simulé)"
+    log.info("%s répond sur %s", VERSION, where)
+    for thread in threads:
+        thread.start()
+    servers[0].serve_forever()
     return 0
 
 
-if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore  # it prints everywhere
+def stop(*_: object) -> NoReturn:
+    """End the program on a signal; its threads end with it."""
+    # A second signal on the way out would only show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log.info("ecolinky s'arrête")
+    sys.exit(0)
+
+
+PLAIN = {"\u00a0": " ", "’": "'"}
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a terminal cannot show: an error handler for codecs.
+
+    Returns what to print instead, and where to go on.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
+
+
+def printable(stream: TextIO | None) -> TextIO:
+    """Return a stream that one can print on: under any locale, even if it is closed."""
+    if stream is None:  # as by >&-
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="plain")
+    return stream
+
+
+def run() -> int:
+    """Run main whatever its standard output and error are; return the exit code."""
+    codecs.register_error("plain", plain)
+    sys.stdout = printable(sys.stdout)
+    sys.stderr = printable(sys.stderr)
     try:
-        code = main()
-        sys.stdout.flush()
-    except (BrokenPipeError, KeyboardInterrupt):  # as in --check | head
-        code = 1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(code)
+        return main()
+    except KeyboardInterrupt:
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # nobody reads it (--check | head), or the disk is full
+                # The interpreter would complain when it closes it.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(run())
+
+# The last line: LAST_LINE, by which a copy that was cut off is known.
