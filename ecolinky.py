@@ -78,7 +78,7 @@ LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is kn
 if __name__ == "__main__":
     with open(__file__, "rb") as program:
         if not program.read().rstrip().endswith(LAST_LINE):
-            sys.exit("ecolinky : ecolinky.py n'est pas entier, le copier à nouveau")
+            sys.exit(f"ecolinky : {__file__} n'est pas entier, le copier à nouveau")
 
 log = logging.getLogger("ecolinky")
 
@@ -1273,10 +1273,12 @@ def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
     remarks = []
     if decoder.spaces_replaced:
         remarks.append(REPLACED)
-    if sum(decoder.refused.values()) > MUCH_DAMAGE * decoder.groups:
-        remarks.append(OFTEN_DAMAGED)
-    elif labels and ends_are_missing(labels):  # and not by damage
+    damaged = sum(decoder.refused.values())
+    is_cut = bool(labels) and ends_are_missing(labels)
+    if is_cut and damaged <= decoder.frames:  # a cut goes through one group of a frame
         remarks.append(CUT_SHORT)
+    elif damaged > MUCH_DAMAGE * decoder.groups:
+        remarks.append(OFTEN_DAMAGED)
     if decoder.eight_bits:
         remarks.append(READ_AS_8N1)
     if decoder.esp_log:
@@ -2660,7 +2662,10 @@ def old_contracts(labels: Labels) -> int:
     return sum(number_of(labels, label) or 0 for label in EASF[used:])
 
 
-TO_STOP_IT = "pour l'arrêter sudo systemctl stop ecolinky, ou pkill -f ecolinky.py"
+TO_STOP_IT = (
+    "pour l'arrêter sudo systemctl stop ecolinky, ou pkill -f"
+    ' "^python3.*ecolinky/ecolinky.py"'
+)
 
 
 def is_ecolinky(address: str, port: int) -> bool:

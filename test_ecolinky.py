@@ -3451,6 +3451,11 @@ class JudgeTest(InputCase):
             ("log", log, "ATTENTION le journal de l'ESP s'y mêle, Serial Log Level"),
             ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
             (
+                "cut in a group",
+                HC_FRAME[:-9],
+                "ATTENTION la fin des trames manque, dans",
+            ),
+            (
                 "damaged",
                 damaged,
                 "ATTENTION beaucoup de groupes abîmés, vérifier l'opto",
