@@ -3873,28 +3873,101 @@ def bench_latency(count=200):
     )
 
 
-def at_line_rate(house, sent=None, failing=None):
-    """Send a house's frames at line rate, in an ESP's chunks; fail as it is said."""
+def bench_relay(count=3000):
+    """Print the time that the relay takes of a frame: two readers, and a stuck one."""
+    house = House("standard", random.Random(1))
+    stream = [encoded(house.step()[0]) for _ in range(count)]
+    port, costs = free_port(), []
+    relay = ecolinky.Relay("127.0.0.1", port, 1e9, 0.0)
+    plain, relayed = ecolinky.Meter(), ecolinky.Meter(is_relayed=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(relay.close)
+        clients = []
+        for buffer in (0, 0, 4096):  # the last one never reads
+            client = stack.enter_context(socket.socket())
+            if buffer:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            client.connect(("127.0.0.1", port))
+            client.setblocking(False)
+            clients.append(client)
+        relay.tend(0.0)
+        for number, data in enumerate(stream):
+            now = 9.0 * number / count  # the stuck one is there to the end
+            start = time.perf_counter()
+            plain.feed(data, now)
+            middle = time.perf_counter()
+            relay.tend(now)
+            relayed.feed(data, now)
+            relay.send(relayed.verified, now)
+            costs.append(1000 * (time.perf_counter() - middle - (middle - start)))
+            for client in clients[:2]:
+                with contextlib.suppress(BlockingIOError):
+                    client.recv(65536)
+    costs.sort()
+    print(
+        "relay, added to a frame      %8.3f ms median, %.3f ms 99th percentile"
+        % (statistics.median(costs), costs[int(count * 0.99)]),
+        flush=True,
+    )
+
+
+FAULTS = ("closed", "reset", "silent", "noise", "off")
+
+
+class Faults:
+    """Which fault of an ESP is due when; the first comes after `every` seconds."""
+
+    def __init__(self, every, first):
+        self.every, self.due = every, time.monotonic() + every
+        self.ways = list(FAULTS[first:] + FAULTS[:first])
+        self.off_until, self.seen = 0.0, collections.Counter()
+
+    def happen(self, esp, connection, pace):
+        """Do the fault that is due, if one is; return whether the connection ends."""
+        if time.monotonic() < self.due:
+            return False
+        way = self.ways.pop(0)
+        self.ways.append(way)
+        self.seen[way] += 1
+        if way == "silent":
+            esp.over.wait(12)
+        elif way == "reset":
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        elif way == "noise":
+            end = time.monotonic() + 20
+            self.due = end + self.every
+            while time.monotonic() < end and not esp.over.wait(pace):
+                connection.sendall(os.urandom(48))
+        elif way == "off":
+            self.off_until = time.monotonic() + 40
+        self.due = max(time.monotonic(), self.off_until) + self.every
+        return way != "noise"
+
+
+def at_line_rate(house, sent=None, faults=None):
+    """Send a house's frames at line rate, in an ESP's chunks; fail as it is said.
+
+    `sent` takes the values that a true answer can show, by tag.
+    """
+    pace = 0.05 if house.standard else 0.4
 
     def script(esp, connection):
         while not esp.over.is_set():
+            if faults and time.monotonic() < faults.off_until:
+                return
             groups, seconds = house.step()
-            for tag, value in house.served_indexes(groups).items():
-                (sent or {}).setdefault(tag, set()).add(value)
+            if sent is not None:
+                values = {each[0]: each[1] for each in groups}
+                power = int(values.get("PAPP") or values["SINSTS"])
+                sent.setdefault("PAPP", set()).add(power)
+                for tag, value in house.served_indexes(groups).items():
+                    sent.setdefault(tag, set()).add(value)
             data, start = encoded(groups), time.monotonic()
             for place in range(0, len(data), 48):
                 connection.sendall(data[place : place + 48])
-                esp.over.wait(0.05)
-                if failing and time.monotonic() > failing["due"]:
-                    failing["due"] += 60
-                    failing["ways"].append(failing["ways"].pop(0))
-                    if failing["ways"][0] == "silent":
-                        esp.over.wait(12)
-                    if failing["ways"][0] == "reset":
-                        linger = struct.pack("ii", 1, 0)
-                        connection.setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, linger
-                        )
+                esp.over.wait(pace)
+                if faults and faults.happen(esp, connection, pace):
                     return
             esp.over.wait(max(0.0, start + seconds - time.monotonic()))
 
@@ -3924,60 +3997,184 @@ def bench_cpu(seconds=120):
     esp.close()
 
 
-def bench_soak(minutes):
-    """Poll with three clients while the ESP fails each minute; print what changed."""
-    sent = {"HCHC": set(), "HCHP": set()}
-    failing = {"due": time.monotonic() + 60, "ways": ["closed", "reset", "silent"]}
-    esp = FakeEsp(at_line_rate(House("standard", random.Random(1)), sent, failing))
-    answers, wrong = [0], []
+class Records:
+    """What one client recorded, and what of that is false."""
 
-    def poll(port, path):
-        last = {}
-        while not esp.over.wait(0.7):
-            answers[0] += 1
-            try:
-                text = ask(port, path).body.decode("latin-1")
-            except OSError as error:
-                wrong.append(repr(error))
+    def __init__(self, name, sent):
+        self.name, self.sent = name, sent  # by number of the meter, by tag
+        self.counts, self.last, self.example = collections.Counter(), {}, ""
+
+    def take(self, meter, tag, value):
+        """Record a value of a meter: a power (PAPP), or an index."""
+        count, last = self.counts, self.last
+        count["values"] += 1
+        wrong = [
+            name
+            for name, is_so in (
+                ("zeros", tag == "PAPP" and value == 0),
+                ("falls", tag != "PAPP" and value < last.get((meter, tag), 0)),
+                ("false", value not in self.sent[meter][tag]),
+            )
+            if is_so
+        ]
+        count.update(wrong)
+        if wrong:
+            self.example = "%s: meter %d, %s %d" % (wrong[0], meter, tag, value)
+        last[meter, tag] = value
+
+    def row(self):
+        """Return what there is to say of it."""
+        shown = ("polls", "failed", "values", "zeros", "falls", "false")
+        words = ["%d %s" % (self.counts[name], name) for name in shown]
+        return "%-14s %s %s" % (self.name, ", ".join(words), self.example)
+
+
+def recording_domoticz(ports, records):
+    """Return a poll that records as Domoticz does, of both boxes."""
+    boxes = [(meter, DomoticzClient(port)) for meter, port in enumerate(ports, 1)]
+
+    def poll():
+        for meter, box in boxes:
+            box.last.clear()  # falls are counted by what records them
+            for stored in box.poll().values():
+                records.take(meter, "PAPP", stored["power"])
+                for tag, value in stored["indexes"].items():
+                    records.take(meter, tag, value)
+
+    return poll
+
+
+def tags_in(body):
+    """Return the tags of an XML document."""
+    return {each.tag: each.text or "" for each in ElementTree.fromstring(body)}
+
+
+def recording_jeedom(ports, records):
+    """Return a poll that records as Jeedom's daemon does: whatever PPAP there is."""
+
+    def poll():
+        tags = tags_in(ask(ports[0], "/status.xml").body)
+        for meter in (1, 2):
+            if "T%d_PPAP" % meter in tags:
+                records.take(meter, "PAPP", int(tags["T%d_PPAP" % meter] or 0))
+
+    return poll
+
+
+def recording_home_assistant(ports, records):
+    """Return a poll that records as Home Assistant does, whatever the status."""
+
+    def poll():
+        tags = {}
+        for path in ("/status.xml", T1, T2):
+            answer = ask(ports[0], path)
+            if answer.status == 401:
+                raise OSError("login")
+            found = tags_in(answer.body)
+            if not found:
+                raise OSError("empty")
+            tags.update(found)
+        for meter in (1, 2):
+            if tags["T%d_PAPP" % meter] == "":
+                continue  # unknown
+            for tag in records.sent[meter]:
+                records.take(meter, tag, int(tags["T%d_%s" % (meter, tag)]))
+
+    return poll
+
+
+def recording_script(ports, records):
+    """Return a poll that records as a script does: cmd=10 of both boxes."""
+
+    def poll():
+        for port, inputs in ((ports[0], {1: 1, 2: 2}), (ports[1], {1: 2})):
+            answer = ask(port, CMD10)
+            if answer.status != 200:
                 continue
-            for tag, values in sent.items():
-                found = re.search(r"T1_%s[^0-9]+([0-9]+)" % tag, text)
-                value = int(found.group(1)) if found else -1
-                if value not in values or value < last.get(tag, 0):
-                    wrong.append("%s %d in %.60r" % (tag, value, text))
-                last[tag] = value
+            found = json.loads(answer.body.decode())
+            for number, meter in inputs.items():
+                for tag in records.sent[meter]:
+                    records.take(meter, tag, found["T%d_%s" % (number, tag)])
 
-    with running(esp_ini(esp.port).replace("timeout = 1", "timeout = 30")) as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
-        for path in (CMD10, T1, "/globalstatus.xml"):
-            threading.Thread(target=poll, args=(program.port, path)).start()
+    return poll
+
+
+def bench_soak(minutes, every=60):
+    """Poll as all clients while two ESPs fail in turn; print what was recorded."""
+    houses = [House(kind, random.Random(1)) for kind in ("standard", "three-phase")]
+    sent = {1: {}, 2: {}}
+    faults = [Faults(every, 0), Faults(every * 1.3, 4)]
+    esps = [
+        FakeEsp(at_line_rate(house, sent[number], fault))
+        for number, (house, fault) in enumerate(zip(houses, faults), 1)
+    ]
+    over, clients = threading.Event(), []
+
+    def keep_polling(poll, records):
+        while not over.wait(0.7):
+            records.counts["polls"] += 1
+            try:
+                poll()
+            except Exception as error:  # noqa: BLE001  counted and shown
+                records.counts["failed"] += 1
+                records.example = repr(error)
+
+    ini = esp_ini(*[esp.port for esp in esps])
+    with running(ini.replace("timeout = 1", "timeout = 30")) as program:
+        ports = (program.port, program.second)
+        for port in ports:
+            wait_for(DomoticzClient(port).poll, 30)
+        threads = []
+        for name, record in (
+            ("Domoticz", recording_domoticz),
+            ("Jeedom", recording_jeedom),
+            ("Home Assistant", recording_home_assistant),
+            ("script", recording_script),
+        ):
+            records = Records(name, sent)
+            clients.append(records)
+            poll = record(ports, records)
+            threads.append(threading.Thread(target=keep_polling, args=(poll, records)))
+            threads[-1].start()
         first = None
         for minute in range(minutes):
             time.sleep(60)
-            pid = program.process.pid
-            threads, files = (
-                len(os.listdir("/proc/%d/%s" % (pid, each))) for each in ("task", "fd")
+            tasks, files = (
+                len(os.listdir("/proc/%d/%s" % (program.process.pid, each)))
+                for each in ("task", "fd")
             )
-            first = first or resident(program.process)
+            memory = resident(program.process)
+            first = first or memory
             print(
-                "minute %2d: %.2f MiB, %d threads, %d descriptors, %d answers, %d wrong"
-                " %s"
+                "minute %d: %.2f MiB, %d threads, %d descriptors; faults %s"
                 % (
                     minute + 1,
-                    resident(program.process),
-                    threads,
+                    memory,
+                    tasks,
                     files,
-                    answers[0],
-                    len(wrong),
-                    wrong[-1:],
-                ),
-                flush=True,
+                    " / ".join(
+                        " ".join("%s %d" % each for each in sorted(fault.seen.items()))
+                        for fault in faults
+                    ),
+                )
             )
-        esp.close()
-        print(
-            "soak: memory %+.2f MiB after the first minute, %d answers, %d wrong or"
-            " missing" % (resident(program.process) - first, answers[0], len(wrong))
+            for records in clients:
+                print("  " + records.row(), flush=True)
+        memory = resident(program.process) - first
+        over.set()
+        for thread in threads:
+            thread.join()
+        for esp in esps:
+            esp.close()
+    total = sum((records.counts for records in clients), collections.Counter())
+    print(
+        "soak: memory %+.2f MiB after the first minute; %d values recorded, %d zeros,"
+        " %d falls, %d false; %d of %d polls failed"
+        % (
+            memory,
+            *(total[each] for each in "values zeros falls false failed polls".split()),
         )
+    )
 
 
 def main():
@@ -3990,13 +4187,14 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the damage")
     parser.add_argument("--frames", type=int, default=250000, help="of the damage")
     parser.add_argument("--minutes", type=int, default=20, help="of the soak")
+    parser.add_argument("--every", type=int, default=60, help="seconds: a fault's turn")
     options = parser.parse_args(sys.argv[2:])
     if options.what == "damage":
         sys.exit(1 if bench_damage(options.seed, options.frames) else 0)
     if options.what == "soak":
-        bench_soak(options.minutes)
+        bench_soak(options.minutes, options.every)
     else:
-        for bench in (bench_feed, bench_http, bench_latency, bench_cpu):
+        for bench in (bench_feed, bench_http, bench_latency, bench_relay, bench_cpu):
             bench()
 
 
