@@ -1312,6 +1312,32 @@ class Guard(MeterCase):
         self.feed(other)
         self.assertServes(ADCO="027811420828", PAPP=5555)
 
+    def test_which_labels_need_a_second_reading(self):
+        base = dict(EASD01="000000010", MSG2="CHUT")
+        for changes, at_once in (
+            (dict(URMS1="231"), True),
+            (dict(IRMS1="009"), True),
+            (dict(DATE=("", "H260101120002")), True),
+            (dict(EASD01="000000012"), False),
+            (dict(MSG2=""), False),
+            (dict(RELAIS="001"), False),
+        ):
+            with self.subTest(changes):
+                self.afresh(*[standard(**base)] * 2)
+                for _ in range(2):
+                    before = self.meter.labels(self.now)
+                    self.feed(standard(**dict(base, **changes)))
+                    after = self.meter.labels(self.now)
+                    (label,) = changes
+                    self.assertEqual(at_once, before[label] != after[label])
+                    at_once = not at_once
+
+    def test_easd_changes_though_easf_and_east_do_not_agree(self):
+        wrong = dict(EASF02="000002016")
+        self.feed(*[standard(EASD01="000000010")] * 2)
+        self.feed(*[standard(EASD01="000000012", **wrong)] * 2)
+        self.assertEqual("000000012", self.meter.labels(self.now)["EASD01"])
+
     def test_a_false_identity_holds_frames_without_one_back_for_ten_seconds(self):
         self.feed(historic(), historic(), historic(ADCO="027811420828"))
         without = frame(historic(ADCO=None, papp="00800"))
@@ -1772,6 +1798,29 @@ class InputTest(InputCase):
         self.fail(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.connect(HC_FRAME[-20:])
         self.assertEqual(0, self.snapshot().counters["refused"]["form"])
+
+    def test_the_counters_count(self):
+        spoilt = HC_FRAME.replace(b"PAPP 00690", b"PAPP 00691")
+        formless = HC_FRAME.replace(b"IMAX 090", b"IMAX 0~0")
+        wrong = frame(changed(HC, HCHC="912345678"))
+        self.connect(HC_FRAME, HC_FRAME, spoilt, spoilt, formless, wrong, HC_FRAME)
+        self.fail(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.connect(HC_FRAME)
+        self.assertEqual(
+            {
+                "frames": 8,
+                "groups": 8 * len(HC) - 3,
+                "refused": {"checksum": 2, "form": 1, "implausible": 1},
+                "connections": 2,
+            },
+            self.snapshot().counters,
+        )
+
+    def test_what_it_injects_is_that_of_this_frame(self):
+        self.begin(ecolinky.INJECTION)
+        self.connect(*[encoded(SUN)] * 2)
+        self.feed(encoded(standard(EAIT="000671631", SINSTI="02000")))
+        self.assertEqual(2000, self.shown(2).fields["PAPP"])
 
     def test_its_time_is_that_of_the_last_frame(self):
         self.connect(HC_FRAME, HC_FRAME)
@@ -2893,6 +2942,45 @@ def tearDownModule():
             raise AssertionError("a demo ended badly: %s %s %s" % (code, taken, text))
 
 
+class DemoTest(unittest.TestCase):
+    def test_an_hour_of_each_demonstration_is_one_of_a_true_meter(self):
+        for mode in MODES:
+            with self.subTest(mode):
+                demo, meter = ecolinky.DemoMeter(mode), ecolinky.Meter()
+                powers = set()
+                for now in range(5000, 8600, 6):
+                    data = demo.frame(now)
+                    meter.feed(data, now)
+                    meter.feed(data, now + 1)  # a 0 beside a current is said twice
+                    labels = meter.labels(now)
+                    drawn = int(labels.get("PAPP") or labels.get("SINSTS"))
+                    power = drawn - int(labels.get("SINSTI", 0))
+                    self.assertEqual(demo.power(now), power)
+                    powers.add(power)
+                self.assertFalse(any(meter.decoder.refused.values()))
+                self.assertEqual(0, meter.guard.implausible)
+                self.assertEqual(1200, meter.decoder.frames)
+                self.assertEqual(mode == "standard", min(powers) < 0)
+                self.assertIsNotNone(meter.fields(now))
+
+    def test_its_index_begins_where_it_does_whatever_the_uptime(self):
+        for mode, label in (("three-phase", "BASE"), ("standard", "EAST")):
+            begun = []
+            for start in (1.0, 900001.0):
+                demo, decoder = ecolinky.DemoMeter(mode), ecolinky.Decoder()
+                for step in range(3):
+                    sent = decoder.feed(demo.frame(start + 2 * step))
+                    begun.append(int(sent[0].groups[label].data))
+            self.assertEqual(begun[0], begun[3])
+            self.assertIn(max(begun) - begun[0], range(10))
+
+    def test_it_sends_to_this_machine_only(self):
+        settings = ecolinky.start_demo("tempo", ecolinky.Settings())
+        self.assertEqual("127.0.0.1", settings.teleinfo1.host)
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.2", settings.teleinfo1.port), 5).close()
+
+
 class ProgramTest(EspCase):
     def start(self, ini, *arguments, **options):
         program = Program(ini, *arguments, **options)
@@ -3114,7 +3202,12 @@ class ProgramTest(EspCase):
     def test_check_is_an_option_whose_exit_code_tells(self):
         for port, code, words in (
             (free_port(), 1, "ÉCHEC     teleinfo1 : rien ne sera transmis, allumé"),
-            (self.esp(frames(HC_FRAME)).port, 0, "ok        teleinfo1 : ses valeurs"),
+            # As slow as a meter of 1200 baud: it has to listen for long enough.
+            (
+                self.esp(frames(HC_FRAME, 1.0)).port,
+                0,
+                "ok        teleinfo1 : ses valeurs",
+            ),
         ):
             program = self.start(esp_ini(port), "--check")
             self.assertEqual(code, program.process.wait(30))
