@@ -1164,6 +1164,7 @@ CUT_SHORT = (
 )
 READ_AS_8N1 = "l'ESP lit en 8N1, le mettre en 7E1 (rien n'est perdu)"
 ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
+CAUSES_OF_LOSS = (REPLACED, CUT_SHORT, OFTEN_DAMAGED)
 INCOMPLETE = "des groupes manquent (%s), %s"
 TO_BE_CONFIRMED = "des trames arrivent, leurs valeurs attendent confirmation"
 BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
@@ -1203,7 +1204,10 @@ SYSTEM_ERRORS = {
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
 )
-GROUP_IN_STREAM = re.compile(b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP) |(ADSC|NGTF|EAST)\t")
+GROUP_IN_STREAM = re.compile(
+    b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
+)
+# Labels of PME-PMI, Jaune and the like, whose identity is ADS.
 LABEL_ABOVE_36_KVA = re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]")
 TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
 MUCH_TELNET = 0.05  # commands for each byte
@@ -1229,19 +1233,19 @@ class ClosedByEsp(LinkError):
 
 
 def diagnose(sample: bytes) -> str:
-    """Return what bytes without a valid group look like, and what to do."""
-    text = sample.translate(DROP_PARITY_BIT)  # labels are known in 8N1, too
+    """Return what bytes without a valid group, at least one, look like; what to do."""
+    text = sample.translate(DROP_PARITY_BIT)  # that of 8N1, too
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
     if LABEL_IN_STREAM.search(text):
-        is_as_sent = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
-        return NO_INTACT_GROUP if is_as_sent else REPLACED
+        has_separators = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
+        return NO_INTACT_GROUP if has_separators else REPLACED
     if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
         return TELNET
     _, commonest = Counter(sample).most_common(1)[0]
     if commonest > ALL_THE_SAME * len(sample):
         return STUCK
-    characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample)
+    characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
     return NOISE if characters < MOSTLY_TEXT * len(sample) else NOT_TIC
 
 
@@ -1261,7 +1265,8 @@ def reason_of(error: Exception) -> str:
 def ends_are_missing(labels: Labels) -> bool:
     """Say whether the end of the frames never comes, as when a buffer is too small.
 
-    The very last labels are asked for, where Guard is content with the last but few.
+    A historic frame ends with MOTDETAT, on three phases with PPOT, a standard one with
+    STGE, ..., PRM, ..., NTARF: the first and the last of those are asked for.
     """
     if "ADSC" in labels:
         return not labels.keys() >= {"STGE", "NTARF"}
@@ -1314,8 +1319,8 @@ class Snapshot(NamedTuple):
     timeout: float  # seconds after `time` for which the view may be served
     time: float  # when the last frame was over; -inf: there was none yet
     view: View
-    shows_injection: bool  # what the meter injects is input 2, if it injects at all
-    reason: str  # why nothing is served; empty while all is well
+    shows_injection: bool  # input 2 shows what this meter injects
+    reason: str  # what is wrong with the link; empty while all is well
     ever_served: bool
     remarks: list[str]  # what could be better
     counters: Fields  # since the start, as /ecolinky.json has them
@@ -1372,7 +1377,8 @@ class Link:
         self.brief = 0  # connections in a row that the ESP ended soon
         self.sample = b""  # the last bytes since the last valid group
         self._senseless = 0  # how many bytes came since then
-        self._waiting_since = 0.0  # for a valid group; begins anew when that was said
+        # Since when there is no valid group, or since that was last said.
+        self._waiting_since = 0.0
         self._began = 0.0  # when the connection did
 
     def begin(self, now: float) -> None:
@@ -1388,10 +1394,10 @@ class Link:
         self._senseless = 0
 
     def not_understood(self, data: bytes) -> None:
-        """Note bytes without one; raises LinkError when they are too many."""
+        """Note bytes that ended no frame; raises LinkError when they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
         self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # what waits behind it is old by now
+        if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
             raise LinkError(FLOODED % diagnose(self.sample))
 
     def is_overdue(self, patience: float, now: float) -> bool:
@@ -1426,7 +1432,7 @@ class Notices:
         self._say = say
         self._hourly = Hourly()
         self._served = ("", "", "")  # identity, tariff's name and mode, said last
-        self._is_served = False  # so it is still, as far as the log says
+        self._is_served = False  # the log's last word is that values are served
         self.ever_served = False
         self._advised = False  # of what the meter injects, or does not
 
@@ -1443,7 +1449,7 @@ class Notices:
             return
         self._served = (identity, tariff, mode)
         self._is_served = True
-        self._hourly.forget()
+        self._hourly.forget()  # a failure after good values is news
         self._say(logging.INFO, SERVED % (identity, mode, tariff))
         if self.ever_served and not is_same:
             change = (old_identity, old_tariff, identity, tariff)
@@ -1468,7 +1474,7 @@ class Notices:
 class Input:
     """What is known of one input, and what there is to say of it."""
 
-    FEW_FRAMES = 10  # after so few a label that is missing may still come
+    FEW_FRAMES = 10  # until then a label that is missing may only be late
 
     def __init__(
         self,
@@ -1479,8 +1485,7 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        # Seconds without a valid group, or without all that is needed, until it is said
-        self.patience = patience
+        self.patience = patience  # seconds for which a fault lasts before it is said
         self.source = source  # host:port
         self.second = second  # what input 2 is: METER, INJECTION or NO_INPUT
         self.meter = meter
@@ -1523,11 +1528,14 @@ class Input:
         self.view = self.meter.view(now)
         if self.link.end(error, now):
             self._trouble(EVICTED, now)
-            self.notices.warn(EVICTED, EVICTED, now)  # even though values may come
+            # If values still come that was silent, else this one is: once an hour.
+            self.notices.warn(EVICTED, EVICTED, now)
         else:
             self._trouble(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
+        if self.meter.guard.last_frame < now:
+            return  # the frames were another meter's
         self.view = self.meter.view(now)
         fields = self.view.fields
         if fields is not None:
@@ -1536,11 +1544,10 @@ class Input:
             self.history.add(fields["PAPP"], now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
-            missing = ", ".join(self.view.missing) or "identité"
-            advice = OFTEN_DAMAGED
-            for remark in self._remarks():
-                if remark in (REPLACED, CUT_SHORT):
-                    advice = remark
+            # None is missing where all are there and tell no tariff or no period.
+            missing = ", ".join(self.view.missing) or "un tarif connu"
+            causes = [each for each in self._remarks() if each in CAUSES_OF_LOSS]
+            advice = causes[0] if causes else OFTEN_DAMAGED
             self._trouble(INCOMPLETE % (missing, advice), now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
@@ -1579,6 +1586,7 @@ class Input:
             "connections": self.link.connections,
         }
         is_early = decoder.frames <= self.FEW_FRAMES
+        # What was ever heard: of a silent meter input 2 is stale, not absent.
         may_inject = is_early or "EAIT" in guard.labels
         return Snapshot(
             source=self.source,
@@ -1691,7 +1699,7 @@ class Answer(NamedTuple):
 
 def second_device(first: Device, port: int) -> Device:
     """Return the device for input 2: a name and a MAC address of its own."""
-    last_byte = int(first.mac[-2:], 16) ^ 1  # another one that is a byte, too
+    last_byte = int(first.mac[-2:], 16) ^ 1  # flips a bit: never overflows
     mac = f"{first.mac[:-2]}{last_byte:02x}"
     return Device(first.hostname[:30] + "-2", mac, port, True)
 
@@ -1714,9 +1722,9 @@ def status_tags(request: Request) -> Fields:
     """Return the device's status.xml: identity, both inputs' summary, counters."""
     device = request.device
     local = request.local
-    # 0 is what all counters say: Home Assistant's library fails on an empty one.
+    # All counters say 0: Home Assistant's library fails on an empty one.
     tags: Fields = dict.fromkeys(STATUS_TAGS, 0)
-    tags["c0_fuel"] = ""
+    tags["c0_fuel"] = ""  # no counter, but what it counts
     tags["c1_fuel"] = ""
     tags["config_hostname"] = device.hostname
     tags["config_mac"] = device.mac
@@ -1752,7 +1760,8 @@ def teleinfo_tags(request: Request) -> Fields:
 def globalstatus_tags(request: Request) -> Fields:
     """Return all that the device knows."""
     tags = status_tags(request)
-    tags.update(teleinfo_tags(request))  # T2_PTEC, too: Domoticz does not read this
+    # T2_PTEC is that of the input again, rightly: Domoticz does not read this document.
+    tags.update(teleinfo_tags(request))
     tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
     return tags
 
@@ -1781,10 +1790,8 @@ def as_xml(tags: Fields) -> bytes:
     lines = [XML_START]
     for tag, value in tags.items():
         text = str(value)
-        if tag.endswith("_PTEC"):
-            text = text.rstrip(
-                "."
-            )  # the real device has the dots ("HC..") in JSON only
+        if tag.endswith("_PTEC"):  # the real device has its dots ("HC..") in JSON only
+            text = text.rstrip(".")
         lines.append(f"<{tag}>{escape(text)}</{tag}>")
     lines += [XML_END, ""]
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
@@ -1809,7 +1816,7 @@ DOCUMENTS = {
 
 
 def name_of_document(path: str, query: str) -> str:
-    """Return what DOCUMENTS may have a request under: cmd counts, nothing else."""
+    """Return the key of DOCUMENTS for a request: path, and of the query cmd alone."""
     if path == "/api/xdevices.json":
         for word in query.split("&"):
             if word.startswith("cmd="):
@@ -1979,7 +1986,7 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send verified frames to all readers: the new ones begin with a whole one."""
+        """Send verified frames to all readers; a new one begins with a whole frame."""
         self._last_frame = now
         data = b"".join(frames)
         for reader in list(self._readers):
@@ -1988,7 +1995,9 @@ class Relay:
 
     def tend(self, now: float) -> None:
         """Let new readers in; when the meter is silent send all away, to tell them."""
-        with contextlib.suppress(BlockingIOError):  # nobody waits at the door any more
+        # accept() raises BlockingIOError when nobody waits; whatever else goes wrong
+        # with a new reader must not disturb the meter.
+        with contextlib.suppress(OSError):
             while len(self._readers) < self.MOST_READERS:
                 connection, _ = self._listener.accept()
                 self._readers.append(RelayReader(connection, now))
@@ -2059,7 +2068,7 @@ class Reader(threading.Thread):
             self._input.failed(error, now)
             self._publish()
             self._tend_relay()
-        except Exception as bug:  # noqa: BLE001  they use what has just failed
+        except Exception as bug:  # noqa: BLE001  to tell of a bug can meet it again
             self._input.notices.warn(BUG, BUG % bug, now)
 
     def _tend_relay(self) -> None:
@@ -2070,7 +2079,7 @@ class Reader(threading.Thread):
         """Connect, and read until that fails."""
         # A time-out here is an ESP that is away: reason_of() says so.
         with socket.create_connection(self._address, self.SILENCE) as connection:
-            connection.settimeout(min(self.TICK, self.SILENCE))
+            connection.settimeout(min(self.TICK, self.SILENCE))  # tests shorten both
             last_byte = time.monotonic()
             reason = NO_BYTE
             self._input.connected(last_byte)
@@ -2089,8 +2098,9 @@ class Reader(threading.Thread):
                 self._take(data, last_byte)
 
     def _take(self, data: bytes, now: float) -> None:
-        if self._input.feed(data, now):
-            self._publish()
+        if not self._input.feed(data, now):
+            return
+        self._publish()
         frames = self._input.verified()
         if self._relay is not None and frames:
             self._relay.send(frames, now)
@@ -2134,8 +2144,12 @@ class RequestBytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read some bytes; raises socket.timeout, or LineTooLong (answered by 431)."""
-        self._connection.settimeout(max(0.001, self._end - time.monotonic()))
+        """Read some bytes; raises socket.timeout, or LineTooLong.
+
+        http.server answers that with 431 in the headers, and else drops the connection.
+        """
+        left = self._end - time.monotonic()
+        self._connection.settimeout(max(0.001, left))  # 0 would be: do not wait
         count = self._connection.recv_into(buffer)
         if self._received == 0:  # the request has begun
             self._end = time.monotonic() + self.SECONDS
@@ -2155,7 +2169,7 @@ class Server(ThreadingHTTPServer):
         self, address: str, device: Device, program: Program, store: Store, login: str
     ) -> None:
         self.device = device
-        self.hourly = Hourly()
+        self.hourly = Hourly()  # of all threads: at worst a line is said twice
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
@@ -2195,8 +2209,9 @@ class Server(ThreadingHTTPServer):
         """
         still_open = [each for each in self._connections if each.fileno() >= 0]
         if len(still_open) >= self._most_connections:
+            oldest = still_open.pop(0)
             with contextlib.suppress(OSError):  # it has just been closed
-                still_open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread ends by that
         self._connections = [*still_open, request]
         super().process_request(request, client_address)
 
@@ -2275,7 +2290,9 @@ def answer_discovery(device: Device) -> None:
     lines = f"{device.hostname}\r\n{device.mac}\r\n{device.port}\r\n"
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        listener.bind(("0.0.0.0", DISCOVERY_PORT))  # no broadcast comes to another
+        listener.bind(
+            ("0.0.0.0", DISCOVERY_PORT)
+        )  # bound to one address it would hear no broadcast
     except OSError as error:
         log.warning(
             "discovery, port UDP %d %s, tout le reste marche",

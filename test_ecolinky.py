@@ -2229,6 +2229,21 @@ class RelayTest(EspCase):
         whole, rest = divmod(len(taken), len(HC_FRAME))
         self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
 
+    def test_a_frame_that_was_taken_in_part_is_sent_to_its_end(self):
+        connection = mock.Mock()
+        connection.recv.side_effect = BlockingIOError
+        connection.send.side_effect = [100, BlockingIOError, len(HC_FRAME) - 100, 5]
+        reader = ecolinky.RelayReader(connection, 100.0)
+        other = frame(EJP)
+        for now in (101.0, 103.0, 105.0, 107.0):
+            self.assertTrue(reader.send(HC_FRAME if now < 102 else other, now))
+        sent = [each[0][0] for each in connection.send.call_args_list]
+        rest = HC_FRAME[100:]
+        self.assertEqual([HC_FRAME, rest, rest, other], sent)
+        connection.send.side_effect = BlockingIOError
+        self.assertTrue(reader.send(other, 116.9))
+        self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
+
     def test_sixteen_readers_at_the_most(self):
         relay = self.relay()
         clients = [self.client() for _ in range(17)]
