@@ -319,7 +319,6 @@ class Decoder:
 def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
     """Return the groups of a frame, and what is wrong with each damaged one."""
     groups = {}
-    old_sums = []
     reasons = []
     # A group ends at CR or LF, whichever of the two the line has left.
     for piece in text.replace(b"\r", b"\n").split(b"\n"):
@@ -327,15 +326,15 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
-                if found.sum_has_space:
-                    old_sums.append(found.label)
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
     # A meter sums in one way.  To accept both ways of any would let twice as much
     # damage through: those that are fewer in a frame are damage.
+    old_sums = [label for label in groups if groups[label].sum_has_space]
     if old_sums:
         new_sums = [label for label in groups if label not in old_sums]
-        for label in min(new_sums, old_sums, key=len):
+        minority = new_sums if len(new_sums) < len(old_sums) else old_sums
+        for label in minority:
             del groups[label]
             reasons.append("checksum")
     return groups, reasons

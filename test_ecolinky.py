@@ -750,6 +750,23 @@ class Decoding(MeterCase):
                         self.assertEqual((place, bit), (len(data) - 1, 5))
                         self.assertEqual(told, "00790")
 
+    def test_groups_summed_in_another_way_than_most_of_their_frame_are_damage(self):
+        def other_way(piece):
+            return piece[:-2] + bytes([(piece[-2] - 32 ^ 32) + 32]) + piece[-1:]
+
+        adco = group("ADCO", "012345678901")
+        base = group("BASE", "010151175")
+        papp = group("PAPP", "00790")
+        for text, labels, damaged in (
+            (adco + base + other_way(papp), ["ADCO", "BASE"], 1),
+            (other_way(adco) + other_way(base) + papp, ["ADCO", "BASE"], 1),
+            # Frames run together where STX and ETX are lost.
+            (other_way(papp) + adco + base + other_way(papp), ["ADCO", "BASE"], 1),
+            (other_way(papp) + adco + papp, ["PAPP", "ADCO"], 0),
+        ):
+            groups, reasons = ecolinky.decode_groups(text)
+            self.assertEqual((labels, ["checksum"] * damaged), (list(groups), reasons))
+
     def test_data_of_another_form_is_refused_though_its_checksum_is_right(self):
         for label, data, separator in (
             ("PAPP", "0079", " "),
