@@ -414,18 +414,25 @@ class Knowledge:
         """
         is_possible = self._allows(group, now)
         earlier = self.claim
-        self.claim = Claim(group, now, is_possible, 1)
         if earlier is None or not self._agree(earlier, group, now):
+            self.claim = Claim(group, now, is_possible, 1)
             return is_possible
-        claim = self.claim._replace(times=earlier.times + 1)
-        if self.is_power:
-            self.trust(group, now)
-        elif earlier.is_possible or claim.times >= TAKEOVER:
-            self.trust(earlier.group, earlier.time)
-        # An index has grown meanwhile: what it says now waits for its own confirmation.
-        if self.is_power or not self.repeat(group, now):
-            self.claim = claim
+        self._confirm(earlier, Claim(group, now, is_possible, earlier.times + 1))
         return is_possible
+
+    def _confirm(self, earlier: Claim, claim: Claim) -> None:
+        """Take two readings in a row that agree."""
+        if self.is_power:
+            self.trust(claim.group, claim.time)
+            self.claim = claim  # for the next reading to agree with
+            return
+        # It is the earlier one that is trusted, so that is the one to be possible.
+        if earlier.is_possible or claim.times >= TAKEOVER:
+            self.trust(earlier.group, earlier.time)
+        is_trusted = self.repeat(claim.group, claim.time)
+        if not is_trusted:
+            # An index has grown meanwhile, or more readings are needed.
+            self.claim = claim
 
     def _allows(self, group: Group, now: float) -> bool:
         """Say whether the group can be true after the trusted one."""
@@ -510,7 +517,9 @@ class Guard:
             known = self.labels.get(label)
             if known is None:
                 known = self.labels[label] = Knowledge(label)
-            if known.group is group:  # as most are, thanks to decode_group's cache
+            # What repeat() does, sooner: most are the same object, by decode_group's
+            # cache.
+            if known.group is group:
                 known.time = now
                 known.claim = None
             elif not known.repeat(group, now):
@@ -529,14 +538,14 @@ class Guard:
             return True
         is_first = identity.group is None
         identity.hear(group, now)
-        if identity.claim is None:  # confirmed: the first one, or at last another
-            if not is_first:
+        claim = identity.claim  # None: this frame has confirmed it
+        if is_first:
+            # Groups of two claimed meters must not mix: each new claim starts anew.
+            if claim is not None and claim.times == 1:
                 self._start_anew()
             return True
-        if is_first:
-            # Nobody's yet: its groups are heard, but together with no other claim's.
-            if identity.claim.times == 1:
-                self._start_anew()
+        if claim is None:  # at last it is believed: there is another meter now
+            self._start_anew()
             return True
         self.implausible += len(groups)
         return False
@@ -577,13 +586,11 @@ class Guard:
 
     def _learn_order(self, groups: Iterable[str]) -> None:
         """Put each new label of a frame behind the label that it follows there."""
-        place = 0
+        next_place = 0  # behind the label before
         for label in groups:
-            if label in self._order:
-                place = self._order.index(label)
-            else:
-                self._order.insert(place, label)
-            place += 1
+            if label not in self._order:
+                self._order.insert(next_place, label)
+            next_place = self._order.index(label) + 1
 
     def vouch(self, frame: Frame, now: float) -> list[Group]:
         """Return the trusted groups to relay in place of a frame that was taken.
@@ -613,9 +620,10 @@ class Guard:
         return ""
 
     def is_power_lost(self, now: float) -> bool:
-        """Say whether a meter whose power is not known sends none, or none intact.
+        """Say why the power is not known: True if there is no use in waiting for it.
 
-        It sends none: two complete frames had none.  None intact: since the time-out.
+        The meter sends none (two complete frames had none), or none came intact since
+        the time-out.  To be asked only where the power is not known.
         """
         heard = [
             self.labels[label].last_heard()
@@ -709,7 +717,7 @@ class Tariff(NamedTuple):
 
 
 # Each of the ten indexes has a period, so that no energy is left out of the sum: Tempo
-# uses six, and what the other four may hold is counted as blue.  In every supplier's
+# uses six, and what the last four may hold is counted as blue.  In every supplier's
 # calendar met so far odd numbers are cheap and even ones dear.
 TEMPO = Tariff(
     "BBR(",
@@ -735,7 +743,8 @@ BASE = Tariff(
     re.compile("BASE|PRODUCTEUR|NON CONSO"),
     "TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH..".split(),
 )
-TARIFFS = (TEMPO, EJP, HC, BASE)  # in this order the words of a text are looked for
+# In this order a text's words are looked for: HC BLEU is Tempo's, not HC's.
+TARIFFS = (TEMPO, EJP, HC, BASE)
 
 
 def tariff_of(option: str) -> Tariff | None:
@@ -781,9 +790,12 @@ def fill(said: Fields, tariff: Tariff | None) -> Fields:
 
     What must be said before anything is served is None where it is not.
     """
-    fields = dict(EMPTY, **dict.fromkeys(NEEDED))
+    needed = list(NEEDED)
     if tariff is not None:
-        fields.update(dict.fromkeys(tariff.indexes()))
+        needed += tariff.indexes()
+    fields = dict(EMPTY)
+    for tag in needed:
+        fields[tag] = None
     fields.update(said)
     return fields
 
@@ -802,7 +814,7 @@ def phase_fields(
 ) -> Fields:
     """Return IINST and IMAX, or IINST1 to 3 and IMAX1 to 3, of values by phase.
 
-    The others stay 0: that is how the clients tell the number of phases.
+    The others are left out, and so are 0: clients tell the number of phases by that.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
@@ -820,7 +832,8 @@ def translate_historic(labels: Labels) -> Fields:
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
     tags = list(OWN_TAGS)
-    if tariff is not None:  # the indexes of a former contract are known for a while
+    # No other tariff's: those of a former contract are known for a while.
+    if tariff is not None:
         tags += tariff.indexes()
     said: Fields = {}
     for tag in tags:
@@ -862,6 +875,7 @@ class Register(NamedTuple):
         )
 
 
+# Its running index is none of 1 to 10.
 UNKNOWN_REGISTER = Register.of("00000000")._replace(running_index=0)
 
 
@@ -881,27 +895,28 @@ def tariff_in_words(text: str) -> Tariff | None:
 def standard_tariff(labels: Labels) -> Tariff | None:
     """Return the tariff of a standard-mode meter, None while it cannot be told.
 
-    The contract's text tells it, else the period's, else the status register: but each
-    only where the one before is there and says nothing.
+    The contract's text tells it, else the period's, else the status register.  What may
+    be needed is waited for: a tariff must not change with what is known so far.
     """
     if "NGTF" not in labels:
         return None
     tariff = tariff_in_words(text_of(labels, "NGTF"))
-    if tariff is None and "LTARF" in labels and "STGE" in labels:
-        tariff = tariff_in_words(text_of(labels, "LTARF"))
-        if tariff is None:
-            is_coloured = Register.of(labels["STGE"]).today != NOTHING
-            tariff = TEMPO if is_coloured else BASE  # only Tempo's days have colours
-    return tariff
+    if tariff is not None:
+        return tariff
+    if "LTARF" not in labels or "STGE" not in labels:
+        return None
+    tariff = tariff_in_words(text_of(labels, "LTARF"))
+    if tariff is not None:
+        return tariff
+    is_coloured = Register.of(labels["STGE"]).today != NOTHING
+    return TEMPO if is_coloured else BASE  # only Tempo's days have colours
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
 DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
-# Day-and-night contracts whose running index is known to tell cheap from dear.  It is
-# believed rather than LTARF, which has been seen stale.
-NUMBERED_CONTRACTS = re.compile(
-    r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*"
-)
+# Day-and-night contracts whose odd indexes are known to be the cheap ones.  Their
+# running index is believed rather than LTARF, which has been seen stale.
+USUAL_NUMBERING = re.compile(r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*")
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
@@ -926,20 +941,21 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
 def standard_period(tariff: Tariff, labels: Labels, running_index: int) -> str | None:
     """Return the PTEC of a standard-mode meter; running index 0: not known.
 
-    The running index tells it, if it is known.  Only the suppliers' newer day-and-night
-    contracts number their periods as they like: theirs is what the text says.
+    The running index tells it, if it is known.  But day-and-night contracts may number
+    their periods as they like: there the text goes first, save where the numbering is
+    the usual one.
     """
     in_words = period_in_words(tariff, text_of(labels, "LTARF"))
     if not 1 <= running_index <= 10:
         return in_words
-    is_numbered = NUMBERED_CONTRACTS.fullmatch(text_of(labels, "NGTF"))
-    if tariff is HC and in_words and not is_numbered:
+    is_usual = USUAL_NUMBERING.fullmatch(text_of(labels, "NGTF"))
+    if tariff is HC and in_words and not is_usual:
         return in_words
     return tariff.numbered[running_index - 1]
 
 
 def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
-    """Return the tariff's indexes once all are known; their sum is EAST."""
+    """Return the tariff's indexes, none until all are known; their sum is EAST."""
     if tariff is BASE and "EAST" in labels:
         return {"BASE": int(labels["EAST"])}
     if tariff is BASE or not labels.keys() >= set(EASF):
@@ -1097,15 +1113,7 @@ class Meter:
         mode = MODES.get(self.guard.identity_label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        if fields["PAPP"] is None and self.guard.is_power_lost(now):
-            fields["PAPP"] = self._power_of_currents(fields, labels)
-        if fields["PAPP"] == 0:
-            # A current without power flows out of a house that injects.  Domoticz would
-            # make a power of it; the number of phases it knows from IMAX.
-            fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
-        fields["PPAP"] = fields[
-            "PAPP"
-        ]  # the firmware's own misspelling: both are there
+        self._complete_power(fields, labels, now)
         missing = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
         if not missing:
             injection = translate_injection(fields, labels)
@@ -1113,6 +1121,17 @@ class Meter:
         if mode == STANDARD:
             missing = missing_labels(missing, labels)
         return View(mode, labels, None, missing, None)
+
+    def _complete_power(self, fields: Fields, labels: Labels, now: float) -> None:
+        """Put what depends on the power into the fields, which labels alone gave."""
+        if fields["PAPP"] is None and self.guard.is_power_lost(now):
+            fields["PAPP"] = self._power_of_currents(fields, labels)
+        if fields["PAPP"] == 0:
+            # A current without power flows out of a house that injects.  Domoticz would
+            # make a power of it; the number of phases it knows from IMAX.
+            fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
+        # The firmware's own misspelling: both are there.
+        fields["PPAP"] = fields["PAPP"]
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
