@@ -321,23 +321,30 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
     groups = {}
     reasons = []
     # A group ends at CR or LF, whichever of the two the line has left.
-    for piece in text.replace(b"\r", b"\n").split(b"\n"):
+    for piece in text.splitlines():
         if piece:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
-    # A meter sums in one way.  To accept both ways of any would let twice as much
-    # damage through: those that are fewer in a frame are damage.
-    old_sums = [label for label in groups if groups[label].sum_has_space]
-    if old_sums:
-        new_sums = [label for label in groups if label not in old_sums]
-        minority = new_sums if len(new_sums) < len(old_sums) else old_sums
-        for label in minority:
-            del groups[label]
-            reasons.append("checksum")
+    for label in _otherwise_summed(groups):
+        del groups[label]
+        reasons.append("checksum")
     return groups, reasons
+
+
+def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
+    """Return the labels that are summed in another way than most of their frame.
+
+    A meter sums in one way.  To accept both of any would let twice as much damage
+    through: the fewer are damage.
+    """
+    old_sums = [label for label, group in groups.items() if group.sum_has_space]
+    if not old_sums:
+        return []
+    new_sums = [label for label in groups if label not in old_sums]
+    return new_sums if len(new_sums) < len(old_sums) else old_sums
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -502,11 +509,14 @@ class Guard:
             return False
         self.last_frame = now
         self._take_groups(frame.groups, now)
-        if DRAWN_POWER & frame.groups.keys():
+        has_power = not DRAWN_POWER.isdisjoint(frame.groups)
+        if has_power:
             self._frames_without_power = 0
-        is_clean = frame.whole and not frame.damaged
-        if is_clean and LAST_LABELS & frame.groups.keys():
+        has_end = not LAST_LABELS.isdisjoint(frame.groups)
+        if has_end and frame.whole and not frame.damaged:
             self._take_complete(frame.groups)
+            if not has_power:
+                self._frames_without_power += 1
         elif not _is_short(frame):
             self._learn_order(frame.groups)
         return True
@@ -569,7 +579,7 @@ class Guard:
     def _fits(self, power: Group, now: float) -> bool:
         """Say whether a power is that of the last seconds' currents; of none: 0."""
         amperes = []
-        for label in CURRENTS & self.labels.keys():
+        for label in CURRENTS.intersection(self.labels):
             current = self.labels[label]
             if current.group is not None and now - current.time <= CURRENT_LASTS:
                 amperes.append(int(current.group.data))
@@ -581,8 +591,6 @@ class Guard:
         for label in PASSING:
             if label not in groups:
                 self.labels.pop(label, None)
-        if not DRAWN_POWER & groups.keys():
-            self._frames_without_power += 1
 
     def _learn_order(self, groups: Iterable[str]) -> None:
         """Put each new label of a frame behind the label that it follows there."""
