@@ -792,6 +792,8 @@ class Decoding(MeterCase):
             (group("TENSION", "230")[1:-1], (None, "unknown")),
             (group("TENSION", "230", separator="\t")[1:-1], (None, "unknown")),
             (b"TENSION 230 !", (None, "form")),
+            (group("SINSTS", "00920")[1:-1], (None, "form")),  # of the other mode
+            (group("PAPP", "00790", separator="\t")[1:-1], (None, "form")),
         ):
             self.assertEqual(expected, verdict(piece), piece)
 
@@ -1183,6 +1185,15 @@ class Freshness(MeterCase):
             self.feed(historic(), historic())
             self.assertIsNotNone(self.served("PAPP"))
 
+    def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
+        self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
+        self.feed(*[standard(STGE=None, EAIT="000671631")] * 15)
+        self.assertServes(ADPS=4)
+        self.assertIsNotNone(self.meter.view(self.now).injection)
+        self.feed(standard(STGE=None, EAIT="000671631"))
+        self.assertServes(ADPS=0)
+        self.assertIsNone(self.meter.view(self.now).injection)
+
     def test_of_a_current_that_is_not_read_any_more_no_power_is_made(self):
         data = encoded(historic()).replace(b"PAPP 00790 1", b"PAPP 00790 2")
         data = data.replace(b"IINST 003 Z", b"IINST 003 Y")
@@ -1261,12 +1272,14 @@ class Guard(MeterCase):
         self.assertLess(6, self.meter.guard.implausible)
 
     def test_an_index_does_not_fall_after_a_reconnection_either(self):
-        self.feed(historic(), historic())
-        self.meter.disconnected()
-        self.feed(*[historic(base="000063107")] * 2)
-        self.assertServes(BASE=63207)
-        self.feed(historic(base="000063209"), historic(base="000063209"))
-        self.assertServes(BASE=63209)
+        for silence in (0.0, 60.0):
+            self.afresh(historic(), historic())
+            self.meter.disconnected()
+            self.now += silence
+            self.feed(*[historic(base="000063107")] * 2)
+            self.assertServes(BASE=63207)
+            self.feed(historic(base="000063209"), historic(base="000063209"))
+            self.assertServes(BASE=63209)
 
     def test_a_wrong_value_that_was_served_is_replaced_by_eight_that_agree(self):
         for wrong, right in (("900063207", "000063207"), ("000063207", "000093207")):
@@ -1311,6 +1324,12 @@ class Guard(MeterCase):
                     self.assertServes(PAPP=int(power) if is_taken else 790)
                     self.feed(data)
                     self.assertServes(PAPP=int(power))  # said twice
+        three = historic(papp="02500", **THREE)  # each phase may have lost 230 VA
+        self.afresh(historic(**THREE), historic(**THREE), three)
+        self.assertServes(PAPP=2500)
+        self.afresh(historic(), historic(), historic(papp="05000"))
+        self.feed(historic(papp="05100"))
+        self.assertServes(PAPP=5100)  # of two that are near it is the second
 
     def test_readings_that_agree_minutes_apart_confirm_nothing(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
@@ -1645,6 +1664,7 @@ class InputTest(InputCase):
     def test_what_comes_and_is_no_tic_is_said_with_what_to_do(self):
         noise = random.Random(1)
         no_spaces = encoded(standard()).replace(b" ", b"_")
+        no_period = encoded(standard(NTARF="11", LTARF="INCONNU".ljust(16)))
         jaune = group("CONTRAT", "BT 4 SUP36") + group("EA_s", "00012345 Wh")
         for case, data, hint in (
             ("noise", bytes(noise.randrange(256) for _ in range(997)), "du bruit"),
@@ -1658,6 +1678,7 @@ class InputTest(InputCase):
             ("above 36 kVA", jaune, "plus de 36 kVA"),
             ("never whole", frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
             ("standard, spaces", no_spaces, "manquent (NGTF, LTARF), espaces ou fins"),
+            ("no period", no_period, "manquent (un tarif connu)"),
         ):
             with self.subTest(case):
                 self.begin()
@@ -2092,6 +2113,12 @@ class ReaderTest(EspCase):
         self.assertTrue(reader.is_alive())
         self.assertIn("erreur imprévue", logs.output[0])
 
+    def test_its_times_are_those_of_the_meters_and_of_the_esp(self):
+        with mock.patch("ecolinky.Input") as made:
+            ecolinky.Reader(1, ecolinky.FirstInputSettings("x"), self.store)
+        self.assertIn(20.0, made.call_args[0])  # until a fault is said
+        self.assertEqual((10.0, 3.0), (ecolinky.Reader.SILENCE, ecolinky.Reader.PAUSE))
+
     def test_the_clock_of_the_wall_may_leap(self):
         self.read(self.esp(frames(HC_FRAME)).port)
         wait_for(self.live)
@@ -2155,12 +2182,13 @@ class RelayedFramesTest(unittest.TestCase):
             self.assertEqual([complete] * last + [less] * (171 - last), names)
 
     def test_a_label_that_comes_back_stands_where_the_meter_has_it(self):
-        data = encoded(historic(ADPS="031"))
-        lossy = encoded(historic(HHPHC="?", ADPS="031")).replace(b"HHPHC", b"HHPHD")
-        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [data])
+        groups = historic()
+        groups.insert(6, ("ADPS", "031"))
+        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
+        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
         names = [[each[0] for each in one] for one in relayed_frames(sent)]
-        in_order = [each[0] for each in historic(ADPS="031")]
-        self.assertEqual([in_order, in_order], names[-2:])
+        in_order = [each[0] for each in groups]
+        self.assertEqual([in_order] * 3, names[-3:])
 
     def test_an_index_is_the_confirmed_one_a_frame_late(self):
         stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
@@ -2585,6 +2613,12 @@ class ProtocolTest(HttpCase):
         received = talk(self.port, request % b"HEAD" + request % b"GET")
         self.assertIn(b" 501 ", received)
 
+    def test_an_input_is_stale_over_http_without_a_new_snapshot(self):
+        clock = time.monotonic
+        self.assertEqual(200, ask(self.port, T1).status)
+        with mock.patch("time.monotonic", lambda: clock() + 31):
+            self.assertEqual(503, ask(self.port, T1).status)
+
     def test_the_inputs_in_json_are_each_its_own(self):
         publish(self.store, 2, live(HCHP=5), 31, reason="silence")
         content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
@@ -2752,6 +2786,7 @@ BROKEN = (  # what stands in the ini, what the one line of error says
     (HOST + "[http]\nusername = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ -, Domoticz"),
     (HOST + "[http]\nusername = a\npassword = s3cr\u00e9t\n", "A-Z a-z 0-9 . _ ~ -"),
     (HOST + "[http]\nusername = a\npassword = p@ss:/?#\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HOST + "[http]\nusername = a\npassword = %(a)s%\n", "A-Z a-z 0-9 . _ ~ -"),
     (HOST + "[ecodevice]\nhostname = maison \u00e9t\u00e9\n", "lettres sans accent"),
     (HOST + "[ecodevice]\nmac = 12:34\n", "six paires"),
     (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
@@ -3103,7 +3138,7 @@ class ProgramTest(EspCase):
     def test_either_signal_ends_it_with_0(self):
         silent, off = self.esp(once(silent=True)).port, free_port()
         runs = [
-            (number, self.start(ini, *arguments))
+            (number, self.start(ini, *arguments), "--demo" in arguments)
             for number in (signal.SIGINT, signal.SIGTERM)
             for ini, arguments in (
                 (esp_ini(silent) + "[ecodevice]\ndiscovery = yes\n", ()),
@@ -3111,10 +3146,11 @@ class ProgramTest(EspCase):
                 ("[teleinfo1]\nrelay_port = %d\n" % free_port(), ("--demo",)),
             )
         ]
-        for number, program in runs:
+        for number, program, is_demo in runs:
             wait_for(program.answers, 20)
             with socket.create_connection(("127.0.0.1", program.port), 5):
                 code, _, text = program.end(number)
+            self.assertEqual(is_demo, "(compteur simulé)" in text)
             self.assertEqual(code, 0, text)
             self.assertNotIn("Traceback", text)
             self.assertIn("ecolinky s'arrête", text)
@@ -3128,8 +3164,13 @@ class ProgramTest(EspCase):
         ini = ini.replace("timeout = 1", "timeout = 7", 1)
         ini += "[ecodevice]\nhostname = maison\nmac = 02-AB-cd-10-00-01\n"
         ini += "discovery = yes\n[log]\nlevel = warning\n"
+        asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(asked.close)
+        with contextlib.suppress(OSError):  # another test's, or program's
+            asked.bind(("0.0.0.0", 30303))
         program = self.start(ini, http="username = moi\npassword = s3cret\n")
         wait_for(program.answers, 20)
+        wait_for(lambda: "discovery, port UDP 30303 déjà pris" in program.output(), 10)
         login = basic("moi:s3cret")
         for port, mac, name in (
             (program.port, "02:ab:cd:10:00:01", "maison"),
@@ -3153,11 +3194,6 @@ class ProgramTest(EspCase):
             self.assertEqual(b"\x02", reader.recv(1))
         with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
             socket.create_connection(("127.0.0.2", program.port), 5).close()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-            asker.settimeout(5)
-            asker.sendto(b"Discover GCE Devices", ("127.0.0.1", 30303))
-            with contextlib.suppress(socket.timeout):  # another test's, or program's
-                self.assertEqual(3, asker.recv(100).count(b"\r\n"))
         esps[0].close()
         esps[1].close()
         answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
