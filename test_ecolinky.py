@@ -1425,6 +1425,8 @@ class Guard(MeterCase):
         self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
         self.assertServes(HCHP=2000)
         self.assertEqual(5, self.meter.guard.implausible)
+        self.feed(*[standard(EASF02="000002016", EAST="000003014")] * 2)
+        self.assertServes(HCHP=2000)
         self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
         self.assertServes(HCHP=2016)  # it ticked in between
 
@@ -1747,8 +1749,8 @@ class InputTest(InputCase):
         self.assertEqual("live", self.shown().state)
 
     def test_long_connections_that_end_are_no_eviction(self):
-        for _ in range(6):
-            self.connect(*[HC_FRAME] * 31)
+        for count in (31, 31, 31, 3, 3, 31, 3, 3):
+            self.connect(*[HC_FRAME] * count)
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual([], self.said(logging.WARNING))
 
@@ -2507,7 +2509,7 @@ class DocumentsTest(unittest.TestCase):
     def test_staleness_shows_without_a_new_snapshot(self):
         with mock.patch("time.monotonic", return_value=1000.0) as clock:
             publish(self.store, 1, live())
-            clock.return_value = 1029.5
+            clock.return_value = 1030.0
             self.assertEqual(200, self.answer(T1).status)
             clock.return_value = 1030.5
             self.assertEqual(503, self.answer(T1).status)
@@ -2650,6 +2652,21 @@ class ProtocolTest(HttpCase):
             client.settimeout(10)
             self.assertNotIn(b" 200 ", client.recv(1000))
         self.assertLess(threading.active_count(), 80)
+
+    def test_each_request_has_its_own_time_and_length(self):
+        connection = mock.Mock()
+        connection.recv_into.return_value = 9000
+        with mock.patch("time.monotonic", return_value=0.0) as clock:
+            received = ecolinky.RequestBytes(connection)
+            clock.return_value = 29.0
+            received.readinto(bytearray(9000))
+            received.begin_request()
+            clock.return_value = 58.0  # it begins late, and then has all its time
+            received.readinto(bytearray(9000))
+            clock.return_value = 87.0
+            with self.assertRaises(http.client.LineTooLong):
+                received.readinto(bytearray(9000))
+        self.assertEqual([mock.call(1.0)] * 3, connection.settimeout.call_args_list)
 
     def test_a_request_that_drips_is_given_up(self):
         with mock.patch.object(ecolinky.RequestBytes, "SECONDS", 0.2):
