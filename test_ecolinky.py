@@ -1168,6 +1168,10 @@ class Freshness(MeterCase):
             self.assertServes(PAPP=790)
             self.feed(*[lossy] * 2, b"\x02")
             self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
+        self.afresh(historic(papp="05000"), historic(PAPP=None))
+        self.assertServesNothing()  # one frame may have lost it
+        self.feed(historic(PAPP=None))
+        self.assertServes(PAPP=690)
 
     def test_a_power_a_current_or_a_period_is_as_fresh_as_the_meter(self):
         for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
@@ -1324,6 +1328,11 @@ class Guard(MeterCase):
                     self.assertServes(PAPP=int(power) if is_taken else 790)
                     self.feed(data)
                     self.assertServes(PAPP=int(power))  # said twice
+        for count, power in ((2, 900), (3, 790)):  # a current of eight seconds ago
+            lossy = [historic(IINST=None)] * count
+            self.afresh(historic(), historic(), *lossy)
+            self.feed(historic(papp="00900", IINST=None))
+            self.assertServes(PAPP=power)
         three = historic(papp="02500", **THREE)  # each phase may have lost 230 VA
         self.afresh(historic(**THREE), historic(**THREE), three)
         self.assertServes(PAPP=2500)
@@ -1834,6 +1843,15 @@ class InputTest(InputCase):
         self.now += 60 * 1000
         self.assertEqual(480, len(self.snapshot().history))
 
+    def test_another_meters_frames_leave_no_trace_in_the_history(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.now = 6050.0
+        self.feed(HC_FRAME)
+        self.now = 6060.0
+        self.feed(*[frame(changed(HC, ADCO="021728999999"))] * 5)
+        self.now = 6121.0
+        self.assertEqual((690, None), self.snapshot().history)
+
     def test_nothing_is_relayed_while_nothing_is_served(self):
         self.input.meter = ecolinky.Meter(is_relayed=True)
         self.connect(*[frame(HC[:5])] * 3)
@@ -1846,6 +1864,13 @@ class InputTest(InputCase):
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.connect(HC_FRAME[-20:])
         self.assertEqual(0, self.snapshot().counters["refused"]["form"])
+
+    def test_whole_groups_before_a_lost_connection_are_shown(self):
+        data = frame(changed(HC, IINST="009"))
+        self.connect(HC_FRAME, HC_FRAME, data[: data.index(b"IMAX")])
+        self.assertEqual(3, self.shown().fields["IINST"])
+        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(9, self.shown().fields["IINST"])
 
     def test_the_counters_count(self):
         spoilt = HC_FRAME.replace(b"PAPP 00690", b"PAPP 00691")
@@ -2163,6 +2188,11 @@ class RelayedFramesTest(unittest.TestCase):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
             data = encoded(groups)
             self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
+
+    def test_half_a_frame_and_another_meters_are_not_passed_on(self):
+        other = frame(changed(HC, ADCO="021728999999"))
+        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[1:], other])
+        self.assertEqual(HC_FRAME * 3, sent)
 
     def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
         data = encoded(historic())
