@@ -835,7 +835,7 @@ class Decoding(MeterCase):
 
     def test_eot_discards_the_frame(self):
         self.feed(
-            historic(), historic(), encoded(historic(papp="05000"))[:-1] + b"\x04"
+            historic(), historic(), encoded(historic(papp="00800"))[:-1] + b"\x04"
         )
         self.assertServes(PAPP=790)
 
@@ -1391,6 +1391,11 @@ class Guard(MeterCase):
         self.assertServes(PAPP=790)
         self.feed(without)
         self.assertServes(PAPP=800)
+
+    def test_of_a_false_first_identity_nothing_stays(self):
+        other = historic(ADCO="027811420828", **THREE)
+        self.feed(other, historic(), historic())
+        self.assertServes(ADCO="027811420827", IINST=3, IINST1=0, IMAX=60, IMAX1=0)
 
     def test_a_wrong_identity_does_not_wipe_what_is_known(self):
         other = historic(ADCO="027811420828")
@@ -2649,6 +2654,13 @@ class ProtocolTest(HttpCase):
         with mock.patch("time.monotonic", lambda: clock() + 31):
             self.assertEqual(503, ask(self.port, T1).status)
 
+    def test_the_second_port_shows_nothing_of_input_1(self):
+        publish(self.store, 2, live(HCHP=5))
+        with running_server(self.store, second=True) as port:
+            body = ask(port, "/teleinfo.xml").body
+        self.assertIn(b"<T1_HCHP>5<", body)
+        self.assertIn(b"<T2_HCHP>0<", body)
+
     def test_the_inputs_in_json_are_each_its_own(self):
         publish(self.store, 2, live(HCHP=5), 31, reason="silence")
         content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
@@ -3245,8 +3257,9 @@ class ProgramTest(EspCase):
         )
         with socket.create_connection(("127.0.0.1", relay), 10) as reader:
             self.assertEqual(b"\x02", reader.recv(1))
-        with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
-            socket.create_connection(("127.0.0.2", program.port), 5).close()
+        for port in (program.port, program.second, relay):
+            with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
+                socket.create_connection(("127.0.0.2", port), 5).close()
         esps[0].close()
         esps[1].close()
         answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
