@@ -104,8 +104,8 @@ CR_WITH_PARITY_BIT = b"\x8d"
 # 0E or 0F, and a 0C or 08 behind the CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# A text of standard mode, which is 16 characters and padded, without any space.
-UNPADDED = re.compile(b"NGTF\t[!-~]{16}\t")
+# NGTF is padded with spaces to 16 characters: where none is left the ESP replaces them.
+SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's own log on the same line: "3612 : Info  : WD   : Uptime 1".
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
@@ -304,7 +304,7 @@ class Decoder:
         groups, reasons = decode_groups(text)
         if reasons and ESP_LOG.search(text):
             self.esp_log = True
-        if reasons and UNPADDED.search(text):
+        if reasons and SPACES_REPLACED.search(text):
             self.spaces_replaced = True
         if whole:  # what stands outside of STX and ETX is half seen, and not damage
             for reason in reasons:
@@ -901,7 +901,7 @@ def tariff_in_words(text: str) -> Tariff | None:
 
 
 def standard_tariff(labels: Labels) -> Tariff | None:
-    """Return the tariff of a standard-mode meter, None while it cannot be told.
+    """Return the tariff of a standard-mode meter, None while it is not known.
 
     The contract's text tells it, else the period's, else the status register.  What may
     be needed is waited for: a tariff must not change with what is known so far.
@@ -1054,7 +1054,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
         wanted = STANDARD_LABELS.get(tag, EASF)  # an index is made of all EASF
         absent = [label for label in wanted if label not in labels]
         if wanted is not EASF:
-            absent = absent[:1]  # it would do
+            absent = absent[:1]  # one at a time: the others may not be needed
         missing += absent
     return list(dict.fromkeys(missing))
 
@@ -2316,9 +2316,8 @@ def answer_discovery(device: Device) -> None:
     lines = f"{device.hostname}\r\n{device.mac}\r\n{device.port}\r\n"
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        listener.bind(
-            ("0.0.0.0", DISCOVERY_PORT)
-        )  # bound to one address it would hear no broadcast
+        # Bound to one address it would hear no broadcast.
+        listener.bind(("0.0.0.0", DISCOVERY_PORT))
     except OSError as error:
         log.warning(
             "discovery, port UDP %d %s, tout le reste marche",
@@ -2575,7 +2574,7 @@ def _what_is_broken(error: configparser.Error) -> str:
 def read_settings(path: str, demo: bool = False) -> Settings:
     """Return the settings of the file (a demo needs none); ConfigError names it."""
     if demo and not os.path.exists(path):
-        return parse_settings("")
+        return Settings()
     try:
         # An old Notepad's accents may be lost: they stand in comments only.
         with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -2738,7 +2737,7 @@ def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
                 return Finding(FAILED, about, f"{reason}, corriger {name} ou address")
             if is_ours:
                 return Finding(WARNING, about, f"pris par ecolinky, {TO_STOP_IT}")
-            return Finding(WARNING, about, f"{reason}, changer {name}")
+            return Finding(FAILED, about, f"{reason}, changer {name}")
     return Finding(OK, about, "libre")
 
 
@@ -3265,14 +3264,6 @@ function duration(seconds) {
   return quantity(hours / 24, "j");
 }
 
-// The program's own words have the plain apostrophes and spaces of its log.
-function typeset(text) {
-  return String(text || "")
-    .replace(/'/g, "’")
-    .replace(/« /g, "«" + NBSP)
-    .replace(/ (?=[:;?!»])/g, NBSP);
-}
-
 //////// Model: what is shown of an input, as plain values ////////////////////////////
 
 // `input` is one of the program's answer, with the fields that it last had if it has
@@ -3289,7 +3280,7 @@ function model(input, seen) {
     number: input.input,
     state,
     stateText: stateText(state, lastFrame, seen.now),
-    reason: seen.connected ? typeset(input.reason) : "",
+    reason: seen.connected ? input.reason : "",
     power: live ? number(fields.PAPP) : DASH,
     share,
     shareText: live && limit ? quantity(100 * share, "%") : "",
@@ -3368,12 +3359,12 @@ function tariffOf(input, live) {
   const tariff = input.tariff;
   if (!tariff) return { tariff: "", period: DASH, days: [], indexes: [] };
   return {
-    tariff: typeset(tariff.name),
-    period: tariff.period ? typeset(tariff.period.name) : DASH,
+    tariff: tariff.name,
+    period: tariff.period ? tariff.period.name : DASH,
     days: daysOf(tariff.days),
     indexes: tariff.indexes.map((index) => ({
       tag: index.tag,
-      name: typeset(index.name),
+      name: index.name,
       value: kilowattHours(input.fields[index.tag]),
       running: live && index.running,
     })),
@@ -3912,9 +3903,9 @@ def devices_of(settings: Settings) -> list[Device]:
 
 
 def wait_for_address(address: str) -> None:
-    """Wait until an address is one of this machine.
+    """Wait until an address, or the name of one, is this machine's.
 
-    Wi-Fi may come after `@reboot`, and cron starts nothing twice.
+    Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
     """
     is_said = False
     while True:
@@ -3922,6 +3913,8 @@ def wait_for_address(address: str) -> None:
             try:
                 probe.bind((address, 0))
                 return
+            except socket.gaierror:
+                pass  # the name is not known yet
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     return  # what is wrong is said when the ports are opened
@@ -3940,9 +3933,9 @@ def opening(name: str, port: int, address: str) -> Iterator[None]:
     """Turn what goes wrong when a port is opened into CannotListen."""
     try:
         yield
-    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none
+    except OSError as error:
         advice = f"corriger {name} ou [http] address"
-        if getattr(error, "errno", 0) == errno.EADDRINUSE:
+        if error.errno == errno.EADDRINUSE:
             advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
         reason = reason_of(error)
         raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None

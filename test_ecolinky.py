@@ -15,6 +15,7 @@ import base64
 import bisect
 import collections
 import contextlib
+import errno
 import glob
 import html
 import http.client
@@ -3366,8 +3367,10 @@ class ProgramTest(EspCase):
 
         def bind(probe, address):
             asked.append(address)
-            if len(asked) < 3:
-                raise OSError(99, "Cannot assign requested address")
+            if len(asked) == 1:
+                raise socket.gaierror(-2, "Name or service not known")
+            if len(asked) == 2:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
             return real(probe, ("127.0.0.1", 0))
 
         with mock.patch("socket.socket.bind", bind), mock.patch("time.sleep") as sleep:
@@ -3962,7 +3965,7 @@ class CheckTest(EspCase):
             self.assertEqual(0, code)
             self.assertEqual(count, text.count("ATTENTION teleinfo2 : injection = yes"))
 
-    def test_a_taken_port_is_a_warning_that_knows_ecolinky(self):
+    def test_a_taken_port_is_a_failure_unless_ecolinky_has_it(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
         with socket.socket() as other, running_server(self.store) as port:
             other.bind(("127.0.0.1", 0))
@@ -3973,6 +3976,7 @@ class CheckTest(EspCase):
             stop = "pris par ecolinky, pour l'arrêter sudo systemctl stop ecolinky"
             self.assertEqual(2, text.count(stop), text)
             code, text = self.check(ini % free_port(), ports=(taken, free_port()))
+            self.assertEqual(1, code)
             self.assertIn("déjà pris, changer [http] port", text)
             self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
 

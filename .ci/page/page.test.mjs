@@ -197,11 +197,6 @@ describe("the model of an input", () => {
       .map((words) => words.replace(" ", NBSP)));
   });
 
-  test("sets the program's words as French is printed", () => {
-    assert.equal(script.typeset("l'ESP : vu ; « non » !"),
-      `l’ESP${NBSP}: vu${NBSP}; «${NBSP}non${NBSP}»${NBSP}!`);
-  });
-
   test("says that the curve is filling until it has two minutes", () => {
     const filling = `La courbe se remplit${NBSP}: un point par minute.`;
     const notice = (power) =>
