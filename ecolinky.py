@@ -1302,11 +1302,12 @@ def ends_are_missing(labels: Labels) -> bool:
 def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
-    if decoder.spaces_replaced:
-        remarks.append(REPLACED)
     damaged = sum(decoder.refused.values())
     is_cut = bool(labels) and ends_are_missing(labels)
-    if is_cut and damaged <= decoder.frames:  # a cut goes through one group of a frame
+    # One cause of loss alone: each of them would look like the next ones, too.
+    if decoder.spaces_replaced:
+        remarks.append(REPLACED)
+    elif is_cut and damaged <= decoder.frames:  # a cut goes through one group of each
         remarks.append(CUT_SHORT)
     elif damaged > MUCH_DAMAGE * decoder.groups:
         remarks.append(OFTEN_DAMAGED)
@@ -2525,10 +2526,10 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     name = f"[{section}] {key}"
     if "\n" in written:  # configparser takes an indented line for more of the value
         return f"{name}, la ligne d'après commence par un espace, l'ôter"
-    if re.search(r"\s[#;]", written):
+    if re.search(r"(^|\s)[#;]", written):
         return f"{name}, mettre le commentaire sur une ligne à lui"
     if form is not LOGIN:  # no password in a log
-        name += f" = {written}"
+        name = f"{name} = {written}".rstrip()
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 

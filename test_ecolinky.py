@@ -2831,6 +2831,7 @@ BROKEN = (  # what stands in the ini, what the one line of error says
     (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
     ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire sur une ligne à lui"),
     (HOST + "port = 23 # y\n", "mettre le commentaire sur une ligne à lui"),
+    (HOST + "port = # y\n", "mettre le commentaire sur une ligne à lui"),
     (
         HOST + "port = 70000\n",
         "port = 70000 n'est pas valable, attendu : un nombre de 1",
@@ -3884,12 +3885,19 @@ class JudgeTest(InputCase):
                 last = "ok ses valeurs" if is_served else "ÉCHEC"
                 self.assertTrue(judged[-1].startswith(last), judged)
 
-    def test_a_line_that_is_damaged_and_cut_is_told_one_thing(self):
-        data = re.sub(b".\r", b"~\r", frame(HC[4:])) + frame(HC[:-1])
-        self.connect(*[data] * 8)
-        warnings = [text for text in self.judged() if text.startswith("ATTENTION")]
-        self.assertEqual(1, len(warnings), warnings)
-        self.assertIn("optocoupleur", warnings[0])
+    def test_of_several_causes_of_loss_one_is_said(self):
+        spoilt = re.sub(b".\r", b"~\r", frame(HC[4:]))
+        replaced = encoded(standard()).replace(b" ", b"_")
+        for data, cause in (
+            (spoilt + frame(HC[:-1]), "optocoupleur"),
+            (replaced, "Replace spaces"),
+            (replaced[: replaced.index(b"STGE")] + b"\x03", "Replace spaces"),
+        ):
+            self.begin()
+            self.connect(*[data] * 8)
+            warnings = [text for text in self.judged() if text.startswith("ATTENTION")]
+            self.assertEqual(1, len(warnings), warnings)
+            self.assertIn(cause, warnings[0])
 
     def test_a_second_client_is_told_and_nothing_else(self):
         self.connect(HC_FRAME, HC_FRAME)
