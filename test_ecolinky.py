@@ -2663,13 +2663,15 @@ class ProtocolTest(HttpCase):
         self.assertIn(b"<T2_HCHP>0<", body)
 
     def test_the_inputs_in_json_are_each_its_own(self):
-        publish(self.store, 2, live(HCHP=5), 31, reason="silence")
+        publish(self.store, 2, live(HCHP=5), 31, reason="l'ESP : rien")
         content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
         self.assertEqual([1, 2], [each["input"] for each in content["inputs"]])
         first, second = content["inputs"]
         self.assertEqual(("live", live()), (first["state"], first["fields"]))
         self.assertEqual(("stale", None), (second["state"], second["fields"]))
-        self.assertEqual(("silence", None), (second["reason"], second["relay_port"]))
+        self.assertEqual(
+            ("l\u2019ESP\u00a0: rien", None), (second["reason"], second["relay_port"])
+        )
         self.assertEqual([4000, 4001], content["ports"])
         self.assertEqual(8889, first["relay_port"])
         keys = ["version", "uptime", "hostname", "ports", "inputs"]

@@ -118,7 +118,7 @@ describe("the model of an input", () => {
 
   test("says nothing live of an input that is stale", () => {
     const known = samples.threePhase();
-    const card = model({ ...known, state: "stale", age: 95, reason: "l'ESP dort" });
+    const card = model({ ...known, state: "stale", age: 95, reason: "l’ESP dort" });
     assert.equal(card.power, "–");
     assert.equal(card.shareText, "");
     assert.equal(card.share, 0);
@@ -404,7 +404,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("share-1"), "");
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
     assert.equal(await text("reason-1"),
-      `l’ESP ferme chaque connexion${NBSP}: un autre programme le lit, l’arrêter`);
+      "l’ESP ferme chaque connexion, un autre programme le lit, l’arrêter");
     assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686${NBSP}kWh`);
     assert.equal(await text("tomorrow-1"), "rouge");
     assert.equal(await tab.title(), "– VA · ecolinky");

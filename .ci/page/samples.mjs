@@ -63,14 +63,14 @@ export function answer(inputs = [input()], changes = {}) {
 // Silent: no fields, no tariff, no power now.
 export function stale(age = 95) {
   return input({ state: "stale", age, fields: null, tariff: null, phases: null,
-    reason: "l'ESP ferme chaque connexion : un autre programme le lit, l'arrêter" });
+    reason: "l’ESP ferme chaque connexion, un autre programme le lit, l’arrêter" });
 }
 
 export function waiting() {
   return input({ state: "waiting", age: null, mode: null, phases: null, fields: null,
     tariff: null, history: { step: 60, power: [] },
-    reason: "allumé, mais rien n'écoute sur ce port : vérifier port et le Serial Server"
-      + " d'ESPEasy" });
+    reason: "allumé, mais rien n’écoute sur ce port, vérifier port et le Serial Server"
+      + " d’ESPEasy" });
 }
 
 const TEMPO = [
