@@ -355,6 +355,7 @@ CONFIRM_WITHIN = 10  # seconds, at the most, between two readings that agree
 CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
 TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
 FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
+SMALL_FALL_WH = 30  # what two false readings can add to an index: it is waited out
 
 IDENTITIES = ("ADCO", "ADSC")
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
@@ -434,12 +435,25 @@ class Knowledge:
             self.claim = claim  # for the next reading to agree with
             return
         # It is the earlier one that is trusted, so that is the one to be possible.
-        if earlier.is_possible or claim.times >= TAKEOVER:
+        is_believed = claim.times >= TAKEOVER and not self._is_small_fall(earlier)
+        if earlier.is_possible or is_believed:
             self.trust(earlier.group, earlier.time)
         is_trusted = self.repeat(claim.group, claim.time)
         if not is_trusted:
             # An index has grown meanwhile, or more readings are needed.
             self.claim = claim
+
+    def _is_small_fall(self, claim: Claim) -> bool:
+        """Return whether an index has just fallen by less than it will soon have grown.
+
+        It stands still until the meter has caught up with it: an index never falls for
+        so little.
+        """
+        if self.group is None or not self.is_index:
+            return False
+        fall = int(self.group.data) - int(claim.group.data)
+        is_recent = claim.time - self.time <= FORGET_AFTER
+        return 0 < fall <= SMALL_FALL_WH and is_recent
 
     def _allows(self, group: Group, now: float) -> bool:
         """Say whether the group can be true after the trusted one."""
@@ -712,47 +726,18 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    words: Pattern[str]  # which tell it in NGTF or LTARF, standard mode's free texts
-    numbered: list[str]  # its PTEC while index 1, 2, ... 10 runs, in standard mode
-
-    def periods(self) -> list[str]:
-        """Return its periods, each once."""
-        return list(dict.fromkeys(self.numbered))
+    periods: tuple[str, ...]  # its PTEC
 
     def indexes(self) -> list[str]:
         """Return the tags of its indexes."""
-        return [PERIODS[ptec].tag for ptec in self.periods()]
+        return [PERIODS[ptec].tag for ptec in self.periods]
 
 
-# Each of the ten indexes has a period, so that no energy is left out of the sum: Tempo
-# uses six, and what the last four may hold is counted as blue.  In every supplier's
-# calendar met so far odd numbers are cheap and even ones dear.
-TEMPO = Tariff(
-    "BBR(",
-    "Tempo",
-    re.compile("TEMPO|BLEU|BLANC|ROUGE"),
-    "HCJB HPJB HCJW HPJW HCJR HPJR HCJB HPJB HCJB HPJB".split(),
-)
-EJP = Tariff(
-    "EJP.",
-    "EJP",
-    re.compile("EJP|NORMALE|POINTE"),
-    "HN.. PM.. HN.. HN.. HN.. HN.. HN.. HN.. HN.. HN..".split(),
-)
-HC = Tariff(
-    "HC..",
-    "Heures creuses",
-    re.compile(r"\bH[CP]\b|CREUSE|PLEINE|WEEK.?END"),
-    "HC.. HP.. HC.. HP.. HC.. HP.. HC.. HP.. HC.. HP..".split(),
-)
-BASE = Tariff(
-    "BASE",
-    "Base",
-    re.compile("BASE|PRODUCTEUR|NON CONSO"),
-    "TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH.. TH..".split(),
-)
-# In this order a text's words are looked for: HC BLEU is Tempo's, not HC's.
-TARIFFS = (TEMPO, EJP, HC, BASE)
+BASE = Tariff("BASE", "Base", ("TH..",))
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."))
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."))
+TEMPO = Tariff("BBR(", "Tempo", ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"))
+TARIFFS = (BASE, HC, EJP, TEMPO)
 
 
 def tariff_of(option: str) -> Tariff | None:
@@ -883,8 +868,7 @@ class Register(NamedTuple):
         )
 
 
-# Its running index is none of 1 to 10.
-UNKNOWN_REGISTER = Register.of("00000000")._replace(running_index=0)
+UNKNOWN_REGISTER = Register.of("00000000")
 
 
 def text_of(labels: Labels, label: str) -> str:
@@ -892,39 +876,67 @@ def text_of(labels: Labels, label: str) -> str:
     return " ".join(labels.get(label, "").upper().split())
 
 
-def tariff_in_words(text: str) -> Tariff | None:
-    """Return the tariff that a text tells, None if it does not."""
-    for tariff in TARIFFS:
-        if tariff.words.search(text):
-            return tariff
-    return None
+# The PTEC while index 1, 2, ... 10 runs.  Each of the ten has a period, so that no
+# energy is left out of the sum, that of a former contract neither.
+ALL_HOURS = BASE.periods * 10
+ODD_IS_CHEAP = HC.periods * 5  # as in every supplier's calendar met so far
+COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
+SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
 
-def standard_tariff(labels: Labels) -> Tariff | None:
-    """Return the tariff of a standard-mode meter, None while it is not known.
+class Contract(NamedTuple):
+    """A contract of standard mode, or a family of contracts."""
 
-    The contract's text tells it, else the period's, else the status register.  What may
-    be needed is waited for: a tariff must not change with what is known so far.
-    """
+    name: str  # pattern of NGTF, as text_of() returns it
+    tariff: Tariff
+    numbering: tuple[str, ...]  # PTEC by index: where the energy of each is counted
+    # The label that tells the period: NTARF where that numbering is known, else LTARF.
+    period_label: str
+    used: int  # indexes that it uses; all ten where that is not known
+    source: str  # the capture, or the public code, that has it
+
+
+# In this order.  NGTF alone decides, for it alone belongs to the contract: LTARF, NTARF
+# and STGE change with the hour.  A name that only contains TEMPO, EJP or POINTE is
+# another supplier's, with other indexes.
+DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
+LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
+TASMOTA = "NicolasBernaerts/tasmota"
+UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "nowhere")
+CONTRACTS = (
+    Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
+    Contract("PRODUCTEUR", BASE, ALL_HOURS, "NTARF", 10, "standard-1ph-prod-1"),
+    Contract("TEMPO", TEMPO, COLOURED, "NTARF", 6, "standard-3ph-tempo-1"),
+    Contract("EJP", EJP, SECOND_IS_PEAK, "NTARF", 2, TASMOTA),
+    Contract("HC", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-2"),
+    Contract("H PLEINE/CREUSE", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-1"),
+    Contract("HP ?/ ?HC", HC, ODD_IS_CHEAP, "NTARF", 2, "ecolinky 1.2.0"),
+    Contract(
+        "HC ET WEEK.?END", HC, ODD_IS_CHEAP, "NTARF", 3, "standard-1ph-hc-et-week-end-1"
+    ),
+    Contract(
+        "HC SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 6, "standard-1ph-hc-sem-we-mercr-1"
+    ),
+    Contract("SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 10, LIXEE),
+    Contract("H SUPER CREUSES", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
+    Contract("ZEN FLEX", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
+    Contract("ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer of 2026"),
+    Contract("HC-12H30", HC, ODD_IS_CHEAP, "LTARF", 10, TASMOTA),
+    Contract(DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "words of the others"),
+    UNKNOWN,
+)
+
+
+def contract_of(labels: Labels) -> Contract | None:
+    """Return the contract of a standard-mode meter, None while it is not known."""
     if "NGTF" not in labels:
         return None
-    tariff = tariff_in_words(text_of(labels, "NGTF"))
-    if tariff is not None:
-        return tariff
-    if "LTARF" not in labels or "STGE" not in labels:
-        return None
-    tariff = tariff_in_words(text_of(labels, "LTARF"))
-    if tariff is not None:
-        return tariff
-    is_coloured = Register.of(labels["STGE"]).today != NOTHING
-    return TEMPO if is_coloured else BASE  # only Tempo's days have colours
+    name = text_of(labels, "NGTF")
+    return next(each for each in CONTRACTS if re.fullmatch(each.name, name))
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
 DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
-# Day-and-night contracts whose odd indexes are known to be the cheap ones.  Their
-# running index is believed rather than LTARF, which has been seen stale.
-USUAL_NUMBERING = re.compile(r"HC|HP ?/ ?HC|H PLEINE/CREUSE|.*(WEEK.?END|\bSEM WE\b).*")
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
@@ -946,30 +958,35 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     return None
 
 
-def standard_period(tariff: Tariff, labels: Labels, running_index: int) -> str | None:
-    """Return the PTEC of a standard-mode meter; running index 0: not known.
+def standard_period(contract: Contract, labels: Labels) -> str | None:
+    """Return the PTEC of a standard-mode meter, None where it is not told.
 
-    The running index tells it, if it is known.  But day-and-night contracts may number
-    their periods as they like: there the text goes first, save where the numbering is
-    the usual one.
+    Where the contract's numbering is known the running index tells it, so that the
+    period is the one whose index grows: LTARF has been seen stale.
     """
-    in_words = period_in_words(tariff, text_of(labels, "LTARF"))
-    if not 1 <= running_index <= 10:
+    running_index = running_index_of(labels)
+    in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
+    if running_index is None or (in_words and contract.period_label == "LTARF"):
         return in_words
-    is_usual = USUAL_NUMBERING.fullmatch(text_of(labels, "NGTF"))
-    if tariff is HC and in_words and not is_usual:
-        return in_words
-    return tariff.numbered[running_index - 1]
+    return contract.numbering[running_index - 1]
 
 
-def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
+def running_index_of(labels: Labels) -> int | None:
+    """Return which EASF grows, 1 to 10, by NTARF, else by STGE; None: not known."""
+    number = number_of(labels, "NTARF")
+    if not number and "STGE" in labels:
+        number = Register.of(labels["STGE"]).running_index
+    return number if number in range(1, len(EASF) + 1) else None
+
+
+def standard_indexes(contract: Contract, labels: Labels) -> Fields:
     """Return the tariff's indexes, none until all are known; their sum is EAST."""
-    if tariff is BASE and "EAST" in labels:
+    if contract.tariff is BASE and "EAST" in labels:
         return {"BASE": int(labels["EAST"])}
-    if tariff is BASE or not labels.keys() >= set(EASF):
+    if contract.tariff is BASE or not labels.keys() >= set(EASF):
         return {}
-    sums: Fields = dict.fromkeys(tariff.indexes(), 0)
-    for label, ptec in zip(EASF, tariff.numbered):
+    sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
+    for label, ptec in zip(EASF, contract.numbering):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
 
@@ -1000,13 +1017,13 @@ def translate_standard(labels: Labels) -> Fields:
         said["ADPS"] = max(
             currents
         )  # in historic mode it is the current that is too high
-    tariff = standard_tariff(labels)
-    if tariff is not None:
-        number = number_of(labels, "NTARF") or register.running_index
-        said["OPTARIF"] = tariff.option
-        said["PTEC"] = standard_period(tariff, labels, number)
-        said.update(standard_indexes(tariff, labels))
-    return fill(said, tariff)
+    contract = contract_of(labels)
+    if contract is None:
+        return fill(said, None)
+    said["OPTARIF"] = contract.tariff.option
+    said["PTEC"] = standard_period(contract, labels)
+    said.update(standard_indexes(contract, labels))
+    return fill(said, contract.tariff)
 
 
 def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
@@ -1040,7 +1057,7 @@ def phase_count(fields: Fields) -> int:
 # Tag of the device, if it is no index -> labels of a standard-mode meter that tell it.
 STANDARD_LABELS = {
     "ADCO": ("ADSC",),
-    "OPTARIF": ("NGTF", "LTARF", "STGE"),
+    "OPTARIF": ("NGTF",),
     "PTEC": ("NTARF", "LTARF"),
     "PAPP": ("SINSTS",),
     "BASE": ("EAST",),
@@ -1190,6 +1207,10 @@ CUT_SHORT = (
 )
 READ_AS_8N1 = "l'ESP lit en 8N1, le mettre en 7E1 (rien n'est perdu)"
 ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
+UNKNOWN_CONTRACT = (
+    "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur sa"
+    " page GitHub (Issues) avec LTARF « %s » et NTARF « %s »"
+)
 CAUSES_OF_LOSS = (REPLACED, CUT_SHORT, OFTEN_DAMAGED)
 INCOMPLETE = "des groupes manquent (%s), %s"
 TO_BE_CONFIRMED = "des trames arrivent, leurs valeurs attendent confirmation"
@@ -1315,7 +1336,15 @@ def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
         remarks.append(READ_AS_8N1)
     if decoder.esp_log:
         remarks.append(ESP_LOGS)
+    if contract_of(labels) is UNKNOWN:
+        remarks.append(describe_unknown_contract(labels))
     return remarks
+
+
+def describe_unknown_contract(labels: Labels) -> str:
+    """Return what is transmitted of an unknown contract, and what to report."""
+    names = [labels.get(label, "").strip() for label in ("NGTF", "LTARF", "NTARF")]
+    return UNKNOWN_CONTRACT % tuple(names)
 
 
 class Hourly:
@@ -1462,6 +1491,7 @@ class Notices:
         self._is_served = False  # the log's last word is that values are served
         self.ever_served = False
         self._advised = False  # of what the meter injects, or does not
+        self._unknown_contract = ""  # NGTF, said last
 
     def warn(self, kind: str, text: str, now: float) -> None:
         """Say what is wrong: as a warning once an hour, in between for the curious."""
@@ -1496,6 +1526,13 @@ class Notices:
             self._say(logging.INFO, INJECTS)
         if not injects and second == INJECTION:
             self._say(logging.WARNING, DOES_NOT_INJECT)
+
+    def unknown_contract(self, labels: Labels) -> None:
+        """Say once of each unknown contract that the total alone is served."""
+        name = labels["NGTF"]
+        if name != self._unknown_contract:
+            self._unknown_contract = name
+            self._say(logging.INFO, describe_unknown_contract(labels))
 
 
 class Input:
@@ -1571,8 +1608,8 @@ class Input:
             self.history.add(fields["PAPP"], now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
-            # None is missing where all are there and tell no tariff or no period.
-            missing = ", ".join(self.view.missing) or "un tarif connu"
+            # None is missing where all are there and tell no period.
+            missing = ", ".join(self.view.missing) or "une période connue"
             causes = [each for each in self._remarks() if each in CAUSES_OF_LOSS]
             advice = causes[0] if causes else OFTEN_DAMAGED
             self._trouble(INCOMPLETE % (missing, advice), now, INCOMPLETE)
@@ -1593,6 +1630,8 @@ class Input:
         """Say which meter is served, when that changes, and what it does not send."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode)
+        if contract_of(self.view.labels) is UNKNOWN:
+            self.notices.unknown_contract(self.view.labels)
         has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
         if has_had_time and CUT_SHORT in self._remarks():
             self.notices.warn(CUT_SHORT, CUT_SHORT, now)
@@ -1906,6 +1945,7 @@ def describe_input(
         "source": snapshot.source,
         "state": STALE if snapshot.ever_served else "waiting",
         "reason": french(snapshot.reason),
+        "remarks": [french(remark) for remark in snapshot.remarks],
         "age": None,
         "mode": view.mode,
         "phases": None,
@@ -1942,7 +1982,7 @@ def describe_tariff(fields: Fields) -> Fields | None:
             "name": PERIODS[ptec].name,
             "running": ptec == running,
         }
-        for ptec in tariff.periods()
+        for ptec in tariff.periods
     ]
     days = None
     if tariff is TEMPO:
@@ -2695,14 +2735,10 @@ def summary(fields: Fields, mode: str | None) -> list[str]:
     return texts + [f"index {tag} = {fields[tag]} Wh" for tag in tariff.indexes()]
 
 
-# How many indexes the contracts use of which that is known, by their NGTF.
-INDEXES_OF_CONTRACT = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
-
-
 def old_contracts(labels: Labels) -> int:
     """Return the Wh that indexes of former contracts hold, where that is known."""
-    used = INDEXES_OF_CONTRACT.get(text_of(labels, "NGTF"), len(EASF))
-    return sum(number_of(labels, label) or 0 for label in EASF[used:])
+    contract = contract_of(labels) or UNKNOWN
+    return sum(number_of(labels, label) or 0 for label in EASF[contract.used :])
 
 
 TO_STOP_IT = (
@@ -3071,6 +3107,7 @@ footer code { color: var(--ink); font-size: 15px; }
 .waiting .pill { color: var(--warn); }
 .stale .pill { color: var(--bad); }
 .reason:not(:empty), .alert:not(:empty) { color: var(--bad); padding-top: 4px; }
+.remark { color: var(--warn); padding-top: 4px; }
 .load-good { --load: var(--good); }
 .load-warn { --load: var(--warn); }
 .load-bad { --load: var(--bad); }
@@ -3282,6 +3319,7 @@ function model(input, seen) {
     state,
     stateText: stateText(state, lastFrame, seen.now),
     reason: seen.connected ? input.reason : "",
+    remarks: remarksOf(input, live),
     power: live ? number(fields.PAPP) : DASH,
     share,
     shareText: live && limit ? quantity(100 * share, "%") : "",
@@ -3294,6 +3332,11 @@ function model(input, seen) {
     chart: chartOf(input, live, seen),
     link: linkOf(input, lastFrame, seen.now),
   };
+}
+
+// What could be better though values come.
+function remarksOf(input, live) {
+  return live ? input.remarks : [];
 }
 
 function stateOf(input, seen) {
@@ -3480,7 +3523,8 @@ function cardHead(card, several) {
   const n = card.number;
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
     <span class="pill" id="state-${n}">${card.stateText}</span></header>
-    <p class="reason" id="reason-${n}" role="status">${card.reason}</p>`;
+    <p class="reason" id="reason-${n}" role="status">${card.reason}</p>
+    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
 }
 
 // The left column: the power, the currents, the period.

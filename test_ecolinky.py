@@ -58,12 +58,14 @@ except ImportError:
 CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
 HERE = os.path.dirname(os.path.abspath(ecolinky.__file__))
 PROGRAM = os.path.join(HERE, "ecolinky.py")
-CAPTURES = os.path.join(HERE, os.pardir, "shared", "captures")
+CAPTURES = os.path.join(HERE, ".ci", "captures")
+# Whoever copies the five files alone has no captures; whoever clones has them all.
+IS_CLONE = os.path.isdir(os.path.join(HERE, ".ci"))
 MAC = "02:00:5e:10:00:01"
 
 logging.getLogger("ecolinky").addHandler(logging.NullHandler())
 
-# The tags, as ECODEVICE.md lists them.
+# The tags, as the device has them.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1 IMAX2"
@@ -1034,7 +1036,14 @@ class Translation(MeterCase):
             ("OFFRE HC SPECIAL", "HC ETE", 2, "HC..", "HC.."),
             ("BASE", "HEURE POINTE", 2, "BASE", "TH.."),
             ("NOUVELLE OFFRE", "PERIODE 4", 4, "BASE", "TH.."),
-            ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "HC..", "HP.."),
+            ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "BASE", "TH.."),
+            ("OCTOTEMPO", "HP ROUGE", 1, "BASE", "TH.."),
+            ("2 SAISONS POINTE", "HC HIVER", 3, "BASE", "TH.."),
+            ("SEM WE VENDREDI", "HEURE WEEK-END", 3, "HC..", "HC.."),
+            ("HC-12H30", "HEURE PLEINE", 2, "HC..", "HP.."),
+            ("OPTION WEEK-END", "HEURE SEMAINE", 2, "HC..", "HP.."),
+            ("HC PERSO", "HP ETE", 3, "HC..", "HP.."),
+            ("ZEN  estival", "HC HIVER", 2, "HC..", "HC.."),
             ("TEMPO", "BLEU HC", 1, "BBR(", "HCJB"),
         ]
         cases += [
@@ -1096,6 +1105,217 @@ class Translation(MeterCase):
             self.assertEqual((mode, {}, None), (stale.mode, stale.labels, stale.fields))
 
 
+class ContractsTest(unittest.TestCase):
+    """What is served of a contract, over all that its meter may say of a period."""
+
+    INDEXES = [12000123, 23000456, 5000789, 6000012, 700, 800, 90, 1, 2, 3]
+    WORDS = (
+        "BASE|HEURE  CREUSE|HEURE  PLEINE|HC  BLEU|HP  BLANC|BLEU HC|HP  ROUGE|"
+        "HEURE NORMALE|HEURE POINTE|HEURE WEEK-END|HP MERCREDI|HSC|HC|HEURE SOLEIL|"
+        "HEURE SEMAINE|INDEX INACTIF 2|INDEX NON CONSO|HP HIVER|"
+    ).split("|")
+    # NGTF, OPTARIF, PTEC by running index; None: LTARF tells the period.
+    ODD = ("HC..", "HP..") * 5
+    KNOWN = [
+        ("BASE", "BASE", ("TH..",) * 10),
+        ("PRODUCTEUR", "BASE", ("TH..",) * 10),
+        ("HC", "HC..", ODD),
+        ("H PLEINE/CREUSE", "HC..", ODD),
+        ("HC et Week-End", "HC..", ODD),
+        ("HC SEM WE MERCR", "HC..", ODD),
+        ("HC SEM WE LUNDI", "HC..", ODD),
+        ("SEM WE LUNDI", "HC..", ODD),
+        ("SEM WE MERCREDI", "HC..", ODD),
+        ("SEM WE VENDREDI", "HC..", ODD),
+        ("HC-12H30", "HC..", None),
+        ("H SUPER CREUSES", "HC..", None),
+        ("ZEN Flex", "HC..", None),
+        ("ZEN ESTIVAL", "HC..", None),
+        ("OPTION WEEK-END", "HC..", None),
+        ("EJP", "EJP.", ("HN..", "PM..") + ("HN..",) * 8),
+        ("TEMPO", "BBR(", tuple(tag[3:] for tag in BBR) + ("HCJB", "HPJB") * 2),
+    ]
+    UNKNOWN = (
+        "OCTOFLEX 4|OCTOTEMPO|OFFRE INCONNUE|NOUVELLE OFFRE|SUPER OFF PEAK|"
+        "2 SAISONS POINTE|EJP HIVER HC|TEMPO2|BASES||POINTE|OCTO HPHI"
+    ).split("|")
+    TAGS = {
+        "BASE": ["BASE"],
+        "HC..": ["HCHC", "HCHP"],
+        "EJP.": ["EJPHN", "EJPHPM"],
+        "BBR(": BBR,
+    }
+
+    def made_up(self, rng):
+        """Return a name that no contract has: words of several, and random letters."""
+        letters = "ABCDEFGILMNOPRSTUVYZ0123456789/-."
+        words = "TEMPO EJP POINTE OCTO FLEX SOLEIL WEEK END HIVER ETE ECO MAX".split()
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(1, 7)))
+        return " ".join([rng.choice(words), word])[:16].strip()
+
+    def spelled(self, name, rng):
+        """Return the name as some meter may spell it, in 16 characters."""
+        name = rng.choice((name, name.lower(), name.title()))
+        if len(name) < 15:
+            name = name.replace(" ", rng.choice((" ", "  ")), 1)
+        return rng.choice((name.ljust, name.rjust, name.center))(16)
+
+    def labels(self, name, ltarf, ntarf, stge, indexes):
+        labels = {
+            "ADSC": "041761123456",
+            "NGTF": name,
+            "LTARF": ltarf.center(16),
+            "EAST": "%09d" % sum(indexes),
+            "IRMS1": "004",
+            "PREF": "06",
+            "SINSTS": "00920",
+            "STGE": "%08X" % stge,
+            "NTARF": "%02d" % ntarf,
+        }
+        labels.update(("EASF%02d" % n, "%09d" % e) for n, e in enumerate(indexes, 1))
+        return labels
+
+    def contracts(self, rng):
+        """Yield a name, its OPTARIF and its numbering: known, then made up."""
+        yield from self.KNOWN
+        unknown = list(self.UNKNOWN) + [self.made_up(rng) for _ in range(300)]
+        for name in unknown:
+            yield name, "BASE", ("TH..",) * 10
+
+    def test_a_contract_is_the_same_at_every_hour(self):
+        rng = random.Random(20)
+        for name, option, numbering in self.contracts(rng):
+            is_made_up = name not in [each[0] for each in self.KNOWN]
+            texts = self.WORDS + [self.made_up(rng) for _ in range(3)]
+            for ltarf in rng.sample(texts, 3) if is_made_up else texts:
+                for ntarf in range(16):
+                    # Colours of today and tomorrow, notices, and any running index.
+                    stge = rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
+                    self.check(
+                        self.spelled(name, rng), option, numbering, ltarf, ntarf, stge
+                    )
+
+    def check(self, name, option, numbering, ltarf, ntarf, stge):
+        labels = self.labels(name, ltarf, ntarf, stge, self.INDEXES)
+        fields = ecolinky.translate_standard(labels)
+        case = (name, ltarf, ntarf, stge)
+        self.assertEqual(option, fields["OPTARIF"], case)
+        tags = self.TAGS[option]
+        self.assertEqual(sum(self.INDEXES), sum(fields[tag] for tag in tags), case)
+        self.assertEqual(0, sum(fields[tag] for tag in set(INDEX_TAGS) - set(tags)))
+        if not 1 <= ntarf <= 10:
+            return
+        self.assertIsNotNone(fields["PTEC"], case)
+        grown = list(self.INDEXES)
+        grown[ntarf - 1] += 7
+        after = ecolinky.translate_standard(
+            self.labels(name, ltarf, ntarf, stge, grown)
+        )
+        growth = {tag: after[tag] - fields[tag] for tag in tags}
+        self.assertEqual([0] * (len(tags) - 1) + [7], sorted(growth.values()), case)
+        growing = max(growth, key=growth.get)
+        if numbering is not None:
+            self.assertEqual(numbering[ntarf - 1], fields["PTEC"], case)
+            period = {"BASE": "TH..", "EJPHN": "HN..", "EJPHPM": "PM.."}.get(
+                growing, growing[-2:] + ".." if option == "HC.." else growing[3:]
+            )
+            self.assertEqual(period, fields["PTEC"], case)
+
+    def test_the_table_says_of_each_contract_where_it_was_met(self):
+        names = [each[0] for each in self.KNOWN]
+        for contract in ecolinky.CONTRACTS:
+            with self.subTest(contract.name):
+                self.assertTrue(contract.source)
+                self.assertLessEqual(set(contract.numbering), set(ecolinky.PERIODS))
+                self.assertEqual(10, len(contract.numbering))
+                pattern = re.compile(contract.name)
+                is_met = any(pattern.fullmatch(name.upper()) for name in names)
+                self.assertTrue(is_met or contract.source.startswith("ecolinky"))
+                if IS_CLONE and contract.source.startswith("standard-"):
+                    path = os.path.join(CAPTURES, contract.source + ".tic")
+                    with open(path, "rb") as file:
+                        name = re.search(rb"NGTF\t(.{16})", file.read())[1]
+                    labels = {"NGTF": name.decode("ascii")}
+                    self.assertIs(contract, ecolinky.contract_of(labels))
+
+    def test_frozen_indexes_are_told_where_the_number_of_used_ones_is_known(self):
+        used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
+        used.update({"HC et Week-End": 3, "HC SEM WE MERCR": 6, "HC SEM WE LUNDI": 6})
+        for name, _, _ in self.contracts(random.Random(7)):
+            labels = self.labels(name.center(16), "", 1, 0, self.INDEXES)
+            frozen = sum(self.INDEXES[used.get(name, 10) :])
+            self.assertEqual(frozen, ecolinky.old_contracts(labels), name)
+        del labels["EASF05"]
+        labels["NGTF"] = "HC".center(16)
+        expected = sum(self.INDEXES[2:]) - self.INDEXES[4]
+        self.assertEqual(expected, ecolinky.old_contracts(labels))
+
+    def test_over_a_meters_life_each_counter_only_grows_by_what_was_counted(self):
+        rng = random.Random(366)
+        for name, option, _ in list(self.contracts(rng))[:40]:
+            for seconds, steps in ((2, 30), (1800, 48), (86400, 366)):
+                self.live_through(name, option, seconds, steps, rng)
+
+    def live_through(self, name, option, seconds, steps, rng):
+        """Feed a meter for so many steps; the running index changes at each."""
+        meter, now, last = ecolinky.Meter(), 100.0, None
+        indexes = [index % 1000000 for index in self.INDEXES]
+        for _ in range(steps):
+            running = rng.randrange(10)
+            stge = rng.randrange(64) << 24 | running << 10
+            ltarf = rng.choice(self.WORDS)
+            for _ in range(2):  # the second frame confirms what the first says
+                now += 1.5
+                labels = self.labels(name.center(16), ltarf, running + 1, stge, indexes)
+                meter.feed(encoded(list(labels.items())), now)
+            fields = meter.fields(now)
+            self.assertEqual(option, fields["OPTARIF"], name)
+            served = [fields[tag] for tag in INDEX_TAGS]
+            self.assertEqual(sum(indexes), sum(served), name)
+            if last is not None:
+                grown = [new - old for new, old in zip(served, last)]
+                self.assertLessEqual(0, min(grown), name)
+            last = served
+            indexes[running] += rng.randrange(1, 2 + int(0.5 * seconds))
+            now += seconds
+
+    def test_a_name_that_nobody_knows_is_said_once_and_on_the_page(self):
+        case = InputTest()
+        case.begin()
+        name, ltarf = "  OctoFlex 4    ", "    HP HIVER    "
+        groups = [encoded(standard(NGTF=name, LTARF=each)) for each in (ltarf, ltarf)]
+        case.connect(*groups * 8)
+        other = encoded(standard(NGTF=name, LTARF="    HP ETE      "))
+        case.feed(*[other] * 8)
+        said = [line for line in case.said() if "inconnu d'ecolinky" in line]
+        self.assertEqual(1, len(said))
+        for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
+            self.assertIn(part, said[0])
+        content = ecolinky.describe_input(1, None, case.snapshot(), case.now)
+        self.assertEqual("live", content["state"])
+        self.assertEqual(1, len(content["remarks"]))
+        self.assertIn("HP ETE", content["remarks"][0])
+        findings = ecolinky.judge("teleinfo1", case.snapshot())
+        warnings = [each for each in findings if each.verdict == ecolinky.WARNING]
+        self.assertEqual(1, len(warnings))
+        self.assertIn("OctoFlex 4", warnings[0].text)
+        self.assertEqual(ecolinky.OK, findings[-1].verdict)
+        case.begin()
+        case.connect(*[encoded(standard())] * 8)
+        self.assertEqual([], case.snapshot().remarks)
+
+    def test_an_option_or_a_period_that_damage_makes_changes_nothing(self):
+        for label, right in (("OPTARIF", "BASE"), ("PTEC", "TH..")):
+            for wrong in ("XXXX", "BASD", "HX..", "    ", "BB..", "EJPX"):
+                with self.subTest(label=label, wrong=wrong):
+                    case = MeterCase()
+                    case.setUp()
+                    case.feed(*[historic()] * 3, *[historic(**{label: wrong})] * 10)
+                    case.assertServes(**{label: right, "BASE": 63207})
+                    case.feed(*[historic()] * 2)
+                    case.assertServes(**{label: right, "BASE": 63207})
+
+
 class Freshness(MeterCase):
     def test_a_cold_start_serves_within_three_clean_frames_and_not_before_two(self):
         for groups in (historic(), historic(**THREE), standard()):
@@ -1123,7 +1343,6 @@ class Freshness(MeterCase):
         words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
         for without, missing in (
             (dict(NGTF=None), ["NGTF"]),
-            (dict(NGTF="NOUVELLE OFFRE".ljust(16), LTARF=None), ["LTARF"]),
             (words, ["NTARF"]),
             (dict(base, EAST=None), ["EAST"]),
             (dict(EASF05=None), ["EASF05"]),
@@ -1403,13 +1622,16 @@ class Guard(MeterCase):
         self.feed(historic(), historic(), *[other] * 7, historic())
         self.assertServes(ADCO="027811420827", BASE=63207)
 
-    def test_no_tariff_is_told_by_half_of_what_tells_it(self):
+    def test_the_contracts_name_alone_tells_the_tariff(self):
         unknown = dict(NGTF="NOUVELLE OFFRE  ", STGE="003A0001")
         self.feed(*[standard(LTARF="  HEURE PLEINE  ", **unknown)] * 3)
-        self.assertServes(OPTARIF="HC..")
+        self.assertServes(OPTARIF="BASE", PTEC="TH..", BASE=3000)
         without = [g for g in standard(**unknown) if g[0] not in ("LTARF", "NTARF")]
         self.feed(*[without] * 20)
-        self.assertServesNothing()  # and not BASE, of another index
+        self.assertServes(OPTARIF="BASE", PTEC="TH..", BASE=3000)
+        self.afresh(*[standard(NGTF=None)] * 5)
+        self.assertServesNothing()
+        self.assertEqual(["NGTF"], self.meter.view(self.now).missing)
 
     def test_a_sum_of_another_kind_than_the_frames_is_damage(self):
         changed_power = encoded(historic(papp="00850"))
@@ -1695,7 +1917,7 @@ class InputTest(InputCase):
             ("above 36 kVA", jaune, "plus de 36 kVA"),
             ("never whole", frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
             ("standard, spaces", no_spaces, "manquent (NGTF, LTARF), espaces ou fins"),
-            ("no period", no_period, "manquent (un tarif connu)"),
+            ("no period", no_period, "manquent (une période connue)"),
         ):
             with self.subTest(case):
                 self.begin()
@@ -1912,8 +2134,8 @@ class InputTest(InputCase):
 
     def test_the_json_of_an_input_says_what_the_readme_says(self):
         keys = (
-            "input source state reason age mode phases labels fields injection tariff"
-            " counters relay_port history"
+            "input source state reason remarks age mode phases labels fields injection"
+            " tariff counters relay_port history"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
             1, 8889, self.snapshot(), self.now
@@ -3442,9 +3664,9 @@ class ProgramTest(EspCase):
 class DomoticzClient:
     """Polls as Domoticz does; a poll returns what it would store, by input.
 
-    Written from ECODEVICE.md: the version rule, the ---- rule, the tariffs that it
-    compares OPTARIF and PTEC with, the phases, the load, the alerts and the power.  Of
-    all polls it keeps the meters seen, and fails where an index falls.
+    Written from its source, EcoDevices.cpp: the version rule, the ---- rule, the
+    tariffs that it compares OPTARIF and PTEC with, the phases, the load, the alerts and
+    the power.  Of all polls it keeps the meters seen, and fails where an index falls.
     """
 
     OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
@@ -3587,7 +3809,7 @@ class DomoticzTest(HttpCase):
             self.assertEqual(expected, {key: stored[key] for key in expected})
 
 
-@unittest.skipUnless(os.path.isdir(CAPTURES), "the captures are not here")
+@unittest.skipUnless(IS_CLONE, "five files alone have no captures")
 class CapturesTest(DomoticzTest):
     OPTIONS = {
         "base": "BASE",
@@ -3626,6 +3848,30 @@ class CapturesTest(DomoticzTest):
             else:
                 total = sum(one["indexes"].values())
                 self.assertIn(total, {int(each["EAST"]) for each in said})
+
+    def test_a_line_with_a_third_of_its_groups_damaged_serves_no_false_index(self):
+        name = os.path.join(CAPTURES, "damaged", "historic-3ph-base-31-percent.tic")
+        with open(name, "rb") as file:
+            content = file.read()
+        self.assertEqual(6668, len(content))
+        for times in (1, 4):  # at each joint the index falls
+            for size in (100, 247, 6668):
+                served = self.indexes_served(content * times, size)
+                self.assertEqual(served, sorted(served))
+                self.assertLessEqual(16878530, served[0])
+                self.assertLessEqual(served[-1], 16878542)
+                self.assertGreaterEqual(served[-1], 16878541)
+
+    def indexes_served(self, content, size):
+        """Return what is served of BASE after each chunk of so many bytes."""
+        meter, now, served = ecolinky.Meter(), 100.0, []
+        for place in range(0, len(content), size):
+            now += size / 120  # at 1200 baud
+            meter.feed(content[place : place + size], now)
+            fields = meter.fields(now)
+            if fields:
+                served.append(fields["BASE"])
+        return served
 
 
 ######## The device's real clients, --check, and the page in a browser #################

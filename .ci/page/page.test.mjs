@@ -51,6 +51,12 @@ function model(input, seen = SEEN) {
 }
 
 describe("the model of an input", () => {
+  test("says what could be better while values come, and not later", () => {
+    const remarks = ["contrat inconnu"];
+    same(model(samples.input({ remarks })).remarks, remarks);
+    same(model(samples.input({ remarks }), UNSEEN).remarks, []);
+  });
+
   test("says the power and the share of the subscription", () => {
     const card = model(samples.input());
     assert.equal(card.state, "live");

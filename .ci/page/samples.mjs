@@ -26,6 +26,7 @@ export function input(changes = {}) {
     source: "192.168.1.50:8888",
     state: "live",
     reason: "",
+    remarks: [],
     age: 0.8,
     mode: "historic",
     phases: 1,
