@@ -355,6 +355,7 @@ CONFIRM_WITHIN = 10  # seconds, at the most, between two readings that agree
 CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
 TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
 FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
+ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
 SMALL_FALL_WH = 30  # what two false readings can add to an index: it is waited out
 
 IDENTITIES = ("ADCO", "ADSC")
@@ -369,10 +370,10 @@ OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
 MOVING = CURRENTS.union(OVERLOADS, "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3 DATE".split())
 # Forgotten as soon as a silent meter is: an old one would be drawn as a flat line.
 FAST = MOVING | POWER | {"PTEC", "NTARF", "LTARF", "STGE"}
-# Sent only while they last: over with the first complete frame that has them no more.
+# Sent only while they last: over as soon as two complete frames in a row lack them.
 PASSING = OVERLOADS + ("PEJP",)
-# One of these stands near the end of each frame, but not in the short ones that
-# three-phase meters in overload send in between.
+# One of these stands near the end of each complete frame, but not in the short ones
+# that three-phase meters in overload send in between.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
@@ -511,6 +512,8 @@ class Guard:
         # Whose frames are taken.  What is served of it is in `labels`, like all else.
         self._identity = Knowledge("ADCO")  # or ADSC
         self._order: list[str] = []  # the labels as the meter's frames have them
+        self._last_whole: list[str] = []  # labels of the last frame without damage
+        self._relay_from = math.inf  # when all labels of the meter have been read
         self._frames_without_power = 0  # complete ones, in a row
 
     def is_silent(self, now: float) -> bool:
@@ -519,20 +522,14 @@ class Guard:
 
     def take(self, frame: Frame, now: float) -> bool:
         """Take a frame that was over at `now` seconds; return whether it is ours."""
+        was_silent = self.is_silent(now)
         if not self._take_identity(frame.groups, now):
             return False
+        if was_silent or not self.labels:
+            self._relay_from = now + ALL_HEARD_WITHIN
         self.last_frame = now
         self._take_groups(frame.groups, now)
-        has_power = not DRAWN_POWER.isdisjoint(frame.groups)
-        if has_power:
-            self._frames_without_power = 0
-        has_end = not LAST_LABELS.isdisjoint(frame.groups)
-        if has_end and frame.whole and not frame.damaged:
-            self._take_complete(frame.groups)
-            if not has_power:
-                self._frames_without_power += 1
-        elif not _is_short(frame):
-            self._learn_order(frame.groups)
+        self._take_order(frame, now)
         return True
 
     def _take_groups(self, groups: dict[str, Group], now: float) -> None:
@@ -577,6 +574,7 @@ class Guard:
     def _start_anew(self) -> None:
         self.labels = {}
         self._order = []
+        self._last_whole = []
         self._frames_without_power = 0
 
     def _take_change(
@@ -599,30 +597,72 @@ class Guard:
                 amperes.append(int(current.group.data))
         return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
-    def _take_complete(self, groups: dict[str, Group]) -> None:
-        """Take of a complete frame what it tells by not having it, and its order."""
-        self._order = list(groups)
+    def _take_order(self, frame: Frame, now: float) -> None:
+        """Learn from a frame which labels the meter sends, and in which order.
+
+        A flipped bit makes an STX of the LF before a group, and so two frames of one,
+        each without a damaged group.  The first of the two does not end as the frame
+        before, the second does not begin with the identity: neither is complete.
+        """
+        labels = list(frame.groups)
+        if not DRAWN_POWER.isdisjoint(labels):
+            self._frames_without_power = 0
+        elif _has_both_ends(frame):
+            self._frames_without_power += 1
+        if _has_both_ends(frame):
+            before = self._last_whole
+            self._last_whole = labels
+            if labels[-1:] == before[-1:]:
+                self._take_complete(labels, before, now)
+                return
+        if not _is_short(frame):
+            self._learn_order(labels)
+
+    def _take_complete(self, labels: list[str], before: list[str], now: float) -> None:
+        """Learn from a complete frame, and from the one before, what has ended.
+
+        A line can lose a whole group, so a label is over when both frames lack it.
+        """
+        self._relay_from = min(now, self._relay_from)
+        self._order = labels
+        self._learn_order(before)
         for label in PASSING:
-            if label not in groups:
+            if label not in self._order:
                 self.labels.pop(label, None)
 
-    def _learn_order(self, groups: Iterable[str]) -> None:
+    def _learn_order(self, labels: Iterable[str]) -> None:
         """Put each new label of a frame behind the label that it follows there."""
-        next_place = 0  # behind the label before
-        for label in groups:
-            if label not in self._order:
-                self._order.insert(next_place, label)
-            next_place = self._order.index(label) + 1
+        place = 0  # behind the label before; 0: in half a frame that is not known
+        for label in labels:
+            if label in self._order:
+                place = self._order.index(label) + 1
+            elif place or label in IDENTITIES:
+                self._order.insert(place, label)
+                place += 1
 
     def vouch(self, frame: Frame, now: float) -> list[Group]:
         """Return the trusted groups to relay in place of a frame that was taken.
 
-        They stand in the meter's order.  One that was damaged, or is not trusted yet,
-        is there as it was last.
+        They stand in the meter's order.  A group that was damaged, or is not trusted
+        yet, is there as it was last.  Return none until every label of the meter is
+        trusted: Domoticz stores 0 for an index that its first frame lacks.
         """
-        order = frame.groups if _is_short(frame) else self._order
+        if now < self._relay_from:
+            return []
+        if any(self._is_awaited(label, now) for label in self._order):
+            return []
+        order = list(frame.groups) if _is_short(frame) else self._order
+        if set(IDENTITIES).isdisjoint(order):
+            return []  # half a short frame
         known = self.known(now)
         return [known[label] for label in order if label in known]
+
+    def _is_awaited(self, label: str, now: float) -> bool:
+        """Return whether a label is read, but is not trusted yet."""
+        known = self.labels.get(label)
+        if known is None or known.group is not None:
+            return False
+        return now - known.last_heard() <= ALL_HEARD_WITHIN
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that have been read lately, by label."""
@@ -656,8 +696,16 @@ class Guard:
         return is_lost or self._frames_without_power > 1
 
 
+def _has_both_ends(frame: Frame) -> bool:
+    """Return whether a frame is undamaged, from its identity to a last label."""
+    if not frame.whole or frame.damaged:
+        return False
+    first = next(iter(frame.groups))
+    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
+
+
 def _is_short(frame: Frame) -> bool:
-    """Say whether a frame is one of identity and currents alone: an overload."""
+    """Return whether a frame has identity and currents alone: an overload."""
     labels = frame.groups.keys()
     return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
 
@@ -1098,7 +1146,7 @@ class Meter:
         self.decoder = Decoder()
         self.guard = Guard(timeout)
         self._is_relayed = is_relayed  # else nobody asks for `verified`
-        # The frames that the last bytes have ended, as they can be trusted.
+        # The frames to relay that the last bytes have ended, as they can be trusted.
         self.verified: list[bytes] = []
         self._last_byte = -math.inf  # when the last bytes came
 
@@ -1110,9 +1158,21 @@ class Meter:
         for frame in frames:
             is_ours = self.guard.take(frame, now)
             if self._is_relayed and is_ours and frame.whole:
-                groups = self.guard.vouch(frame, now)
-                self.verified.append(encode_frame(group.raw for group in groups))
+                self._verify(frame, now)
         return len(frames)
+
+    def _verify(self, frame: Frame, now: float) -> None:
+        """Add what can be relayed of a frame, while the meter's values are served."""
+        view = self.view(now)
+        if view.fields is None:
+            return
+        # Domoticz ends itself on a Tempo frame without NTARF (TeleinfoBase.cpp).
+        is_tempo = view.fields["OPTARIF"] == TEMPO.option
+        if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
+            return
+        groups = self.guard.vouch(frame, now)
+        if groups:
+            self.verified.append(encode_frame(group.raw for group in groups))
 
     def disconnected(self) -> None:
         """Note that the link ended: what comes next does not continue what came."""
@@ -1560,12 +1620,6 @@ class Input:
         self.reason = NOT_YET_CONNECTED  # why nothing is served
         self._complete_at = now  # last time that all was known, or the connection
 
-    def verified(self) -> list[bytes]:
-        """Return the frames to relay: none while nothing is served."""
-        if self.view.fields is None:
-            return []
-        return self.meter.verified
-
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
@@ -2002,8 +2056,15 @@ def describe_tariff(fields: Fields) -> Fields | None:
 ######## Relay: the verified TIC for other readers #####################################
 
 
+# A serial reader knows the end of a frame by the start of the next one: linkytic and
+# serial-teleinfo look for CR ETX STX LF in one line, which they wait for a second.  A
+# meter pauses for 33 ms at most, but the relay has a frame when it is over.  So each
+# piece that it sends ends with the start of the next frame.
+START = STX + b"\n"
+
+
 class RelayReader:
-    """One who reads the relay."""
+    """A program that reads the relay."""
 
     STUCK = 10.0  # seconds that it may leave bytes untaken
     SEND_BUFFER = 16384  # bytes in the system; more would only hide one who is stuck
@@ -2014,16 +2075,19 @@ class RelayReader:
         self.connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
-        self._untaken = b""  # the rest of the frames that it was sent last
+        self._opening = START  # of its first frame
+        self._untaken = b""  # the rest of the piece that it was sent last
         self._taken_at = now  # when it last took something
 
-    def send(self, frames: bytes, now: float) -> bool:
-        """Send frames, without waiting; return whether the reader is still there.
+    def send(self, piece: bytes, now: float) -> bool:
+        """Send a piece, without waiting; return whether the reader is still there.
 
-        One that has not taken all of the last frames gets the rest of those, and the
-        new ones are left out for it: so it never sees a frame that is cut in two.
+        A piece is whole frames without the START of the first one, and the START of the
+        next.  A reader that has not taken all of the last piece gets its rest, and the
+        new piece is left out: so the reader never sees a frame that is cut in two.
         """
-        data = self._untaken or frames
+        data = self._untaken or self._opening + piece
+        self._opening = b""
         try:
             with contextlib.suppress(BlockingIOError):
                 self.connection.recv(65536)  # what it sends is forgotten
@@ -2055,9 +2119,9 @@ class Relay:
     def send(self, frames: list[bytes], now: float) -> None:
         """Send verified frames to all readers; a new one begins with a whole frame."""
         self._last_frame = now
-        data = b"".join(frames)
+        piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
-            if not reader.send(data, now):
+            if not reader.send(piece, now):
                 self._dismiss(reader)
 
     def tend(self, now: float) -> None:
@@ -2168,7 +2232,7 @@ class Reader(threading.Thread):
         if not self._input.feed(data, now):
             return
         self._publish()
-        frames = self._input.verified()
+        frames = self._input.meter.verified
         if self._relay is not None and frames:
             self._relay.send(frames, now)
 

@@ -1454,14 +1454,26 @@ class Freshness(MeterCase):
             self.feed(historic(**THREE))
             self.assertServes(ADPS=0, IINST2=3)
 
-    def test_what_lasts_a_while_is_gone_with_the_first_clean_frame_without_it(self):
+    def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
+        damaged = encoded(historic()).replace(b"00790", b"00791")
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
-            self.afresh(*[historic(**{label: data})] * 3)
+            with_it = historic(**{label: data})
+            self.afresh(*[with_it] * 3)
+            self.feed(*[damaged] * 3, historic(), damaged, with_it, historic())
             self.assertServes(**{label: value})
-            self.feed(encoded(historic()).replace(b"00790", b"00791"))
-            self.assertServes(**{label: value})  # a damaged frame proves nothing
-            self.feed(historic())
+            self.feed(damaged, historic())
             self.assertServes(**{label: 0})
+
+    def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
+        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
+            for groups in (historic(**{label: data}), historic(**THREE, ADPS="031")):
+                whole = encoded(groups)
+                for place in range(whole.count(b"\r\n")):
+                    with self.subTest(label, place=place, groups=len(groups)):
+                        halves = split_at(place + 1, whole)
+                        self.afresh(whole, whole, halves, whole, halves)
+                        expected = {label: value} if label in dict(groups) else {}
+                        self.assertServes(**expected)
 
     def test_one_group_that_is_always_damaged_costs_that_group_only(self):
         for label, _ in historic():
@@ -2080,13 +2092,6 @@ class InputTest(InputCase):
         self.now = 6121.0
         self.assertEqual((690, None), self.snapshot().history)
 
-    def test_nothing_is_relayed_while_nothing_is_served(self):
-        self.input.meter = ecolinky.Meter(is_relayed=True)
-        self.connect(*[frame(HC[:5])] * 3)
-        self.assertEqual([], self.input.verified())
-        self.feed(HC_FRAME, HC_FRAME)
-        self.assertEqual([HC_FRAME], self.input.verified())
-
     def test_a_half_frame_is_forgotten_with_its_connection(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-20])
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
@@ -2400,15 +2405,31 @@ def relayed_frames(data):
     return found
 
 
+def _pieces(data):
+    """Return the frames of bytes that hold nothing else."""
+    return [each + b"\x03" for each in data.split(b"\x03")[:-1]]
+
+
 def relay_of(stream, step=2.0):
     """Return what the relay sends of a stream of chunks."""
     meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
     for chunk in stream:
         now += step
         meter.feed(chunk, now)
-        if meter.fields(now):
-            sent += b"".join(meter.verified)
+        sent += b"".join(meter.verified)
     return sent
+
+
+def without(label, data):
+    """Return a frame in which the group of that label is damaged."""
+    place = data.index(b"\n%s" % label.encode()) + len(label) + 2
+    return data[:place] + b"~" + data[place + 1 :]
+
+
+def split_at(number, data):
+    """Return a frame with the LF before a group turned into an STX by a flipped bit."""
+    parts = data.split(b"\r\n")
+    return b"\r\n".join(parts[:number]) + b"\r\x02" + b"\r\n".join(parts[number:])
 
 
 class RelayedFramesTest(unittest.TestCase):
@@ -2425,9 +2446,7 @@ class RelayedFramesTest(unittest.TestCase):
     def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
         data = encoded(historic())
         for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
-            place = data.index(b"\n%s " % label.encode()) + len(label) + 2
-            lossy = data[:place] + b"~" + data[place + 1 :]
-            sent = relay_of([data, data] + [lossy] * 170)
+            sent = relay_of([data, data] + [without(label, data)] * 170)
             names = [[each[0] for each in one] for one in relayed_frames(sent)]
             complete = [label for label, _ in historic()]
             less = [each for each in complete if each != label]
@@ -2458,6 +2477,73 @@ class RelayedFramesTest(unittest.TestCase):
             whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
         )
 
+    def test_nothing_is_relayed_until_every_label_of_a_whole_frame_is_trusted(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            labels = [each[0] for each in groups]
+            for label in labels:
+                with self.subTest(label, of=len(labels)):
+                    lossy = without(label, data)
+                    sent = relay_of([lossy] * 10 + [data] * 3)
+                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
+                    self.assertEqual([labels] * len(names), names)
+                    self.assertLessEqual(1, len(names))
+
+    def test_the_labels_of_a_minute_stand_for_a_frame_that_is_never_whole(self):
+        data = encoded(SUN)
+        always = without("SMAXSN", data)
+        lossy = without("EAIT", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
+
+    def test_each_frame_of_one_chunk_is_asked_for_itself(self):
+        stream = [encoded(SUN)] * 4
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+        lossy = without("EAIT", encoded(SUN))
+        stream = [lossy] * 4 + [encoded(SUN)] * 3
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+
+    def test_after_a_silence_it_begins_with_a_whole_frame_again(self):
+        data = encoded(SUN)
+        for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
+            meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+            for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
+                now += silence if now == 6.0 else 2.0
+                meter.feed(chunk, now)
+                sent += b"".join(meter.verified)
+            self.assertEqual([data] * count, [*_pieces(sent)], silence)
+
+    def test_two_halves_of_a_frame_are_relayed_whole_or_not_at_all(self):
+        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
+            data = encoded(groups)
+            for number in range(1, len(groups)):
+                halves = split_at(number, data)
+                stream = [halves, data, halves, data, data, halves, data]
+                sent = set(_pieces(relay_of(stream)))
+                self.assertEqual({data}, sent, (groups[0], number))
+        short = frame(SHORT)
+        for number in range(1, len(SHORT)):
+            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
+            sent = relayed_frames(relay_of(stream))
+            self.assertIn("ADCO", [label for label, _ in sent[-1]])
+
+    def test_a_group_that_is_lost_whole_leaves_no_hole(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            for number in range(1, len(groups) - 1):
+                holed = encoded(groups[:number] + groups[number + 1 :])
+                stream = [data, data, data, holed, data, holed, data]
+                self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
+
+    def test_tempo_without_its_period_which_ends_domoticz_is_not_relayed(self):
+        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
+        data = encoded(tempo)
+        lossy = without("NTARF", data)
+        self.assertEqual(b"", relay_of([lossy] * 60))
+        self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
+
     def test_nothing_false_comes_out_of_a_damaged_line(self):
         for kind in House.KINDS:
             for number, damage in enumerate(damages()):
@@ -2465,7 +2551,7 @@ class RelayedFramesTest(unittest.TestCase):
                 house = House(kind, rng)
                 meter = ecolinky.Meter(is_relayed=True)
                 last, truth, sent = {}, {}, 0
-                for _ in range(60):
+                for _ in range(100):
                     groups, _ = house.step()
                     truth.update(each[:2] for each in groups)
                     _, pieces = damage(
@@ -2476,8 +2562,8 @@ class RelayedFramesTest(unittest.TestCase):
                             meter.disconnected()
                             continue
                         meter.feed(piece, house.now)
-                        if not meter.fields(house.now):
-                            continue
+                        if meter.verified:
+                            self.assertIsNotNone(meter.fields(house.now))
                         for one in relayed_frames(b"".join(meter.verified)):
                             sent += 1
                             for label, data in one:
@@ -2508,41 +2594,51 @@ class RelayTest(EspCase):
         client.connect(("127.0.0.1", self.relay_port))
         return client
 
+    def test_a_piece_ends_with_the_start_of_the_next_frame(self):
+        relay, now = self.relay(), time.monotonic()
+        clients = [self.client()]
+        for count in range(1, 5):
+            relay.tend(now)
+            relay.send([HC_FRAME, frame(EJP)], now)
+            for client in clients:
+                data = client.recv(65536)
+                opening = b"\x02\n" if client is clients[-1] else b""
+                expected = opening + HC_FRAME[2:] + frame(EJP) + b"\x02\n"
+                self.assertEqual(expected.replace(b"\x02\n\x02\n", b"\x02\n"), data)
+            clients.append(self.client())
+
     def test_readers_get_whole_frames_and_a_stuck_one_harms_none(self):
         relay, now = self.relay(1e9), 100.0
         stuck, first, second = self.client(4096), self.client(), self.client()
         relay.tend(now)
         received = {first: b"", second: b""}
         second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # of no interest
-        for _ in range(4000):
+        for count in range(1, 4001):
             now += 0.01
             relay.send([HC_FRAME], now)
             for client in received:
-                while len(received[client]) % len(HC_FRAME) or not received[client]:
+                while len(received[client]) < count * len(HC_FRAME) + 2:
                     received[client] += client.recv(65536)
-                received[client] = received[client][-len(HC_FRAME) :]
-                client.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    received[client] += client.recv(65536)
-                client.settimeout(5)
-        for client, data in received.items():
-            self.assertEqual(HC_FRAME, data[-len(HC_FRAME) :])
-        stuck.settimeout(5)
+        for data in received.values():
+            self.assertEqual(HC_FRAME * 4000 + b"\x02\n", data)
         taken = b"".join(iter(lambda: stuck.recv(65536), b""))  # it was cut off
         whole, rest = divmod(len(taken), len(HC_FRAME))
         self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
 
-    def test_a_frame_that_was_taken_in_part_is_sent_to_its_end(self):
-        connection = mock.Mock()
-        connection.recv.side_effect = BlockingIOError
-        connection.send.side_effect = [100, BlockingIOError, len(HC_FRAME) - 100, 5]
-        reader = ecolinky.RelayReader(connection, 100.0)
-        other = frame(EJP)
-        for now in (101.0, 103.0, 105.0, 107.0):
-            self.assertTrue(reader.send(HC_FRAME if now < 102 else other, now))
-        sent = [each[0][0] for each in connection.send.call_args_list]
-        rest = HC_FRAME[100:]
-        self.assertEqual([HC_FRAME, rest, rest, other], sent)
+    def test_a_piece_that_was_taken_in_part_is_sent_to_its_end(self):
+        start, body, other = b"\x02\n", HC_FRAME[2:], frame(EJP)[2:]
+        first = start + body + start
+        for taken in range(1, len(first)):
+            connection = mock.Mock()
+            connection.recv.side_effect = BlockingIOError
+            rest = len(first) - taken
+            connection.send.side_effect = [taken, BlockingIOError, rest, 5]
+            reader = ecolinky.RelayReader(connection, 100.0)
+            pieces = [body + start] + [other + start] * 3
+            for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
+                self.assertTrue(reader.send(piece, now))
+            sent = [each[0][0] for each in connection.send.call_args_list]
+            self.assertEqual([first, first[taken:], first[taken:], other + start], sent)
         connection.send.side_effect = BlockingIOError
         self.assertTrue(reader.send(other, 116.9))
         self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
@@ -2553,7 +2649,7 @@ class RelayTest(EspCase):
         relay.tend(time.monotonic())
         relay.send([HC_FRAME], time.monotonic())
         for client in clients[:16]:
-            self.assertEqual(HC_FRAME, client.recv(65536))
+            self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
         clients[16].settimeout(0.05)
         with self.assertRaises(socket.timeout):
             clients[16].recv(1)
@@ -2572,7 +2668,7 @@ class RelayTest(EspCase):
         now = time.monotonic()
         relay.tend(now + 29)
         relay.send([HC_FRAME], now + 29)
-        self.assertEqual(HC_FRAME, client.recv(65536))
+        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
         relay.tend(now + 59)
         relay.tend(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
@@ -4028,13 +4124,13 @@ class DecodersTest(EspCase):
                 data = demo.frame(now)
                 now += len(data) * 10 / demo.baud
                 meter.feed(data, now)
-                if meter.fields(now):
+                if meter.verified:
                     relay.send(meter.verified, now)
                     sent = client.recv(65536)
-                    while sent[-1:] != b"\x03":
+                    while not sent.endswith(b"\x03\x02\n"):
                         sent += client.recv(65536)
                     received += sent
-        return [each + b"\x03" for each in received.split(b"\x03")[:-1]]
+        return _pieces(received)
 
     def test_serial_teleinfo_reads_historic_frames(self):
         for mode in ("historic", "tempo", "three-phase"):
