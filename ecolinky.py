@@ -48,6 +48,7 @@ import logging
 import math
 import os
 import re
+import select
 import signal
 import socket
 import socketserver
@@ -853,14 +854,16 @@ def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int
 def phase_fields(
     phases: Iterable[str], currents: list[int], maxima: list[int]
 ) -> Fields:
-    """Return IINST and IMAX, or IINST1 to 3 and IMAX1 to 3, of values by phase.
+    """Return IINST1 to 3 and IMAX1 to 3 of values by phase.
 
-    The others are left out, and so are 0: clients tell the number of phases by that.
+    A single phase is phase 1, and stands in IINST and IMAX too.  The fields that are
+    left out are 0: clients tell the number of phases by IMAX2, IINST and IINST2.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
-        fields["IINST" + phase] = current
-        fields["IMAX" + phase] = maximum or LEAST_MAXIMUM
+        for suffix in (phase,) if phase else ("", "1"):
+            fields["IINST" + suffix] = current
+            fields["IMAX" + suffix] = maximum or LEAST_MAXIMUM
     return fields
 
 
@@ -1086,10 +1089,9 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     phases = phases_of(labels)
     current = rounded(power / MAINS_VOLTS / len(phases))
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
+    fields.update(phase_fields(phases, [current] * 3, [0] * 3))
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
         fields[tag] = drawn[tag]
-    for phase in phases:
-        fields["IINST" + phase] = current
     fields["PAPP"] = power
     fields["PPAP"] = power
     return fields
@@ -1097,7 +1099,7 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
 
 def phase_count(fields: Fields) -> int:
     """Return the number of phases of the meter that the fields show."""
-    return 3 if fields["IMAX1"] else 1  # never 0 on three phases: LEAST_MAXIMUM
+    return 3 if fields["IMAX2"] else 1  # never 0 on three phases: LEAST_MAXIMUM
 
 
 ######## Meter: the three parts together ###############################################
@@ -1223,7 +1225,7 @@ class Meter:
         """Return the VA of the currents: the oldest meters send no power."""
         if not CURRENTS & labels.keys():
             return None
-        amperes = [fields["IINST" + phase] for phase in ("", "1", "2", "3")]
+        amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
         return int(MAINS_VOLTS * sum(amperes))
 
 
@@ -1859,8 +1861,10 @@ def status_tags(request: Request) -> Fields:
             if tag in tags:  # a few of the fields are in the summary
                 tags[tag] = value
         if each.state == STALE:
-            # Jeedom reads the power of this tag each minute, and would record 0 VA.
+            # Jeedom reads PPAP here each minute, scripts and early versions of Home
+            # Assistant's library read PAPP: all would record 0 VA.
             del tags[f"T{number}_PPAP"]
+            tags[f"T{number}_PAPP"] = ""
     # A Domoticz that finds a period here reads input 2 as well, and mixes the totals of
     # both up (EcoDevices.cpp).  For it, input 2 is input 1 of the second device.
     tags["T2_PTEC"] = NOTHING
@@ -1890,7 +1894,9 @@ def power_and_indexes(request: Request) -> Fields:
     """Return the answer to cmd=10: of each input the indexes of its tariff."""
     tags: Fields = {"product": "Eco-devices"}
     for number in request.numbers:
-        fields = request.inputs[number].fields
+        state, fields = request.inputs[number]
+        if state == STALE:
+            continue  # no power is no 0 VA; a script that reads T1 alone goes on
         tariff = tariff_of(fields["OPTARIF"]) or BASE
         names = ["PTEC", "PAPP"] + tariff.indexes()
         if tariff is TEMPO:
@@ -1921,26 +1927,28 @@ class Document(NamedTuple):
     """How a document is made."""
 
     make_tags: Callable[[Request], Fields]
-    numbers: tuple[int, ...]  # the inputs that it is about: none of them may be stale
+    numbers: tuple[int, ...]  # the inputs that it is about
+    fresh: tuple[int, ...]  # the inputs that may not be stale
 
 
 DOCUMENTS = {
-    "/status.xml": Document(status_tags, ()),  # says itself what is stale
-    "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,)),
-    "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,)),
-    "/teleinfo.xml": Document(teleinfo_tags, (1, 2)),
-    "/globalstatus.xml": Document(globalstatus_tags, (1, 2)),
-    "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2)),
-    "/api/xdevices.json?cmd=20": Document(pulses_of_today, ()),
+    "/status.xml": Document(status_tags, (), ()),  # says itself what is stale
+    "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,), (1,)),
+    "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,), (2,)),
+    "/teleinfo.xml": Document(teleinfo_tags, (1, 2), (1, 2)),
+    "/globalstatus.xml": Document(globalstatus_tags, (1, 2), (1, 2)),
+    "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2), (1,)),
+    "/api/xdevices.json?cmd=20": Document(pulses_of_today, (), ()),
 }
+HOME_PAGES = ("/", "/index.htm", "/index1.htm")  # the device sends "/" to the last
 
 
 def name_of_document(path: str, query: str) -> str:
     """Return the key of DOCUMENTS for a request: path, and of the query cmd alone."""
-    if path == "/api/xdevices.json":
+    if path in ("/api/xdevices.json", "/api/xdevices.htm"):
         for word in query.split("&"):
             if word.startswith("cmd="):
-                return path + "?" + word
+                return "/api/xdevices.json?" + word
     return path
 
 
@@ -1949,11 +1957,11 @@ def answer_document(
 ) -> Answer:
     """Return a document; with 503 where an input that it is about is stale.
 
-    Jeedom and Domoticz record nothing of an answer with that status.  One of both
-    inputs is refused when either is stale: no script shall add up half of a house.
+    Jeedom and Domoticz record nothing of an answer with that status.  An XML document
+    of both inputs is refused when either is stale.
     """
     document = DOCUMENTS[name]
-    is_stale = any(inputs[number].state == STALE for number in document.numbers)
+    is_stale = any(inputs[number].state == STALE for number in document.fresh)
     status = 503 if is_stale else 200
     tags = document.make_tags(Request(device, inputs, document.numbers, local))
     if "json" not in name:
@@ -2248,6 +2256,14 @@ class Reader(threading.Thread):
 TEXT = "text/plain; charset=utf-8"
 NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
 UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
+# What http.server refuses by itself.
+REFUSALS = {
+    414: "adresse trop longue",
+    431: "en-têtes trop longs",
+    501: "seuls GET et HEAD ont une réponse",
+    505: "version de HTTP inconnue",
+}
+UNREADABLE = "demande illisible"
 
 
 class RequestBytes(io.RawIOBase):
@@ -2294,6 +2310,8 @@ class Server(ThreadingHTTPServer):
     """The HTTP server: a thread for each connection, while requests come over it."""
 
     MOST_CONNECTIONS = 64  # of all servers together; each is a thread and a descriptor
+    WRONG_PASSWORD_WAITS = 1.0  # seconds until it is answered
+    MOST_WAITING = 16  # threads that wait so; more would only help who guesses
     request_queue_size = 128
 
     def __init__(
@@ -2301,6 +2319,7 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         self.device = device
         self.hourly = Hourly()  # of all threads: at worst a line is said twice
+        self.waiting = threading.BoundedSemaphore(self.MOST_WAITING)
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
@@ -2313,7 +2332,7 @@ class Server(ThreadingHTTPServer):
         """Return the answer to a path and its query."""
         now = time.monotonic()
         snapshots = self._store.read()
-        if path in ("/", "/index.htm"):
+        if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
         if path == "/ecolinky.json":
             return describe(self._program, self.device.hostname, snapshots, now)
@@ -2376,36 +2395,69 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with a document, or say why not."""
         path, _, query = self.path.partition("?")
-        answer = UNAUTHORISED
-        if self._has_login():
-            answer = self.server.answer(path, query)
+        login = self.headers.get("Authorization", "")
+        if self._is_right(login):
+            self._send(self.server.answer(path, query))
+        elif not login or self._has_waited():
+            # A request with no password at all is not a wrong one: browsers begin so.
+            self._send(UNAUTHORISED)
+        else:
+            self.close_connection = True
+
+    do_HEAD = do_GET  # the same answer, without its body
+
+    def send_error(
+        self, code: int, _message: str | None = None, _explain: str | None = None
+    ) -> None:
+        """Answer what http.server refuses by itself, in one line."""
+        self.close_connection = True
+        self.request_version = self.protocol_version  # else there would be no head
+        text = REFUSALS.get(code, UNREADABLE) + "\r\n"
+        self._send(Answer(code, TEXT, text.encode()))
+
+    def _send(self, answer: Answer) -> None:
+        headers = getattr(self, "headers", None) or {}
+        if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
+            self.close_connection = True  # what comes next is the request's body
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
         if answer.status == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="ecolinky"')
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.connection.settimeout(RequestBytes.SECONDS)  # reading has left less
-        self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
-    def _has_login(self) -> bool:
-        """Return whether the client may ask; a wrong password is said in the log."""
+    def _is_right(self, login: str) -> bool:
+        """Return whether a client that sends this Authorization may ask."""
         expected = self.server.expected_login
         if not expected:
             return True
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        scheme, _, login = given.partition(b" ")
-        is_right = hmac.compare_digest(login.strip(), expected)
-        if is_right and scheme.lower() == b"basic":
-            return True
-        # A request with no password at all is not a wrong one: browsers begin so.
-        if given and self.server.hourly.may_say("login", time.monotonic()):
+        scheme, _, token = login.encode("utf-8", "replace").partition(b" ")
+        is_right = hmac.compare_digest(token.strip(), expected)
+        return is_right and scheme.lower() == b"basic"
+
+    def _has_waited(self) -> bool:
+        """Let a client with a wrong password wait; return whether to answer then.
+
+        Nobody guesses at speed so, and a right password never waits.
+        """
+        if self.server.hourly.may_say("login", time.monotonic()):
             log.warning(
                 "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
                 self.client_address[0],
             )
-        return False
+        if not self.server.waiting.acquire(blocking=False):
+            return False  # too many wait: this one is left without an answer
+        try:
+            time.sleep(self.server.WRONG_PASSWORD_WAITS)
+        finally:
+            self.server.waiting.release()
+        return True
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Log for the curious only."""
@@ -3953,22 +4005,29 @@ class Parser(argparse.ArgumentParser):
         tell(HELP, sys.stdout)
 
 
-class Formatter(logging.Formatter):
-    """Makes a line of the log."""
+class LogHandler(logging.Handler):
+    """Writes the log, but drops a line rather than wait for who does not read it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, in French."""
-        return french(super().format(record))
+    # A pipe that is ready takes 4096 bytes (PIPE_BUF), which are so many characters.
+    LONGEST = 1000
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line if that can be done at once."""
+        ready = [sys.stderr]
+        # Windows knows no select() of a file.
+        with contextlib.suppress(OSError, ValueError):
+            _, ready, _ = select.select([], [sys.stderr], [], 0)
+        if ready:
+            tell(self.format(record)[: self.LONGEST], sys.stderr)
 
 
 def start_log(level: str) -> None:
     """Let the log go to standard error, from that level on."""
     for number, name in LEVEL_NAMES.items():
         logging.addLevelName(number, name)
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    )
+    line = "%(asctime)s %(levelname)s %(message)s"
+    handler = LogHandler()
+    handler.setFormatter(logging.Formatter(line, "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler])
     logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
 

@@ -19,6 +19,7 @@ import errno
 import glob
 import html
 import http.client
+import importlib.util
 import io
 import json
 import logging
@@ -56,6 +57,8 @@ except ImportError:
     enedis_link = serial_teleinfo = None
 
 CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
+# Where .ci/run has put pyecodevices 1.2.1, which reads another document than 1.7.0.
+OLD_CLIENT = os.environ.get("ECOLINKY_OLD_CLIENT", "")
 HERE = os.path.dirname(os.path.abspath(ecolinky.__file__))
 PROGRAM = os.path.join(HERE, "ecolinky.py")
 CAPTURES = os.path.join(HERE, ".ci", "captures")
@@ -571,7 +574,7 @@ def check_served(fields, truth, sent, last, recent, tally):
     # A false power is counted once, however many frames it is served for.
     power = fields["PAPP"]
     if power not in recent:
-        amperes = sum(fields["IINST" + phase] for phase in ("", "1", "2", "3"))
+        amperes = sum(fields["IINST" + phase] for phase in "123")
         if power == 230 * amperes:
             count["of currents"] += last.get("PAPP") != power
         else:
@@ -924,7 +927,8 @@ class Translation(MeterCase):
         )
         for groups, expected in (
             (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
-            (historic(IMAX="000"), dict(IMAX=1, IMAX1=0)),  # 0 is no meter to Jeedom
+            (historic(), dict(IINST=3, IINST1=3, IINST2=0, IMAX=60, IMAX1=60, IMAX2=0)),
+            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # 0 is no meter to Jeedom
             (historic(IMAX=None), dict(IMAX=1)),
             (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
             (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
@@ -1072,7 +1076,7 @@ class Translation(MeterCase):
         self.assertIsNone(self.meter.view(self.now).injection)
         three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", "H260101080000"))
         for more, expected in (
-            ({}, dict(IINST=8, IINST1=0, ISOUSC=30, IMAX=20)),
+            ({}, dict(IINST=8, IINST1=8, IINST2=0, ISOUSC=30, IMAX=20)),
             (three, dict(IINST=0, IINST1=3, IINST2=3, IINST3=3, ISOUSC=10, IMAX=0)),
         ):
             self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 2)
@@ -1438,7 +1442,7 @@ class Freshness(MeterCase):
         self.feed(data, data)
         self.assertServes(IINST=0, IINST1=4, IMAX=0, IMAX1=1)
         self.afresh(standard(), standard(), standard(URMS3="210"))
-        self.assertServes(IINST=4, IINST1=0, ISOUSC=30)  # one label proves nothing
+        self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # one label proves nothing
 
     def test_short_three_phase_frames_update_and_do_not_replace(self):
         self.feed(*[historic(**THREE)] * 2, frame(SHORT))
@@ -1627,7 +1631,7 @@ class Guard(MeterCase):
     def test_of_a_false_first_identity_nothing_stays(self):
         other = historic(ADCO="027811420828", **THREE)
         self.feed(other, historic(), historic())
-        self.assertServes(ADCO="027811420827", IINST=3, IINST1=0, IMAX=60, IMAX1=0)
+        self.assertServes(ADCO="027811420827", IINST=3, IMAX=60, IMAX2=0)
 
     def test_a_wrong_identity_does_not_wipe_what_is_known(self):
         other = historic(ADCO="027811420828")
@@ -1743,7 +1747,8 @@ def live(**changes):
     """Return the 31 fields of a live single-phase HC input, that of HC_FRAME."""
     fields = dict.fromkeys(FIELDS, 0)
     fields.update(ADCO="021728123456", OPTARIF="HC..", PTEC="HP..", DEMAIN="----")
-    fields.update(ISOUSC=30, HCHC=12345678, HCHP=23456789, IINST=3, IMAX=90, PAPP=690)
+    fields.update(ISOUSC=30, HCHC=12345678, HCHP=23456789, PAPP=690)
+    fields.update(IINST=3, IINST1=3, IMAX=90, IMAX1=90)
     fields.update(HHPHC="A", MOTDETAT="000000")
     fields.update(changes)
     fields["PPAP"] = fields["PAPP"]
@@ -2785,7 +2790,7 @@ class DocumentsTest(unittest.TestCase):
             (690, 0, 1, 0),
             (13799, 30, 3, 6),
         ):
-            fields = live(PAPP=power, ISOUSC=subscribed, IMAX1=60 * (phases == 3))
+            fields = live(PAPP=power, ISOUSC=subscribed, IMAX2=60 * (phases == 3))
             publish(self.store, 1, fields)
             self.assertEqual(self.values("/status.xml")["meter0"], str(needle))
 
@@ -2816,7 +2821,7 @@ class DocumentsTest(unittest.TestCase):
         self.assertEqual(day, self.json(CMD20))
 
     def test_inputs_that_are_live_stale_or_not_there(self):
-        # input 1, input 2 -> the status of T1, T2 and the documents of both
+        # input 1, input 2 -> the status of T1, T2 and the XML documents of both
         for first, second, expected in (
             ("live", None, (200, 200, 200)),
             ("stale", None, (503, 200, 503)),
@@ -2832,8 +2837,9 @@ class DocumentsTest(unittest.TestCase):
                     if state:
                         fields = None if state == "never" else live()
                         publish(self.store, number, fields, 31 * (state == "stale"))
-                for path in ("/teleinfo.xml", "/globalstatus.xml", CMD10):
+                for path in ("/teleinfo.xml", "/globalstatus.xml"):
                     self.assertEqual(expected[2], self.answer(path).status, path)
+                self.assertEqual(expected[0], self.answer(CMD10).status)
                 one = [self.answer(path).status for path in (T1, T2)]
                 self.assertEqual(list(expected[:2]), one)
                 values = self.values("/status.xml")
@@ -2841,8 +2847,16 @@ class DocumentsTest(unittest.TestCase):
                 self.assertEqual(
                     (values["T1_PTEC"], values["T2_PTEC"]), (shown, "----")
                 )
-                power = "690" if second == "live" else "0"
+                power = {"live": "690", "stale": ""}.get(second, "0")
                 self.assertEqual(values["T2_PAPP"], power)
+
+    def test_cmd_10_goes_on_without_the_keys_of_a_stale_second_input(self):
+        publish(self.store, 1, live())
+        publish(self.store, 2, live(), 31)
+        content = self.json(CMD10)
+        names = "product T1_PTEC T1_PAPP T1_HCHC T1_HCHP INDEX_C1 INDEX_C2"
+        self.assertEqual(names.split(), list(content))
+        self.assertEqual(690, content["T1_PAPP"])
 
     def test_a_stale_input_is_no_zero_anywhere(self):
         publish(self.store, 1, live(), 31)
@@ -2850,7 +2864,7 @@ class DocumentsTest(unittest.TestCase):
         status = self.values("/status.xml")
         tags = [tag for tag in STATUS_TAGS if tag != "T1_PPAP"]
         self.assertEqual(tags, list(status))  # what Jeedom would record as 0 VA
-        self.assertEqual(("0", "----"), (status["T1_PAPP"], status["T1_PTEC"]))
+        self.assertEqual(("", "----"), (status["T1_PAPP"], status["T1_PTEC"]))
         empty = dict.fromkeys(FIELDS, "0")
         empty.update(dict.fromkeys(("PAPP", "PPAP", "PTEC"), ""))
         empty.update(OPTARIF="----", DEMAIN="----", MOTDETAT="000000")
@@ -2915,7 +2929,7 @@ class ProtocolTest(HttpCase):
         publish(self.store, 1, live())
 
     def test_the_home_page_and_what_is_not_there(self):
-        for path in ("/", "/index.htm"):
+        for path in ("/", "/index.htm", "/index1.htm"):
             answer = ask(self.port, path)
             self.assertEqual(answer.headers["Content-Type"], "text/html; charset=utf-8")
             self.assertIn(b'<html lang="fr">', answer.body)
@@ -2932,6 +2946,10 @@ class ProtocolTest(HttpCase):
             self.assertEqual(ask(self.port, path).status, 404, path)
         self.assertEqual(ask(self.port, "/status.xml?t=123").status, 200)
         self.assertEqual(ask(self.port, CMD10 + "&x=1").status, 200)
+        for path in (CMD10, CMD20):
+            as_htm = ask(self.port, path.replace(".json", ".htm"))
+            self.assertEqual(ask(self.port, path).body, as_htm.body)
+            self.assertEqual("application/json", as_htm.headers["Content-Type"])
         self.assertEqual(ask(self.port, "/status.xml", "POST").status, 501)
 
     def test_a_connection_is_kept_and_requests_are_answered_in_order(self):
@@ -2963,9 +2981,44 @@ class ProtocolTest(HttpCase):
         self.assertTrue(ask(self.port, "/").body.endswith(b"</html>\n"))
         kind = ask(self.port, "/nope").headers["Content-Type"]
         self.assertEqual("text/plain; charset=utf-8", kind)
+
+    def test_head_is_answered_as_get_without_the_body(self):
+        for path in PATHS + ("/", "/nope", "/index1.htm", "/ecolinky.json"):
+            full, head = ask(self.port, path), ask(self.port, path, "HEAD")
+            self.assertEqual((full.status, b""), (head.status, head.body), path)
+            for name in ("Content-Type", "Content-Length", "Cache-Control"):
+                self.assertEqual(full.headers[name], head.headers[name])
         request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n\r\n"
         received = talk(self.port, request % b"HEAD" + request % b"GET")
-        self.assertIn(b" 501 ", received)
+        self.assertEqual(2, received.count(b"HTTP/1.1 200 OK"))
+        self.assertEqual(1, received.count(b"<response>"))
+
+    def test_what_http_server_refuses_by_itself_is_one_french_line(self):
+        many = b"X: y\r\n" * 200
+        for request, status, words in (
+            (b"GET\r\n\r\n", 400, "demande illisible"),
+            (b"GET / HTTP/x\r\n\r\n", 400, "demande illisible"),
+            (b"GET / HTTP/9.9\r\n\r\n", 505, "version de HTTP inconnue"),
+            (b"PUT / HTTP/1.1\r\n\r\n", 501, "seuls GET et HEAD ont une réponse"),
+            (b"GET / HTTP/1.1\r\n" + many + b"\r\n", 431, "en-têtes trop longs"),
+        ):
+            with self.subTest(request[:30]):
+                received = talk(self.port, request)
+                head, _, body = received.partition(b"\r\n\r\n")
+                self.assertEqual(words + "\r\n", body.decode())
+                self.assertIn(b" %d " % status, head.partition(b"\r\n")[0])
+                self.assertIn(b"Content-Type: text/plain; charset=utf-8", head)
+                self.assertIn(b"Connection: close", head)
+
+    def test_a_requests_body_is_not_read_as_the_next_request(self):
+        inner = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n"
+        for header in (b"Content-Length: %d" % len(inner), b"Transfer-Encoding: x"):
+            for method in (b"GET", b"POST", b"HEAD"):
+                request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+                received = talk(self.port, request % (method, header) + inner)
+                self.assertEqual(1, received.count(b"HTTP/1.1 "), (method, header))
+                self.assertNotIn(b" 404 ", received)
+                self.assertIn(b"Connection: close", received)
 
     def test_an_input_is_stale_over_http_without_a_new_snapshot(self):
         clock = time.monotonic
@@ -3071,7 +3124,8 @@ class LoginTest(HttpCase):
 
     def test_no_wrong_login_gets_by_and_it_is_said_once_an_hour(self):
         token = basic(self.LOGIN)["Authorization"].split()[1].encode("ascii")
-        with self.assertLogs("ecolinky", "WARNING") as logs:
+        no_wait = mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0)
+        with self.assertLogs("ecolinky", "WARNING") as logs, no_wait:
             for value in (
                 basic("domoticz:wrong")["Authorization"].encode("ascii"),
                 basic(":")["Authorization"].encode("ascii"),
@@ -3093,6 +3147,47 @@ class LoginTest(HttpCase):
                 self.assertNotIn(b"T1_", received)
         self.assertEqual(1, len(logs.records))
         self.assertIn("mot de passe refusé à 127.0.0.1", logs.output[0])
+
+    def test_a_wrong_password_waits_a_second_and_a_right_one_or_none_does_not(self):
+        waits = []
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        with mock.patch("ecolinky.time.sleep", waits.append):
+            for headers, status in (
+                (basic(self.LOGIN), 200),
+                ({}, 401),
+                (basic("domoticz:wrong"), 401),
+            ):
+                self.assertEqual(status, ask(self.port, T1, headers=headers).status)
+        self.assertEqual([1.0], waits)
+
+    def test_64_who_guess_do_not_keep_domoticz_out(self):
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        done, answers = threading.Event(), []
+        wrong = basic("domoticz:wrong")["Authorization"].encode()
+        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
+
+        def guess():
+            while not done.is_set():
+                with contextlib.suppress(OSError):
+                    answers.append(talk(self.port, request))
+                done.wait(0.05)
+
+        threads = [threading.Thread(target=guess) for _ in range(64)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        box, polls = DomoticzClient(self.port, self.LOGIN), 0
+        while time.monotonic() - started < 1.5:
+            self.assertEqual(690, box.poll()[1]["power"])
+            polls += 1
+        done.set()
+        for thread in threads:
+            thread.join()
+        self.assertGreater(polls, 5)
+        told = [answer for answer in answers if b" 401 " in answer]
+        self.assertLessEqual(len(told), 16 * 4)  # 16 a second
 
     def test_a_request_without_a_password_is_no_wrong_one(self):
         with self.assertLogs("ecolinky", "WARNING") as logs:
@@ -3664,6 +3759,30 @@ class ProgramTest(EspCase):
                 self.assertNotIn(b"Traceback", done.stderr)
                 self.assertNotIn(b"Exception", done.stderr)
 
+    def test_a_log_that_nobody_reads_stops_neither_the_answers_nor_the_end(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path, port = os.path.join(folder, "ecolinky.ini"), free_port()
+            with open(path, "w") as file:
+                file.write("[http]\naddress = 127.0.0.1\nport = %d\n" % port)
+            process = subprocess.Popen(
+                [sys.executable, PROGRAM, "--config", path, "--demo", "--verbose"],
+                stderr=subprocess.PIPE,
+            )
+            try:
+                wait_for(lambda: ask(port, "/status.xml").status == 200, 10)
+                long_path = "/" + "x" * 15000
+                for path in ["/status.xml"] * 2000 + [long_path] * 20:
+                    self.assertIn(ask(port, path).status, (200, 404))
+                process.terminate()
+                self.assertEqual(0, process.wait(10))
+                text = process.stderr.read().decode()
+            finally:
+                process.kill()
+                process.wait()
+                process.stderr.close()
+        self.assertIn("détail", text)  # what was written before it was full
+        self.assertNotIn("Traceback", text)
+
     def test_check_is_an_option_whose_exit_code_tells(self):
         for port, code, words in (
             (free_port(), 1, "ÉCHEC     teleinfo1 : rien ne sera transmis, allumé"),
@@ -3924,6 +4043,9 @@ class CapturesTest(DomoticzTest):
             with self.subTest(path), open(path, "rb") as file:
                 content, name = file.read(), os.path.basename(path)
             one, said = self.after(*[content] * 3), labels_of(content)
+            if one:
+                phases = JeedomClient(self.port).phases(1)
+                self.assertEqual(int(name.split("-")[1][0]), phases)
             if name in self.PARTIAL:
                 self.assertIsNone(one)
                 continue
@@ -3978,12 +4100,12 @@ class ClientsTest(unittest.TestCase):
     LOGINS = ("", "domoticz:s3cret")
     CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
 
-    def home_assistant(self, port, login):
+    def home_assistant(self, port, login, library=pyecodevices):
         """Return what pyecodevices makes of each call, or what it raises."""
 
         async def call():
             user, _, password = login.partition(":")
-            device = pyecodevices.EcoDevices(
+            device = library.EcoDevices(
                 "127.0.0.1", port, user or None, password or None
             )
             async with device:
@@ -3991,9 +4113,9 @@ class ClientsTest(unittest.TestCase):
                 for name in self.CALLS.split():
                     try:
                         results[name] = await getattr(device, name)()
-                    except pyecodevices.EcoDevicesCannotConnectError:
+                    except library.EcoDevicesCannotConnectError:
                         results[name] = "unavailable"
-                    except pyecodevices.EcoDevicesInvalidAuthError:
+                    except library.EcoDevicesInvalidAuthError:
                         results[name] = "login"
                 return results, device
 
@@ -4040,6 +4162,26 @@ class ClientsTest(unittest.TestCase):
                     self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
                     self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
                     self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
+
+    @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
+    def test_an_early_home_assistant_records_no_zero_of_a_stale_input(self):
+        path = os.path.join(OLD_CLIENT, "pyecodevices", "__init__.py")
+        spec = importlib.util.spec_from_file_location("pyecodevices_1_2_1", path)
+        library = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(library)
+        for login in self.LOGINS:
+            store = ecolinky.Store()
+            with running_server(store, login) as port:
+                for first, second in ((0, 0), (31, 0), (0, 31), (31, 31)):
+                    publish(store, 1, live(), first)
+                    publish(store, 2, live(PAPP=920), second)
+                    got, device = self.home_assistant(port, login, library)
+                    self.assertEqual(MAC, device.mac_address)
+                    for name, age, power in (
+                        ("get_t1", first, "690"),
+                        ("get_t2", second, "920"),
+                    ):
+                        self.assertEqual(None if age else power, got[name]["current"])
 
 
 class JeedomClient:
@@ -4835,6 +4977,8 @@ def recording_script(ports, records):
                 continue
             found = json.loads(answer.body.decode())
             for number, meter in inputs.items():
+                if "T%d_PAPP" % number not in found:
+                    continue
                 for tag in records.sent[meter]:
                     records.take(meter, tag, found["T%d_%s" % (number, tag)])
 
