@@ -367,8 +367,10 @@ INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 BALANCE = frozenset(EASF + ("EAST",))
 OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
+PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
+VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
 # Trusted at the first reading: they change all the time, and no client adds them up.
-MOVING = CURRENTS.union(OVERLOADS, "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3 DATE".split())
+MOVING = CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES, ["DATE"])
 # Forgotten as soon as a silent meter is: an old one would be drawn as a flat line.
 FAST = MOVING | POWER | {"PTEC", "NTARF", "LTARF", "STGE"}
 # Sent only while they last: over as soon as two complete frames in a row lack them.
@@ -625,8 +627,9 @@ class Guard:
         A line can lose a whole group, so a label is over when both frames lack it.
         """
         self._relay_from = min(now, self._relay_from)
-        self._order = labels
-        self._learn_order(before)
+        self._order = list(labels)
+        if before != labels:
+            self._learn_order(before)
         for label in PASSING:
             if label not in self._order:
                 self.labels.pop(label, None)
@@ -659,11 +662,16 @@ class Guard:
         return [known[label] for label in order if label in known]
 
     def _is_awaited(self, label: str, now: float) -> bool:
-        """Return whether a label is read, but is not trusted yet."""
+        """Return whether a label is read, but is not trusted yet.
+
+        For an index there is no end of that; another label may change all the time.
+        """
         known = self.labels.get(label)
         if known is None or known.group is not None:
             return False
-        return now - known.last_heard() <= ALL_HEARD_WITHIN
+        is_early = now <= self._relay_from + ALL_HEARD_WITHIN
+        is_read = now - known.last_heard() <= ALL_HEARD_WITHIN
+        return is_read and (is_early or known.is_index)
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that have been read lately, by label."""

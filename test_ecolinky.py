@@ -1459,14 +1459,16 @@ class Freshness(MeterCase):
             self.assertServes(ADPS=0, IINST2=3)
 
     def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
-        damaged = encoded(historic()).replace(b"00790", b"00791")
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
-            with_it = historic(**{label: data})
-            self.afresh(*[with_it] * 3)
-            self.feed(*[damaged] * 3, historic(), damaged, with_it, historic())
-            self.assertServes(**{label: value})
-            self.feed(damaged, historic())
-            self.assertServes(**{label: 0})
+            for place in range(4, 9):
+                clean = historic()
+                with_it = clean[:place] + [(label, data)] + clean[place:]
+                damaged = encoded(clean).replace(b"00790", b"00791")
+                self.afresh(*[with_it] * 3)
+                self.feed(*[damaged] * 3, clean, damaged, with_it, clean)
+                self.assertServes(**{label: value})
+                self.feed(damaged, clean)
+                self.assertServes(**{label: 0})
 
     def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
@@ -2503,6 +2505,14 @@ class RelayedFramesTest(unittest.TestCase):
         names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
         self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
 
+    def test_a_label_that_changes_in_each_frame_does_not_hold_the_relay_up(self):
+        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
+            # Never two readings in a row that agree.
+            changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
+            stream = [encoded(standard(EAIT="000671631", **each)) for each in changing]
+            begins = len(stream) - len(relayed_frames(relay_of(stream)))
+            self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
+
     def test_each_frame_of_one_chunk_is_asked_for_itself(self):
         stream = [encoded(SUN)] * 4
         self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
@@ -3531,12 +3541,14 @@ class DemoTest(unittest.TestCase):
             socket.create_connection(("127.0.0.2", settings.teleinfo1.port), 5).close()
 
 
-class ProgramTest(EspCase):
+class ProgramCase(EspCase):
     def start(self, ini, *arguments, **options):
         program = Program(ini, *arguments, **options)
         self.addCleanup(lambda: program._output.closed or program.end(signal.SIGKILL))
         return program
 
+
+class ProgramTest(ProgramCase):
     def run_it(self, *arguments, **environment):
         """Return exit code and all that a run that ends by itself says."""
         done = subprocess.run(
@@ -4245,6 +4257,209 @@ class OtherClientsTest(HttpCase):
             meter.feed(frame(changed(HC, PAPP="00000", IINST="009")), 2.0 * number)
         publish(self.store, 1, meter.fields(6.0))
         self.assertEqual(0, DomoticzClient(self.port).poll()[1]["power"])
+
+
+FRAME_END = b"\r\x03\x02\n"
+
+
+def pairs_of(data):
+    """Return the (label, data) pairs of a frame."""
+    return labels_of(data)[0].items()
+
+
+class LinkyticReader(threading.Thread):
+    """Reads the relay by the rule of linkytic 3.0, serial_reader.py.
+
+    A line is what readline() of pyserial returns: all until LF, or until no byte comes
+    for a second.  A frame ends with the line that ends CR ETX STX LF; what it did not
+    have is forgotten then.  Each time `frames` gains what is known.
+    """
+
+    def __init__(self, port, timeout):
+        super().__init__(daemon=True)
+        self.frames = []
+        self._values, self._seen = {}, set()
+        self._connection = socket.create_connection(("127.0.0.1", port), 10)
+        self._connection.settimeout(timeout)
+
+    def run(self):
+        self._readline()  # the first line may be half a line
+        while True:
+            try:
+                line = self._readline()
+            except OSError:
+                return  # stop() or the relay has ended the connection
+            self._take(line)
+            if line.endswith(FRAME_END):
+                for label in self._values.keys() - self._seen:
+                    del self._values[label]
+                self._seen = set()
+                self.frames.append(dict(self._values))
+
+    def _readline(self):
+        line = b""
+        with contextlib.suppress(socket.timeout):
+            while not line.endswith(b"\n"):
+                byte = self._connection.recv(1)
+                if not byte:
+                    raise ConnectionError
+                line += byte
+        return line
+
+    def _take(self, line):
+        line = line.rstrip(b"\r\n").rstrip(FRAME_END)
+        separator = b"\t" if b"\t" in line else b" "
+        words = line.split(separator)
+        if separator == b" " and words[2:] == [b"", b""]:
+            words[2:] = [b" "]  # a checksum that is a space
+        if len(words) > 2:
+            body = separator.join(words[:-1]) + separator * (separator == b"\t")
+            if bytes([(sum(body) & 0x3F) + 0x20]) == words[-1]:
+                label = words[0].decode()
+                data = words[-2] or words[1]  # DATE has a timestamp alone
+                self._values[label] = data.decode()
+                self._seen.add(label)
+
+    def stop(self):
+        self._connection.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self._connection.close()
+
+
+def paced(stream, baud, times=1):
+    """Send frames as a meter does, so many times as fast; then end the connection.
+
+    The ESP hands a few bytes on at a time; between ETX and STX a meter pauses 33 ms.
+    """
+
+    def script(esp, connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for data in stream:
+            if not isinstance(data, bytes):
+                return  # the connection ends; the next one goes on
+            for place in range(0, len(data), 12):
+                connection.sendall(data[place : place + 12])
+                if esp.over.wait(120 / baud / times):
+                    return
+            esp.over.wait(0.033 / times)
+
+    return script
+
+
+class RelayReadersTest(ProgramCase):
+    """Readers that expect a serial line, beside the started program."""
+
+    ALERT = HC[:7] + [("ADPS", "033")] + HC[7:]
+    NO_NOTICE = [each for each in EJP if each[0] != "PEJP"]
+    CUT = object()  # the ESP ends the connection
+    TIMES = 10  # as fast as a real meter: the time-out of the readers is as short
+
+    def relay_of(self, stream, baud, times):
+        """Start the program with a relay of a stream of frames; return its port."""
+        port = free_port()
+        script = paced(iter(stream), baud, times)
+        ini = esp_ini(self.esp(script).port).replace("timeout = 1", "timeout = 30")
+        program = self.start(ini.replace("port =", "relay_port = %d\nport =" % port, 1))
+        wait_for(program.answers, 10)
+        return port
+
+    def test_linkytic_counts_each_frame_and_forgets_what_has_ended(self):
+        quiet, alert, notice = frame(HC), frame(self.ALERT), frame(EJP)
+        no_notice = frame(self.NO_NOTICE)
+        readers = []
+        for baud, stream in (
+            (1200, [quiet] * 4 + [alert] * 3 + [quiet] * 5 + [self.CUT] + [quiet] * 6),
+            (1200, [notice] * 5 + [no_notice] * 5 + [self.CUT] + [no_notice] * 6),
+            (9600, [encoded(SUN)] * 15 + [self.CUT] + [encoded(SUN)] * 15),
+        ):
+            port = self.relay_of(stream, baud, self.TIMES)
+            reader = LinkyticReader(port, 1.0 / self.TIMES)
+            self.addCleanup(reader.stop)
+            reader.start()
+            readers.append((reader, stream))
+        for reader, stream in readers:
+            expected = [dict(pairs_of(each)) for each in stream if each is not self.CUT]
+            # A second frame makes the first trusted, an alert ends a frame late.
+            is_over = lambda: reader.frames and reader.frames[-1] == expected[-1]  # noqa: E731
+            count = len(expected) - 4
+            wait_for(lambda: len(reader.frames) >= count and is_over(), 20)
+            for number, each in enumerate(reader.frames[1:]):
+                self.assertIn(each, expected, number)
+            for value in expected:
+                self.assertIn(value, reader.frames)
+
+    @unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
+    def test_serial_teleinfo_is_ready_and_has_all_values(self):
+        log = logging.getLogger("serial_teleinfo.updater")
+        silence = mock.patch.object(log, "disabled", True)  # it ends with a complaint
+        silence.start()
+        self.addCleanup(silence.stop)
+        for groups in (HC, self.NO_NOTICE):
+            port = self.relay_of([frame(groups)] * 30, 1200, 1)
+            master, slave = os.openpty()
+            self.addCleanup(os.close, master)
+            self.addCleanup(os.close, slave)
+            updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
+            updater.start()
+            wait_for(lambda: updater._thread.is_alive(), 5)
+            connection = socket.create_connection(("127.0.0.1", port), 10)
+            over = time.monotonic() + 15
+
+            def values():
+                connection.settimeout(0.1)
+                with contextlib.suppress(socket.timeout):
+                    os.write(master, connection.recv(4096))
+                return {key: each.value for key, each in updater.values.items()}
+
+            names = {label for label, _ in groups}
+            while time.monotonic() < over:
+                if updater.ready and values().keys() >= names:
+                    break
+                values()
+            self.assertTrue(updater.ready)
+            self.assertEqual(names, values().keys())
+            self.assertEqual("000000", values()["MOTDETAT"])
+            connection.close()
+            updater._stop_event.set()
+
+
+@unittest.skipUnless(IS_CLONE, "five files alone have no captures")
+class RelayedCapturesTest(EspCase):
+    def test_linkytic_counts_each_frame_of_every_capture(self):
+        for path in sorted(glob.glob(os.path.join(CAPTURES, "*.tic"))):
+            if os.path.basename(path) in CapturesTest.PARTIAL:
+                continue  # nothing is served, so nothing is relayed
+            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
+                self.check(file.read())
+
+    def check(self, content):
+        """Send a capture again and again, a frame each time that the reader has read.
+
+        The reader's lines are those of a time-out after each piece.
+        """
+        connection, sent = mock.Mock(), []
+        connection.recv.side_effect = BlockingIOError
+        connection.send.side_effect = lambda data: sent.append(data) or len(data)
+        meter, now = ecolinky.Meter(is_relayed=True), 0.0
+        with mock.patch("ecolinky.socket.socket"):
+            relay = ecolinky.Relay("127.0.0.1", 8889, 1e9, now)
+        relay._readers.append(ecolinky.RelayReader(connection, now))
+        relayed = []
+        while len(relayed) < 5:
+            now += 2.0
+            meter.feed(content, now)
+            for each in meter.verified:
+                relayed.append(labels_of(each)[0])
+                relay.send([each], now)
+            self.assertLess(now, 100.0)
+        read, values = [], {}
+        for line in b"\0".join(sent).replace(b"\n", b"\n\0").split(b"\0"):
+            if line.endswith((b"\r\n", FRAME_END)):
+                values.update(labels_of(line[: line.rindex(b"\r")])[0])
+            if line.endswith(FRAME_END):
+                read.append(values)
+                values = {}
+        self.assertEqual(relayed, read)
 
 
 @unittest.skipUnless(
