@@ -4283,12 +4283,15 @@ class LinkyticReader(threading.Thread):
         self._connection.settimeout(timeout)
 
     def run(self):
-        self._readline()  # the first line may be half a line
+        is_first = True
         while True:
             try:
                 line = self._readline()
             except OSError:
                 return  # stop() or the relay has ended the connection
+            if is_first:  # it may be half a line
+                is_first = False
+                continue
             self._take(line)
             if line.endswith(FRAME_END):
                 for label in self._values.keys() - self._seen:
