@@ -98,6 +98,8 @@ ETX = b"\x03"
 EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
+# Where a frame begins on a line without marks: its first label is the identity.
+BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
 # The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
 CR_WITH_PARITY_BIT = b"\x8d"
@@ -149,8 +151,8 @@ STANDARD_FORMS = (
     ("NGTF LTARF", "[ -~]{16}"),
     (STANDARD_INDEXES, "[0-9]{9}"),
     ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
-    ("SINSTS SINSTS1 SINSTS2 SINSTS3 SINSTI", "[0-4][0-9]{4}"),
-    ("SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
+    ("SINSTS SINSTI SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
+    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),  # too high in early meters: not served
     ("STGE", "[0-9A-F]{8}"),
     ("PRM", "[0-9]{14}"),
     ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}"),
@@ -198,6 +200,15 @@ class Frame(NamedTuple):
     groups: dict[str, Group]  # by label, in the meter's order
     damaged: int  # how many groups were there and not intact
     whole: bool  # its beginning was seen, and its end
+    before_damage: frozenset[str] = frozenset()  # labels with a damaged group behind
+
+    def follower(self, label: str) -> str:
+        """Return the label right behind this one; empty: none, or a damaged group."""
+        labels = list(self.groups)
+        place = labels.index(label) + 1
+        if label in self.before_damage or place == len(labels):
+            return ""
+        return labels[place]
 
 
 def checksum(body: bytes) -> int:
@@ -254,6 +265,24 @@ def _refuse_label(label: str, is_right: bool) -> Refused:
     return Refused("form")
 
 
+class Counts(NamedTuple):
+    """What a decoder has counted."""
+
+    frames: int  # with at least one intact group
+    groups: int  # intact ones
+    damaged: int  # groups
+    eight_bits: int  # chunks in which the ESP hands on the parity bits: harmless
+    esp_log: int  # frames with the ESP's own log in between
+    spaces_replaced: int  # frames: the ESP still lets most groups through
+
+    def since(self, before: Counts) -> Counts:
+        """Return what has been counted since then."""
+        return Counts(*[now - then for now, then in zip(self, before)])
+
+
+NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
+
+
 class Decoder:
     """Cuts a stream of bytes into frames; knows no meter and no time."""
 
@@ -263,9 +292,9 @@ class Decoder:
         self.frames = 0  # frames with at least one intact group
         self.groups = 0  # intact groups
         self.refused = {"checksum": 0, "form": 0}  # damaged groups, by what is wrong
-        self.eight_bits = False  # the ESP hands on the parity bits: harmless
-        self.esp_log = False  # the ESP's own log stood between frames
-        self.spaces_replaced = False  # by the ESP: it still lets most groups through
+        self._eight_bits = 0  # as in Counts
+        self._esp_log = 0
+        self._spaces_replaced = 0
         self._buffer = b""  # the frame that is not over yet
         self._opened = False  # that frame's STX has been seen
 
@@ -273,7 +302,7 @@ class Decoder:
         """Take bytes, in any chunks; return the frames that are over."""
         if not data.isascii():
             if CR_WITH_PARITY_BIT in data:
-                self.eight_bits = True
+                self._eight_bits += 1
             data = data.translate(DROP_PARITY_BIT)
         frames = []
         # split() returns text, mark, text, mark, ..., last the text that is not over.
@@ -285,28 +314,52 @@ class Decoder:
             if text and mark != EOT:
                 frames += self._frame(text, self._opened)
             self._opened = mark == STX
+        if self._buffer:
+            frames += self._unmarked_frames()
         if len(self._buffer) > self.LONGEST_FRAME:
-            # No marks at all: some servers eat both.  Use the groups that are over.
-            complete, _, self._buffer = self._buffer.rpartition(b"\r")
-            self._buffer = self._buffer[-self.LONGEST_FRAME :]
+            # No identity either.  Use the groups that are over.
+            complete, rest = cut_at_last_line_end(self._buffer)
+            self._buffer = rest[-self.LONGEST_FRAME :]
             frames += self._frame(complete, False)
             self._opened = False
         return frames
 
+    def _unmarked_frames(self) -> list[Frame]:
+        """Return the frames between identities: some servers eat the marks."""
+        before, *texts = BEFORE_IDENTITY.split(self._buffer)
+        if len(texts) < 2:  # one identity is that of the frame that is not over yet
+            return []
+        self._buffer = b"\n" + texts.pop()
+        frames = self._frame(before, False)
+        for text in texts:
+            frames += self._frame(text, True)
+        return frames
+
+    def counts(self) -> Counts:
+        """Return what has been counted since the start."""
+        return Counts(
+            self.frames,
+            self.groups,
+            sum(self.refused.values()),
+            self._eight_bits,
+            self._esp_log,
+            self._spaces_replaced,
+        )
+
     def disconnected(self) -> list[Frame]:
         """Return what was over of the last frame: what comes next is another."""
-        complete, _, _ = self._buffer.rpartition(b"\r")
+        complete, _ = cut_at_last_line_end(self._buffer)
         self._buffer = b""
         self._opened = False
         return self._frame(complete, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return the frame that the text between two marks makes, none if empty."""
-        groups, reasons = decode_groups(text)
+        groups, reasons, before_damage = decode_groups(text)
         if reasons and ESP_LOG.search(text):
-            self.esp_log = True
+            self._esp_log += 1
         if reasons and SPACES_REPLACED.search(text):
-            self.spaces_replaced = True
+            self._spaces_replaced += 1
         if whole:  # what stands outside of STX and ETX is half seen, and not damage
             for reason in reasons:
                 self.refused[reason] += 1
@@ -314,25 +367,40 @@ class Decoder:
             return []
         self.frames += 1
         self.groups += len(groups)
-        return [Frame(groups, len(reasons), whole)]
+        return [Frame(groups, len(reasons), whole, before_damage)]
 
 
-def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
-    """Return the groups of a frame, and what is wrong with each damaged one."""
+def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
+    """Return the lines that are over, and the last line, which may not be."""
+    end = max(text.rfind(b"\r"), text.rfind(b"\n")) + 1
+    return text[:end], text[end:]
+
+
+def decode_groups(
+    text: bytes,
+) -> tuple[dict[str, Group], list[str], frozenset[str]]:
+    """Return the groups of a frame, and what is wrong with each damaged one.
+
+    Return also the labels of the groups that stand right before a damaged one.
+    """
     groups = {}
     reasons = []
+    before_damage = set()
+    label = ""
     # A group ends at CR or LF, whichever of the two the line has left.
     for piece in text.splitlines():
         if piece:
             found = decode_group(piece)
             if isinstance(found, Group):
-                groups[found.label] = found
+                label = found.label
+                groups[label] = found
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
+                before_damage.add(label)
     for label in _otherwise_summed(groups):
         del groups[label]
         reasons.append("checksum")
-    return groups, reasons
+    return groups, reasons, frozenset(before_damage)
 
 
 def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
@@ -352,10 +420,14 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 
 WH_PER_SECOND = 10  # a meter is cut off at 36 kVA
 SLACK_WH = 10  # more than that: a stalled network delivers old frames all at once
-CONFIRM_WITHIN = 10  # seconds, at the most, between two readings that agree
+# Seconds, at the most, between two readings that agree; short frames are not counted.
+CONFIRM_WITHIN = 10
 CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
 TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
 FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
+# In overload a three-phase meter sends 20 short frames of 0.65 s, then a whole frame of
+# 1.85 s, and so on (ERDF-NOI-CPT_02E): a power is as old as that.
+WHOLE_FRAME_WITHIN = 20
 ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
 SMALL_FALL_WH = 30  # what two false readings can add to an index: it is waited out
 
@@ -386,6 +458,7 @@ class Claim(NamedTuple):
 
     group: Group
     time: float  # when it was read
+    until: float  # when it is too late for the next one
     is_possible: bool  # the trusted reading allows it
     times: int  # how many in a row agree, this one counted
 
@@ -400,6 +473,8 @@ class Knowledge:
         self.group: Group | None = None  # trusted; None: none yet
         self.time = -math.inf  # when that was last read
         self.claim: Claim | None = None
+        self.follower = ""  # of an index: the label that always stands behind it
+        self.zero_time = -math.inf  # of a power: when it was last read as 0
 
     def trust(self, group: Group, time: float) -> None:
         """Take a group for true."""
@@ -427,10 +502,17 @@ class Knowledge:
         is_possible = self._allows(group, now)
         earlier = self.claim
         if earlier is None or not self._agree(earlier, group, now):
-            self.claim = Claim(group, now, is_possible, 1)
+            self.claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, 1)
             return is_possible
-        self._confirm(earlier, Claim(group, now, is_possible, earlier.times + 1))
+        times = earlier.times + 1
+        claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, times)
+        self._confirm(earlier, claim)
         return is_possible
+
+    def wait(self, seconds: float) -> None:
+        """Give the next reading more time to confirm the claim."""
+        if self.claim is not None:
+            self.claim = self.claim._replace(until=self.claim.until + seconds)
 
     def _confirm(self, earlier: Claim, claim: Claim) -> None:
         """Take two readings in a row that agree."""
@@ -469,7 +551,7 @@ class Knowledge:
 
     def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
         """Say whether a reading of now confirms an earlier one."""
-        if now - earlier.time > CONFIRM_WITHIN:
+        if now > earlier.until:
             return False
         if self.is_index:
             return can_grow(earlier.group, earlier.time, group, now)
@@ -509,6 +591,8 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
+        self._keep_fast = max(timeout, WHOLE_FRAME_WITHIN)  # seconds for FAST labels
+        self._keep_slow = max(timeout, FORGET_AFTER)  # seconds for all others
         self.last_frame = -math.inf  # when the meter's last frame was over
         self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
         self.labels: dict[str, Knowledge] = {}
@@ -516,8 +600,10 @@ class Guard:
         self._identity = Knowledge("ADCO")  # or ADSC
         self._order: list[str] = []  # the labels as the meter's frames have them
         self._last_whole: list[str] = []  # labels of the last frame without damage
+        self._last_whole_time = -math.inf
         self._relay_from = math.inf  # when all labels of the meter have been read
         self._frames_without_power = 0  # complete ones, in a row
+        self.frames = 0  # of this meter
 
     def is_silent(self, now: float) -> bool:
         """Say whether the meter has sent no frame for longer than the time-out."""
@@ -530,14 +616,17 @@ class Guard:
             return False
         if was_silent or not self.labels:
             self._relay_from = now + ALL_HEARD_WITHIN
+        if _is_short(frame) and not was_silent:
+            for known in self.labels.values():
+                known.wait(now - self.last_frame)
         self.last_frame = now
-        self._take_groups(frame.groups, now)
+        self.frames += 1
+        self._take_groups(frame, now)
         self._take_order(frame, now)
         return True
 
-    def _take_groups(self, groups: dict[str, Group], now: float) -> None:
-        is_balanced = _is_balanced(groups)
-        for label, group in groups.items():
+    def _take_groups(self, frame: Frame, now: float) -> None:
+        for label, group in frame.groups.items():
             known = self.labels.get(label)
             if known is None:
                 known = self.labels[label] = Knowledge(label)
@@ -547,7 +636,7 @@ class Guard:
                 known.time = now
                 known.claim = None
             elif not known.repeat(group, now):
-                self._take_change(known, group, is_balanced, now)
+                self._take_change(known, group, frame, now)
 
     def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
         """Follow whose frames these are; return whether this one is the meter's."""
@@ -556,7 +645,7 @@ class Guard:
         if group is None:
             # Ours, but not while another identity is claimed, nor after a silence.
             claim = identity.claim
-            is_claimed = claim is not None and now - claim.time <= CONFIRM_WITHIN
+            is_claimed = claim is not None and now <= claim.until
             return not is_claimed and not self.is_silent(now)
         if identity.repeat(group, now):
             return True
@@ -579,26 +668,41 @@ class Guard:
         self._order = []
         self._last_whole = []
         self._frames_without_power = 0
+        self.frames = 0
 
     def _take_change(
-        self, known: Knowledge, group: Group, is_balanced: bool, now: float
+        self, known: Knowledge, group: Group, frame: Frame, now: float
     ) -> None:
         """Take a group that says something else than before."""
-        if group.label in MOVING or (known.is_power and self._fits(group, now)):
+        if group.label in MOVING or (known.is_power and self._fits(known, group, now)):
             known.trust(group, now)
             return
-        is_unbalanced = group.label in BALANCE and not is_balanced
-        if is_unbalanced or not known.hear(group, now):
+        is_refused = False
+        if known.is_index:
+            is_refused = _may_be_spliced(known, group.label, frame, now)
+            is_unbalanced = group.label in BALANCE and not _is_balanced(frame.groups)
+            is_refused = is_refused or is_unbalanced
+        if is_refused or not known.hear(group, now):
             self.implausible += 1
 
-    def _fits(self, power: Group, now: float) -> bool:
-        """Say whether a power is that of the last seconds' currents; of none: 0."""
+    def _fits(self, known: Knowledge, power: Group, now: float) -> bool:
+        """Return whether a power is that of the last seconds' currents; of none: 0.
+
+        A house that injects has a power of 0 beside a current.  Panels and load can
+        pulse, so a second 0 need not be the next reading.
+        """
         amperes = []
         for label in CURRENTS.intersection(self.labels):
             current = self.labels[label]
             if current.group is not None and now - current.time <= CURRENT_LASTS:
                 amperes.append(int(current.group.data))
-        return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
+        if is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes)):
+            return True
+        if int(power.data) > 0:
+            return False
+        has_been_zero = now - known.zero_time <= FORGET_AFTER
+        known.zero_time = now
+        return has_been_zero
 
     def _take_order(self, frame: Frame, now: float) -> None:
         """Learn from a frame which labels the meter sends, and in which order.
@@ -613,26 +717,31 @@ class Guard:
         elif _has_both_ends(frame):
             self._frames_without_power += 1
         if _has_both_ends(frame):
-            before = self._last_whole
+            is_complete = labels[-1:] == self._last_whole[-1:]
+            if is_complete:
+                self._take_complete(labels, now)
             self._last_whole = labels
-            if labels[-1:] == before[-1:]:
-                self._take_complete(labels, before, now)
+            self._last_whole_time = now
+            if is_complete:
                 return
         if not _is_short(frame):
             self._learn_order(labels)
 
-    def _take_complete(self, labels: list[str], before: list[str], now: float) -> None:
+    def _take_complete(self, labels: list[str], now: float) -> None:
         """Learn from a complete frame, and from the one before, what has ended.
 
         A line can lose a whole group, so a label is over when both frames lack it.
         """
         self._relay_from = min(now, self._relay_from)
         self._order = list(labels)
-        if before != labels:
-            self._learn_order(before)
+        if labels != self._last_whole:
+            self._learn_order(self._last_whole)
         for label in PASSING:
-            if label not in self._order:
-                self.labels.pop(label, None)
+            known = self.labels.get(label)
+            if known is None or label in labels:
+                continue
+            if known.last_heard() < self._last_whole_time:
+                del self.labels[label]
 
     def _learn_order(self, labels: Iterable[str]) -> None:
         """Put each new label of a frame behind the label that it follows there."""
@@ -677,7 +786,7 @@ class Guard:
         """Return the trusted groups that have been read lately, by label."""
         groups = {}
         for label, known in self.labels.items():
-            limit = self.timeout if label in FAST else FORGET_AFTER
+            limit = self._keep_fast if label in FAST else self._keep_slow
             if known.group is not None and now - known.time <= limit:
                 groups[label] = known.group
         return groups
@@ -690,18 +799,16 @@ class Guard:
             return self._identity.claim.group.label
         return ""
 
-    def is_power_lost(self, now: float) -> bool:
-        """Say why the power is not known: True if there is no use in waiting for it.
+    def is_power_lost(self, label: str, now: float) -> bool:
+        """Return whether there is no use in waiting for a power that is not known.
 
-        The meter sends none (two complete frames had none), or none came intact since
-        the time-out.  To be asked only where the power is not known.
+        The meter sends none (two whole frames had none), or this label, which it did
+        send, has not come intact for a while.
         """
-        heard = [
-            self.labels[label].last_heard()
-            for label in DRAWN_POWER & self.labels.keys()
-            if self.labels[label].group is not None
-        ]
-        is_lost = bool(heard) and now - max(heard) > self.timeout
+        known = self.labels.get(label)
+        is_lost = False
+        if known is not None and known.group is not None:
+            is_lost = now - known.last_heard() > self._keep_fast
         return is_lost or self._frames_without_power > 1
 
 
@@ -717,6 +824,22 @@ def _is_short(frame: Frame) -> bool:
     """Return whether a frame has identity and currents alone: an overload."""
     labels = frame.groups.keys()
     return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
+
+
+def _may_be_spliced(known: Knowledge, label: str, frame: Frame, now: float) -> bool:
+    """Return whether an index may be the head of one group and the tail of another.
+
+    A buffer that is full loses the bytes in between, in each frame the same ones.  They
+    leave no damage, but with them goes the label that always stands behind the index.
+    """
+    follower = frame.follower(label)
+    if not follower or follower in PASSING:
+        return False
+    is_gone = known.follower not in frame.groups
+    if not known.follower or (is_gone and now - known.time > FORGET_AFTER):
+        known.follower = follower
+        return False
+    return is_gone
 
 
 def _is_balanced(groups: dict[str, Group]) -> bool:
@@ -739,7 +862,7 @@ FIELDS = (
 TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
 # Those that a historic-mode meter says itself, in the same words.
 OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
-NEEDED = ("ADCO", "OPTARIF", "PTEC", "PAPP")  # and the indexes of the tariff
+NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
 NOTHING = "----"
 # What the device shows of an input with nothing on it.
 EMPTY: Fields = {
@@ -753,6 +876,8 @@ EMPTY: Fields = {
 }
 CONTRACT_VOLTS = 200  # in a contract 6 kVA are 30 A, at whatever voltage
 LEAST_MAXIMUM = 1  # A: to Jeedom, a client, an IMAX of 0 is no meter
+MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: no Linky allows more
+BALANCED_WITHIN = 100  # Wh: EAST and the EASF are confirmed at different frames
 NOTICE_MINUTES = 30  # what PEJP says while a moving peak is announced
 
 
@@ -1038,12 +1163,20 @@ def running_index_of(labels: Labels) -> int | None:
     return number if number in range(1, len(EASF) + 1) else None
 
 
+def is_total_right(labels: Labels) -> bool:
+    """Return whether EAST and all EASF are known, and EAST is their sum."""
+    if not labels.keys() >= BALANCE:
+        return False
+    total = sum([int(labels[label]) for label in EASF])
+    return abs(int(labels["EAST"]) - total) <= BALANCED_WITHIN
+
+
 def standard_indexes(contract: Contract, labels: Labels) -> Fields:
-    """Return the tariff's indexes, none until all are known; their sum is EAST."""
-    if contract.tariff is BASE and "EAST" in labels:
-        return {"BASE": int(labels["EAST"])}
-    if contract.tariff is BASE or not labels.keys() >= set(EASF):
+    """Return the tariff's indexes, none until their sum is EAST."""
+    if not is_total_right(labels):
         return {}
+    if contract.tariff is BASE:
+        return {"BASE": int(labels["EAST"])}
     sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
     for label, ptec in zip(EASF, contract.numbering):
         sums[PERIODS[ptec].tag] += int(labels[label])
@@ -1055,23 +1188,30 @@ def rounded(number: float) -> int:
     return int(number + 0.5)
 
 
+def label_of_power(labels: Labels) -> str:
+    """Return the label of the power that is drawn."""
+    if "ADSC" not in labels:
+        return "PAPP"
+    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the oldest
+
+
 def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; None where one is not known."""
     register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
     phases = phases_of(labels)
-    subscribed = 1000 * (number_of(labels, "PREF") or 0) / len(phases)  # VA of a phase
     # A single phase, which has no suffix, is IRMS1 all the same.
     currents = phase_values(labels, phases, "IRMS", "IRMS1")
     powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
     maxima = [rounded(power / MAINS_VOLTS) for power in powers]
     said = {
         "ADCO": labels.get("ADSC"),
-        "ISOUSC": rounded(subscribed / CONTRACT_VOLTS),
-        "PEJP": NOTICE_MINUTES if register.moving_peak else 0,
         "DEMAIN": register.tomorrow,
-        "PAPP": number_of(labels, "SINSTS", "SINST1"),
+        "PAPP": number_of(labels, label_of_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
+    if "PREF" in labels:  # kVA
+        volt_amperes = 1000 * int(labels["PREF"]) / len(phases)
+        said["ISOUSC"] = rounded(volt_amperes / CONTRACT_VOLTS)
     if register.overload:
         said["ADPS"] = max(
             currents
@@ -1081,6 +1221,8 @@ def translate_standard(labels: Labels) -> Fields:
         return fill(said, None)
     said["OPTARIF"] = contract.tariff.option
     said["PTEC"] = standard_period(contract, labels)
+    if register.moving_peak and said["PTEC"] != "PM..":
+        said["PEJP"] = NOTICE_MINUTES
     said.update(standard_indexes(contract, labels))
     return fill(said, contract.tariff)
 
@@ -1116,19 +1258,20 @@ def phase_count(fields: Fields) -> int:
 STANDARD_LABELS = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
+    "ISOUSC": ("PREF",),
     "PTEC": ("NTARF", "LTARF"),
     "PAPP": ("SINSTS",),
-    "BASE": ("EAST",),
 }
+INDEX_LABELS = ("EAST",) + EASF  # an index is made of all of them
 
 
 def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     """Return the labels of a standard-mode meter that are missing for these tags."""
     missing = []
     for tag in tags:
-        wanted = STANDARD_LABELS.get(tag, EASF)  # an index is made of all EASF
+        wanted = STANDARD_LABELS.get(tag, INDEX_LABELS)
         absent = [label for label in wanted if label not in labels]
-        if wanted is not EASF:
+        if wanted is not INDEX_LABELS:
             absent = absent[:1]  # one at a time: the others may not be needed
         missing += absent
     return list(dict.fromkeys(missing))
@@ -1151,6 +1294,8 @@ class View(NamedTuple):
 
 class Meter:
     """All that is known of one TIC input; stale after `timeout` s without a frame."""
+
+    WAIT_FOR_SUBSCRIPTION = 15  # frames
 
     def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
         self.decoder = Decoder()
@@ -1208,7 +1353,7 @@ class Meter:
         mode = MODES.get(self.guard.identity_label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        self._complete_power(fields, labels, now)
+        self._complete(fields, labels, now)
         missing = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
         if not missing:
             injection = translate_injection(fields, labels)
@@ -1217,9 +1362,13 @@ class Meter:
             missing = missing_labels(missing, labels)
         return View(mode, labels, None, missing, None)
 
-    def _complete_power(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Put what depends on the power into the fields, which labels alone gave."""
-        if fields["PAPP"] is None and self.guard.is_power_lost(now):
+    def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
+        """Put into the fields what labels alone do not tell."""
+        if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
+            # Domoticz divides by it, and would keep a load of "inf" percent for ever.
+            fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
+        power_label = label_of_power(labels)
+        if fields["PAPP"] is None and self.guard.is_power_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
             # A current without power flows out of a house that injects.  Domoticz would
@@ -1247,7 +1396,6 @@ CUT_BY_ESP = (
     " son alimentation"
 )
 EVICTED = "l'ESP ferme chaque connexion, un autre programme le lit, l'arrêter"
-EVICTIONS = (CUT_BY_ESP, EVICTED)
 NO_BYTE = (
     "connecté, mais aucun octet, vérifier port, mettre RX Receive Timeout à 0 dans"
     " ESPEasy, puis vérifier la broche et les fils"
@@ -1255,6 +1403,13 @@ NO_BYTE = (
 SILENT = "plus aucun octet, vérifier l'alimentation de l'ESP et son Wi-Fi"
 FLOODED = "64 Kio sans un groupe valable, connexion fermée (%s)"
 NO_INTACT_GROUP = "aucun groupe intact, vérifier la vitesse, 7E1, puis le montage"
+GIVEN_UP = (
+    "le compteur interrompt chacune de ses trames (EOT), si cela dure appeler Enedis"
+)
+NOT_ACTIVATED = (
+    "le compteur n'envoie que son numéro, sa TIC n'est pas activée, appeler Enedis ou"
+    " le fournisseur"
+)
 REPLACED = (
     "espaces ou fins de ligne remplacés, dans ESPEasy vider Replace spaces et Replace"
     " newlines"
@@ -1271,6 +1426,10 @@ NOISE = (
 ABOVE_36_KVA = "un compteur de plus de 36 kVA (PME-PMI, Jaune), ecolinky ne le lit pas"
 NOT_TIC = "du texte, mais pas de TIC, couper le journal série de l'ESP, vérifier port"
 OFTEN_DAMAGED = "beaucoup de groupes abîmés, vérifier l'optocoupleur et ses résistances"
+NEVER_SENT = (
+    "aucun n'est abîmé, l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne"
+    " les envoie pas"
+)
 CUT_SHORT = (
     "la fin des trames manque, dans ESPEasy mettre RX Receive Timeout à 0, RX buffer"
     " size à 2048"
@@ -1280,6 +1439,11 @@ ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
 UNKNOWN_CONTRACT = (
     "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur sa"
     " page GitHub (Issues) avec LTARF « %s » et NTARF « %s »"
+)
+PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
+UNBALANCED = (
+    "la somme des index (EASF) n'est pas le total (EAST), un groupe est faux, vérifier"
+    " l'optocoupleur et, dans ESPEasy, RX buffer size à 2048"
 )
 CAUSES_OF_LOSS = (REPLACED, CUT_SHORT, OFTEN_DAMAGED)
 INCOMPLETE = "des groupes manquent (%s), %s"
@@ -1294,6 +1458,10 @@ SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
 CHANGED = (
     "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
     " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
+)
+LEAPED = (
+    "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
+    " ajouter un nouveau matériel ou supprimer ce jour"
 )
 INJECTS = (
     "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
@@ -1331,6 +1499,7 @@ MUCH_TELNET = 0.05  # commands for each byte
 MOSTLY_TEXT = 0.95  # of the bytes
 ALL_THE_SAME = 0.99  # of the bytes
 MUCH_DAMAGE = 0.05  # of the groups
+LEAP_WH = 1000  # more than a meter can have counted: worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1354,6 +1523,8 @@ def diagnose(sample: bytes) -> str:
     text = sample.translate(DROP_PARITY_BIT)  # that of 8N1, too
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
+    if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
+        return GIVEN_UP
     if LABEL_IN_STREAM.search(text):
         has_separators = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
         return NO_INTACT_GROUP if has_separators else REPLACED
@@ -1390,25 +1561,52 @@ def ends_are_missing(labels: Labels) -> bool:
     return "MOTDETAT" not in labels and "PPOT" not in labels
 
 
-def remarks_on(decoder: Decoder, labels: Labels) -> list[str]:
+def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
-    damaged = sum(decoder.refused.values())
     is_cut = bool(labels) and ends_are_missing(labels)
     # One cause of loss alone: each of them would look like the next ones, too.
-    if decoder.spaces_replaced:
+    if counts.spaces_replaced:
         remarks.append(REPLACED)
-    elif is_cut and damaged <= decoder.frames:  # a cut goes through one group of each
+    elif is_cut and counts.damaged <= counts.frames:  # one group of each frame is cut
         remarks.append(CUT_SHORT)
-    elif damaged > MUCH_DAMAGE * decoder.groups:
+    elif counts.damaged > MUCH_DAMAGE * counts.groups:
         remarks.append(OFTEN_DAMAGED)
-    if decoder.eight_bits:
+    if counts.eight_bits:
         remarks.append(READ_AS_8N1)
-    if decoder.esp_log:
+    if counts.esp_log:
         remarks.append(ESP_LOGS)
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
+    unknown_phases = unknown_currents(labels)
+    if unknown_phases:
+        remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
     return remarks
+
+
+def why_incomplete(view: View, counts: Counts) -> str:
+    """Return why the groups of a meter are not all that is needed."""
+    labels = view.labels
+    if labels.keys() <= set(IDENTITIES) and not counts.damaged:
+        return NOT_ACTIVATED
+    if view.mode == STANDARD and not view.missing and not is_total_right(labels):
+        return UNBALANCED
+    # None is missing where all are there and tell no period.
+    missing = ", ".join(view.missing) or "une période connue"
+    causes = [each for each in remarks_on(counts, labels) if each in CAUSES_OF_LOSS]
+    if not causes:
+        causes = [OFTEN_DAMAGED if counts.damaged else NEVER_SENT]
+    return INCOMPLETE % (missing, causes[0])
+
+
+def unknown_currents(labels: Labels) -> list[str]:
+    """Return the labels of the currents that a three-phase meter's frames lack."""
+    name = "IRMS" if "ADSC" in labels else "IINST"
+    phases = phases_of(labels)
+    currents = [name + phase for phase in phases]
+    if len(phases) == 1:
+        return []
+    return [label for label in currents if label not in labels]
 
 
 def describe_unknown_contract(labels: Labels) -> str:
@@ -1448,6 +1646,7 @@ class Snapshot(NamedTuple):
     shows_injection: bool  # input 2 shows what this meter injects
     reason: str  # what is wrong with the link; empty while all is well
     ever_served: bool
+    evictions: int  # connections in a row that the ESP ended soon
     remarks: list[str]  # what could be better
     counters: Fields  # since the start, as /ecolinky.json has them
     history: tuple[int | None, ...]  # mean VA of each minute, None without power
@@ -1488,6 +1687,31 @@ class History:
             self._means.append(mean)
             self._powers = []
             self._minute += 1
+
+
+class LastHour:
+    """What a decoder has counted in the last hour: a link can have been mended."""
+
+    STEP = 60  # seconds
+    STEPS = 60
+
+    def __init__(self) -> None:
+        self._counts = NO_COUNTS
+        # Of the start of each minute, the oldest first.
+        self._starts = deque([NO_COUNTS], maxlen=self.STEPS)
+        self._minute = -math.inf
+
+    def take(self, counts: Counts, now: float) -> None:
+        """Note what has been counted until now."""
+        minute = now // self.STEP
+        if minute > self._minute:
+            self._minute = minute
+            self._starts.append(self._counts)
+        self._counts = counts
+
+    def counts(self) -> Counts:
+        """Return what was counted in the last hour."""
+        return self._counts.since(self._starts[0])
 
 
 class Link:
@@ -1560,6 +1784,8 @@ class Notices:
         self._served = ("", "", "")  # identity, tariff's name and mode, said last
         self._is_served = False  # the log's last word is that values are served
         self.ever_served = False
+        self._indexes: Fields = {}  # the last that were served
+        self._indexes_time = -math.inf  # when that was
         self._advised = False  # of what the meter injects, or does not
         self._unknown_contract = ""  # NGTF, said last
 
@@ -1581,7 +1807,22 @@ class Notices:
         if self.ever_served and not is_same:
             change = (old_identity, old_tariff, identity, tariff)
             self._say(logging.WARNING, CHANGED % change)
+        if not is_same:
+            self._indexes = {}  # another meter's, or another contract's
         self.ever_served = True
+
+    def indexes(self, indexes: Fields, now: float) -> None:
+        """Say which index, by tag, has fallen, or has grown more than a meter counts.
+
+        The meter was replaced under its number, or its supplier has set an index.
+        """
+        possible = WH_PER_SECOND * (now - self._indexes_time) + LEAP_WH
+        for tag, index in indexes.items():
+            before = self._indexes.get(tag, index)
+            if not 0 <= index - before <= possible:
+                self._say(logging.WARNING, LEAPED % (tag, before, index))
+        self._indexes = indexes
+        self._indexes_time = now
 
     def nothing_served(self) -> None:
         """Note that none are: their return is to be said."""
@@ -1626,6 +1867,7 @@ class Input:
         self.view = self.meter.view(now)  # what it said with its last frame
         self.link = Link()
         self.history = History(now)
+        self._last_hour = LastHour()
         self.notices = Notices(say)
         self.reason = NOT_YET_CONNECTED  # why nothing is served
         self._complete_at = now  # last time that all was known, or the connection
@@ -1640,7 +1882,9 @@ class Input:
 
         Raises LinkError when the connection is better closed.
         """
-        if self.meter.feed(data, now):
+        frames = self.meter.feed(data, now)
+        self._last_hour.take(self.meter.decoder.counts(), now)
+        if frames:
             self.link.understood(now)
             self._take_view(now)
             return True
@@ -1672,11 +1916,8 @@ class Input:
             self.history.add(fields["PAPP"], now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
-            # None is missing where all are there and tell no period.
-            missing = ", ".join(self.view.missing) or "une période connue"
-            causes = [each for each in self._remarks() if each in CAUSES_OF_LOSS]
-            advice = causes[0] if causes else OFTEN_DAMAGED
-            self._trouble(INCOMPLETE % (missing, advice), now, INCOMPLETE)
+            reason = why_incomplete(self.view, self._last_hour.counts())
+            self._trouble(reason, now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
 
@@ -1694,16 +1935,21 @@ class Input:
         """Say which meter is served, when that changes, and what it does not send."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode)
+        tags = (tariff_of(fields["OPTARIF"]) or BASE).indexes()
+        self.notices.indexes({tag: fields[tag] for tag in tags}, now)
         if contract_of(self.view.labels) is UNKNOWN:
             self.notices.unknown_contract(self.view.labels)
         has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
         if has_had_time and CUT_SHORT in self._remarks():
             self.notices.warn(CUT_SHORT, CUT_SHORT, now)
+        unknown = unknown_currents(self.view.labels)
+        if has_had_time and unknown:
+            self.notices.warn(PHASE_UNKNOWN, PHASE_UNKNOWN % ", ".join(unknown), now)
         if has_had_time or "EAIT" in self.view.labels:
             self.notices.advise("EAIT" in self.view.labels, self.second)
 
     def _remarks(self) -> list[str]:
-        return remarks_on(self.meter.decoder, self.view.labels)
+        return remarks_on(self._last_hour.counts(), self.view.labels)
 
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows now."""
@@ -1726,6 +1972,7 @@ class Input:
             shows_injection=self.second == INJECTION and may_inject,
             reason=self.reason,
             ever_served=self.notices.ever_served,
+            evictions=self.link.brief,
             remarks=self._remarks(),
             counters=counters,
             history=self.history.means(now),
@@ -2613,7 +2860,11 @@ HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
 ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
-SECONDS = Form("[0-9]{1,5}([.][0-9]+)?", "un nombre de 1 à 65535")
+LEAST_TIMEOUT = 5  # seconds: a frame can take three
+SECONDS = Form(
+    "[0-9]{1,5}([.][0-9]+)?",
+    f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
+)
 YES_NO = Form("(?i)yes|no", "yes ou no")
 LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
 FORM_OF_KEY = {
@@ -2679,8 +2930,10 @@ def _value(written: str, default: object, form: Form) -> object:
         return written
     if not written:
         return None
-    value = float(written) if isinstance(default, float) else int(written)
-    if not 1 <= value <= 65535:
+    is_timeout = isinstance(default, float)
+    value = float(written) if is_timeout else int(written)
+    least = LEAST_TIMEOUT if is_timeout else 1
+    if not least <= value <= 65535:
         raise ValueError
     return value
 
@@ -2794,6 +3047,7 @@ class Finding(NamedTuple):
 
 
 ENOUGH_FRAMES = 5  # to see how good a line is
+ENOUGH_EVICTIONS = 2  # a first one may be an ESP that has just started
 
 
 def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
@@ -2811,8 +3065,10 @@ def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Say whether a longer look at an input would change nothing."""
-    if snapshot.reason in EVICTIONS:
+    if snapshot.evictions >= ENOUGH_EVICTIONS:
         return True
+    if snapshot.evictions:
+        return False
     if snapshot.counters["frames"] == 0:
         return snapshot.reason != NOT_YET_CONNECTED  # a first failure says all
     is_served = snapshot.view.fields is not None
@@ -2824,7 +3080,7 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     refused = snapshot.counters["refused"]
     groups = snapshot.counters["groups"]
     view = snapshot.view
-    if snapshot.reason in EVICTIONS:
+    if snapshot.evictions >= ENOUGH_EVICTIONS:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
         return [Finding(FAILED, name, reason)]
     if not groups:
@@ -2835,9 +3091,11 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     findings = [Finding(OK, name, counted)]
     findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
     if view.fields is None:
-        missing = ", ".join(view.missing) or "une seconde trame"
-        reason = f"rien ne sera transmis, il manque {missing}"
-        return [*findings, Finding(FAILED, name, reason)]
+        reason = snapshot.reason
+        if reason == TO_BE_CONFIRMED:
+            reason = f"il manque {', '.join(view.missing) or 'une seconde trame'}"
+        failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
+        return [*findings, failure]
     findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
     frozen = old_contracts(view.labels)
     if frozen:
@@ -2871,21 +3129,28 @@ TO_STOP_IT = (
 )
 
 
-def is_ecolinky(address: str, port: int) -> bool:
-    """Say whether it is an ecolinky that answers HTTP there."""
-    if address == "0.0.0.0":
-        address = "127.0.0.1"
-    with contextlib.suppress(OSError, HTTPException):
-        connection = HTTPConnection(address, port, timeout=1)
+def ports_of_ecolinky(http: HttpSettings) -> set[int]:
+    """Return the ports of the ecolinky that answers on [http] port, if one does."""
+    address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
+    login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
+    headers = {"Authorization": "Basic " + login}
+    with contextlib.suppress(OSError, HTTPException, ValueError):
+        connection = HTTPConnection(address, http.port, timeout=1)
         with contextlib.closing(connection):
-            connection.request("GET", "/status.xml")
-            server = connection.getresponse().getheader("Server", "")
-            return server.startswith("ecolinky")
-    return False
+            connection.request("GET", "/ecolinky.json", headers=headers)
+            answer = connection.getresponse()
+            if not answer.getheader("Server", "").startswith("ecolinky"):
+                return set()
+            if answer.status != 200:  # it has another password
+                return {http.port}
+            content = json.loads(answer.read().decode())
+            relay_ports = {each["relay_port"] for each in content["inputs"]}
+            return relay_ports | set(content["ports"])
+    return set()
 
 
 def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
-    """Find whether one can listen on a port; is_ours: an ecolinky runs already."""
+    """Find whether one can listen on a port; is_ours: an ecolinky has it already."""
     about = f"port {port}"
     with socket.socket() as probe:
         # As servers do: else the port of one that has just ended (TIME_WAIT) is taken.
@@ -2929,10 +3194,10 @@ def check_inputs(settings: Settings, seconds: float) -> list[Finding]:
 def check_ports(settings: Settings) -> list[Finding]:
     """Return whether the ports are free, and what to do with them in Domoticz."""
     http = settings.http
-    is_ours = is_ecolinky(http.address, http.port)
+    its_ports = ports_of_ecolinky(http)
     findings = []
     for name, port in settings.named_ports:
-        findings.append(check_port(name, http.address, port, is_ours))
+        findings.append(check_port(name, http.address, port, port in its_ports))
     address = own_address(settings)
     for port in settings.ports:
         hardware = f"matériel Eco Devices, adresse {address}, port {port}"
@@ -3573,9 +3838,9 @@ function chartOf(input, live, seen) {
 function linkOf(input, lastFrame, now) {
   const counters = input.counters;
   const refused = counters.refused;
-  const lost = refused.checksum + refused.form + refused.implausible;
-  const good = counters.groups;
-  const percent = quantity(100 * good / (good + lost), "%", 2);
+  const good = counters.groups - refused.implausible;  // those are intact, too
+  const all = counters.groups + refused.checksum + refused.form;
+  const percent = quantity(100 * good / all, "%", 2);
   const silence = duration((now - lastFrame) / 1000);
   return [
     ["Dernière trame", lastFrame === null ? DASH : "il y a " + silence],

@@ -403,6 +403,29 @@ def repeated():
     return damage
 
 
+def lost_groups():
+    """Return a damage that loses the length of groups, the same in 2 to 50 frames.
+
+    A buffer that is full loses the same bytes of each frame.  Where the groups have one
+    length, the head of one group and the tail of a later one make a group together.
+    """
+    left, lost = [0], []
+
+    def damage(rng, data):
+        if not left[0] and rng.random() < 0.5:
+            groups = [match.span() for match in re.finditer(rb"\n[^\r]*\r", data)]
+            count = rng.randint(1, 3)
+            first = rng.randrange(len(groups) - count)
+            start = rng.randrange(*groups[first])
+            run = groups[first + count][0] - groups[first][0]
+            lost[:] = range(start, start + run)
+            left[0] = rng.randint(2, 50)
+        left[0] = max(0, left[0] - 1)
+        return _edited(data, dict.fromkeys(lost, b"") if left[0] else {})
+
+    return damage
+
+
 def constant_lie():
     """Return a damage that changes an index the same way from the first frame on."""
     masks = {}
@@ -423,6 +446,7 @@ def worse_damages():
         ("identity always hit", lambda: always_hit(IDENTITY), {}),
         ("power always hit", lambda: always_hit(POWER), {}),
         ("2 to 6 times the same", repeated, {}),
+        ("whole groups lost", lost_groups, {}),
         ("a lie from the start", constant_lie, {}),  # nobody can notice it
     ]
     for volts in (230, 250):
@@ -770,8 +794,32 @@ class Decoding(MeterCase):
             (other_way(papp) + adco + base + other_way(papp), ["ADCO", "BASE"], 1),
             (other_way(papp) + adco + papp, ["PAPP", "ADCO"], 0),
         ):
-            groups, reasons = ecolinky.decode_groups(text)
+            groups, reasons, _ = ecolinky.decode_groups(text)
             self.assertEqual((labels, ["checksum"] * damaged), (list(groups), reasons))
+
+    def test_a_line_without_marks_or_without_one_of_the_line_ends_is_served(self):
+        for change in (
+            lambda data: data.translate(None, b"\x02\x03"),
+            lambda data: data.translate(None, b"\x02\x03\r"),
+            lambda data: data.translate(None, b"\x02\x03\n"),
+            lambda data: data.translate(None, b"\x02\x03").replace(b"\r", b"\n"),
+            lambda data: data.translate(None, b"\r"),
+            lambda data: data.translate(None, b"\n"),
+            lambda data: data.translate(None, b"\x02"),
+            lambda data: data.translate(None, b"\x03"),
+        ):
+            for groups in (HC, EJP, TEMPO_3, THREE_PHASES, standard(), SUN):
+                for size in (7, 100, 10000):
+                    self.setUp()
+                    stream = change(encoded(groups)) * 5
+                    for place in range(0, len(stream), size):
+                        chunk = stream[place : place + size]
+                        self.feed(chunk, step=2.0 * len(chunk) * 5 / len(stream))
+                    self.assertServes(ADCO=groups[0][1])
+                    self.assertEqual(
+                        {"checksum": 0, "form": 0}, self.meter.decoder.refused
+                    )
+                    self.assertIn(self.meter.decoder.frames, (4, 5))
 
     def test_data_of_another_form_is_refused_though_its_checksum_is_right(self):
         for label, data, separator in (
@@ -837,7 +885,9 @@ class Decoding(MeterCase):
                 self.assertServes(BASE=63207, PAPP=790)
                 self.assertEqual(30, self.meter.decoder.groups)
                 self.assertFalse(any(self.meter.decoder.refused.values()))
-                self.assertEqual(case == "8N1", self.meter.decoder.eight_bits)
+                self.assertEqual(
+                    case == "8N1", self.meter.decoder.counts().eight_bits > 0
+                )
 
     def test_eot_discards_the_frame(self):
         self.feed(
@@ -978,7 +1028,11 @@ class Translation(MeterCase):
             (standard(STGE="003A0481"), dict(ADPS=4)),
             (
                 standard(
-                    SINSTS=None, SMAXSN=None, SINST1="00777", SMAXN=("02300", stamp)
+                    VTIC="01",
+                    SINSTS=None,
+                    SMAXSN=None,
+                    SINST1="00777",
+                    SMAXN=("02300", stamp),
                 ),
                 dict(PAPP=777, IMAX=10),
             ),
@@ -1359,7 +1413,7 @@ class Freshness(MeterCase):
                 self.assertEqual(missing, self.meter.view(self.now).missing)
         self.afresh(standard(), *[frame(standard(ADSC=None), "\t")] * 3)
         # One frame alone has said whose they are: the others are not believed.
-        missing = ["ADSC", "NGTF", "NTARF"]
+        missing = ["ADSC", "NGTF", "PREF", "NTARF"]
         self.assertEqual(missing, self.meter.view(self.now).missing)
 
     def test_a_silent_meter_is_stale_after_the_timeout_and_fresh_again(self):
@@ -1436,6 +1490,53 @@ class Freshness(MeterCase):
         self.afresh(*[historic(papp="00000", **THREE)] * 3)
         self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
 
+    def test_a_subscription_is_waited_for_and_never_zero(self):
+        for groups, label, most in (
+            (historic(), "ISOUSC", 90),
+            (historic(**THREE), "ISOUSC", 60),
+            (standard(), "PREF", 90),
+            (standard(IRMS2="002", IRMS3="000", URMS2="231"), "PREF", 60),
+        ):
+            lossy = without(label, encoded(groups))
+            self.afresh(*[lossy] * 15)
+            self.assertServesNothing()
+            self.assertEqual([label], self.meter.view(self.now).missing)
+            self.feed(lossy)
+            self.assertServes(ISOUSC=most)
+            self.feed(groups, groups)
+            self.assertIn(self.served("ISOUSC"), (30, 10))
+
+    def test_no_label_stands_for_a_power_that_is_not_read_any_more(self):
+        groups = standard(SINST1="02087")
+        self.afresh(*[groups] * 3)
+        self.assertServes(PAPP=920)
+        self.feed(*[without("SINSTS", encoded(groups))] * 20)
+        self.assertServes(PAPP=230 * 4)
+        oldest = standard(VTIC="01", SINSTS=None, SINST1="00931")
+        self.afresh(oldest, oldest)
+        self.assertServes(PAPP=931)
+
+    def test_the_power_of_a_phase_may_be_too_high_and_is_no_damage(self):
+        groups = standard(SINSTS1="73569", SINSTS2="00012", SINSTS3="99999")
+        self.feed(*[groups] * 3)
+        self.assertServes(PAPP=920)
+        self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
+
+    def test_a_notice_of_a_peak_ends_with_its_beginning(self):
+        ejp = dict(NGTF="      EJP       ", STGE="103A0401")
+        for ltarf, ntarf, pejp in (
+            (" HEURE NORMALE  ", "01", 30),
+            (" HEURE POINTE   ", "02", 0),
+        ):
+            self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
+            self.assertServes(PEJP=pejp)
+
+    def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
+        self.meter = ecolinky.Meter(timeout=900)
+        self.feed(historic(), historic())
+        self.feed(*[without("BASE", encoded(historic()))] * 440)
+        self.assertServes(BASE=63207)
+
     def test_a_three_phase_meter_is_never_shown_as_single_phase(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
         data = encoded(groups).replace(b"IRMS2", b"IRMS7")
@@ -1447,16 +1548,57 @@ class Freshness(MeterCase):
     def test_short_three_phase_frames_update_and_do_not_replace(self):
         self.feed(*[historic(**THREE)] * 2, frame(SHORT))
         self.assertServes(IINST1=24, IINST3=5, BASE=63207, PAPP=790, ADPS=24)
-        self.feed(historic(**THREE))
+        self.feed(*[historic(**THREE)] * 2)
         self.assertServes(IINST1=1, ADPS=0)
 
     def test_an_overload_of_any_phase_is_an_alert_while_it_lasts(self):
-        for label in ("ADPS", "ADIR1", "ADIR2", "ADIR3"):
+        for label in ("ADIR1", "ADIR2", "ADIR3"):
             short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
             self.afresh(*[historic(**THREE)] * 2, frame(short))
             self.assertServes(ADPS=31, IINST2=31)
+            self.feed(historic(**THREE))  # as comes once in a while meanwhile
+            self.assertServes(ADPS=31, IINST2=3)
             self.feed(historic(**THREE))
             self.assertServes(ADPS=0, IINST2=3)
+
+    def test_an_overload_of_a_quarter_of_an_hour_is_served_as_it_is(self):
+        # 20 short frames of 0.65 s, then a whole one of 1.85 s (ERDF-NOI-CPT_02E).
+        short = frame(changed(SHORT, ADCO="021728123450"))
+        for damage in (False, True):
+            self.afresh(*[frame(THREE_PHASES)] * 3)
+            energy = 63207.0
+            for cycle in range(60):
+                for _ in range(20):
+                    self.feed(short, step=0.65)
+                    self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
+                energy += 18400 * 14.85 / 3600
+                data = frame(changed(THREE_PHASES, BASE="%09d" % energy))
+                is_damaged = damage and cycle % 4 == 1
+                self.feed(without("BASE", data) if is_damaged else data, step=1.85)
+                self.assertServes(ADPS=24, IINST1=27, PAPP=18400)
+                late = 3 if damage else 1  # cycles, of 76 Wh each
+                self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
+                self.assertLessEqual(self.served("BASE"), int(energy))
+
+    def test_two_readings_agree_only_if_no_whole_frame_came_between_that_says_other(
+        self,
+    ):
+        self.feed(*[historic(**THREE)] * 3)
+        wrong = historic(**dict(THREE, ISOUSC="45"))
+        for _ in range(4):
+            self.feed(wrong, *[frame(SHORT)] * 3, historic(**THREE), frame(SHORT))
+            self.assertServes(ISOUSC=30)
+        self.feed(wrong)
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.feed(wrong)
+        self.assertServes(ISOUSC=45)
+        right = historic(**THREE)
+        self.feed(right)
+        self.now += 20.0  # of nothing: no short frames went on
+        self.feed(right)
+        self.assertServes(ISOUSC=45)
+        self.feed(right)
+        self.assertServes(ISOUSC=30)
 
     def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
@@ -1578,6 +1720,47 @@ class Guard(MeterCase):
         self.feed(historic(papp="05100"))
         self.assertServes(PAPP=5100)  # of two that are near it is the second
 
+    def test_a_house_whose_panels_and_load_pulse_has_its_mean_power(self):
+        rng = random.Random(3)
+        for pulses in ((1, 1), (2, 1), (1, 2), (3, 1), (3, 3)):
+            served, sent = [], []
+            self.afresh(*[historic(papp="00790")] * 3)
+            for _ in range(200):
+                drawing = ["%05d" % (1150 + rng.randrange(100))] * pulses[0]
+                for power in drawing + ["00000"] * pulses[1]:
+                    self.feed(historic(papp=power, IINST="005"))
+                    served.append(self.served("PAPP"))
+                    sent.append(int(power))
+            error = statistics.mean(served) / statistics.mean(sent) - 1
+            self.assertLess(abs(error), 0.02, pulses)
+
+    def test_a_first_zero_beside_a_current_waits_for_a_second_one(self):
+        self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
+        self.assertServes(PAPP=790)
+        self.feed(historic(IINST="003"))
+        self.now += 290
+        self.feed(historic(papp="00000", IINST="005"))
+        self.assertServes(PAPP=0)  # it does that: not at once after another
+        self.afresh(historic(), historic(), historic(papp="00000", IINST="005"))
+        self.now += 310
+        self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
+        self.assertServes(PAPP=790)
+
+    def test_of_an_index_whose_follower_is_lost_nothing_new_is_believed(self):
+        # The head of HCHC and the tail of HCHP, after the loss of one group's length.
+        spliced = frame(
+            changed([each for each in HC if each[0] != "HCHP"], HCHC="012356789")
+        )
+        for count in (2, 7, 50, 100):
+            self.afresh(*[HC_FRAME] * 3, *[spliced] * count)
+            self.assertServes(HCHC=12345678, HCHP=23456789)
+            self.feed(HC_FRAME)
+            self.assertServes(HCHC=12345678, HCHP=23456789)
+        growing = [frame(changed(HC, HCHC="0123457%02d" % n)) for n in range(3)]
+        damaged = [without("HCHP", data) for data in growing]
+        self.afresh(*[HC_FRAME] * 3, *damaged)  # what is damaged is not lost
+        self.assertServes(HCHC=12345701)
+
     def test_readings_that_agree_minutes_apart_confirm_nothing(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
         data = encoded(historic()).replace(b"ISOUSC 30 9", b"ISOUSC 30 8")
@@ -1595,6 +1778,26 @@ class Guard(MeterCase):
         self.assertServesNothing()
         self.feed(other)
         self.assertServes(ADCO="027811420828", PAPP=5555)
+
+    def test_in_standard_mode_nothing_is_served_unless_the_indexes_add_up_to_east(self):
+        for changes in (dict(), dict(NGTF="      BASE      ")):
+            for label in ("EASF01", "EASF02", "EAST"):
+                true = int(dict(e[:2] for e in standard())[label])
+                for error, is_served in ((-101, 0), (-100, 1), (100, 1), (101, 0)):
+                    with self.subTest(label, error=error, **changes):
+                        # Trusted from the start, as no other reading says otherwise:
+                        # EAST is damaged where an EASF is false, and the reverse.
+                        lie = standard(**{label: "%09d" % (true + error)}, **changes)
+                        of_east = label == "EAST"
+                        other = "EASF03" if of_east else "EAST"
+                        first = without(other, encoded(lie))
+                        rest = encoded(standard(**changes))
+                        rest = without(label, rest)
+                        self.afresh(first, first, rest, rest)
+                        served = self.meter.fields(self.now) is not None
+                        self.assertEqual(bool(is_served), served)
+                        view = self.meter.view(self.now)
+                        self.assertEqual([], view.missing)
 
     def test_which_labels_need_a_second_reading(self):
         base = dict(EASD01="000000010", MSG2="CHUT")
@@ -1732,6 +1935,11 @@ OLD_BASE = pairs(
     "ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
     "IINST 004|IMAX 016|MOTDETAT 000000"
 )  # no power, as in the first years
+THREE_PHASES = pairs(
+    "ADCO 021728123450|OPTARIF BASE|ISOUSC 20|BASE 000063207|PTEC TH..|IINST1 027|"
+    "IINST2 027|IINST3 027|IMAX1 060|IMAX2 060|IMAX3 060|PMAX 18500|PAPP 18400|HHPHC A|"
+    "MOTDETAT 000000|PPOT 00"
+)
 HC_FRAME = frame(HC)
 SUN = standard(EAIT="000671631", SINSTI="01840")
 
@@ -1826,7 +2034,7 @@ def running_server(store, login="", second=False):
     device = ecolinky.Device("ecolinky", MAC, free_port(), False)
     if second:
         device = ecolinky.second_device(device, free_port())
-    program = ecolinky.Program(time.monotonic(), [4000, 4001], {1: 8889})
+    program = ecolinky.Program(time.monotonic(), [device.port, 4001], {1: 8889})
     server = ecolinky.Server("127.0.0.1", device, program, store, login)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -1849,6 +2057,7 @@ def a_snapshot(fields=None, age=0.0, **changes):
         shows_injection=False,
         reason="",
         ever_served=fields is not None,
+        evictions=0,
         remarks=[],
         counters={
             "frames": 9,
@@ -2098,6 +2307,55 @@ class InputTest(InputCase):
         self.feed(*[frame(changed(HC, ADCO="021728999999"))] * 5)
         self.now = 6121.0
         self.assertEqual((690, None), self.snapshot().history)
+
+    def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
+        for new, is_said in (("000000100", 1), ("012999999", 1), ("012345700", 0)):
+            with self.subTest(new):
+                self.setUp()
+                self.connect(*[HC_FRAME] * 3)
+                self.lines.clear()
+                self.feed(*[frame(changed(HC, HCHC=new))] * 20)
+                self.assertEqual(int(new), self.input.view.fields["HCHC"])
+                said = [line for line in self.lines if "est passé de" in line[1]]
+                self.assertEqual(is_said, len(said), self.lines)
+                for level, line in said:
+                    self.assertEqual(logging.WARNING, level)
+                    self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
+
+    def test_another_meters_or_contracts_indexes_are_no_leap(self):
+        other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
+        base = frame(historic(ADCO="021728123456"))
+        for data in (other, base):
+            self.setUp()
+            self.connect(*[HC_FRAME] * 3, *[data] * 30)
+            text = "\n".join(line for _, line in self.lines)
+            self.assertIn("a changé", text)
+            self.assertNotIn("est passé de", text)
+
+    def test_after_a_silence_an_index_may_have_grown_by_what_a_meter_counts(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.now += 3600.0
+        self.feed(*[frame(changed(HC, HCHC="012380000"))] * 20)
+        self.assertEqual(12380000, self.input.view.fields["HCHC"])
+        self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
+
+    def test_an_index_that_does_not_add_up_is_said(self):
+        lie = standard(EASF03="000009000")
+        self.connect(*[without("EAST", encoded(lie))] * 3)
+        self.feed(*[without("EASF03", encoded(standard()))] * 20)
+        self.assertIsNone(self.input.view.fields)
+        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+
+    def test_the_current_of_a_phase_that_never_comes_is_said(self):
+        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+        self.connect(*[encoded(groups)] * 3)
+        self.assertEqual([], self.snapshot().remarks)
+        self.setUp()
+        self.connect(*[without("IRMS2", encoded(groups))] * 3)
+        self.assertIn("(IRMS2)", "".join(self.snapshot().remarks))
+        self.assertNotIn("IRMS2", "".join(self.said()))
+        self.feed(*[without("IRMS2", encoded(groups))] * 20)
+        self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
 
     def test_a_half_frame_is_forgotten_with_its_connection(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-20])
@@ -3053,7 +3311,7 @@ class ProtocolTest(HttpCase):
         self.assertEqual(
             ("l\u2019ESP\u00a0: rien", None), (second["reason"], second["relay_port"])
         )
-        self.assertEqual([4000, 4001], content["ports"])
+        self.assertEqual([self.port, 4001], content["ports"])
         self.assertEqual(8889, first["relay_port"])
         keys = ["version", "uptime", "hostname", "ports", "inputs"]
         self.assertEqual(keys, list(content))
@@ -3425,7 +3683,7 @@ MODES = ("historic", "standard", "tempo", "three-phase")
 
 def esp_ini(*ports, more=""):
     """Return an ini that reads ESPs at these ports of this machine."""
-    text = "[teleinfo%d]\nhost = 127.0.0.1\nport = %d\ntimeout = 1\n"
+    text = "[teleinfo%d]\nhost = 127.0.0.1\nport = %d\ntimeout = 5\n"
     return "".join(text % each for each in enumerate(ports, 1)) + more
 
 
@@ -3659,7 +3917,7 @@ class ProgramTest(ProgramCase):
         ini = esp_ini(*[esp.port for esp in esps]).replace(
             "[teleinfo2]", "relay_port = %d\n[teleinfo2]" % relay
         )
-        ini = ini.replace("timeout = 1", "timeout = 7", 1)
+        ini = ini.replace("timeout = 5", "timeout = 15", 1)
         ini += "[ecodevice]\nhostname = maison\nmac = 02-AB-cd-10-00-01\n"
         ini += "discovery = yes\n[log]\nlevel = warning\n"
         program = self.start(ini, http="username = moi\npassword = s3cret\n")
@@ -3692,9 +3950,7 @@ class ProgramTest(ProgramCase):
         esps[0].close()
         esps[1].close()
         answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
-        wait_for(
-            lambda: answers(T2) == 503, 10
-        )  # after a second, the other after seven
+        wait_for(lambda: answers(T2) == 503, 10)  # after 5 s, the other after 15
         self.assertEqual(200, answers(T1))
         code, _, text = program.end()
         self.assertEqual(0, code)
@@ -4603,11 +4859,51 @@ class JudgeTest(InputCase):
             self.assertEqual(1, len(warnings), warnings)
             self.assertIn(cause, warnings[0])
 
-    def test_a_second_client_is_told_and_nothing_else(self):
-        self.connect(HC_FRAME, HC_FRAME)
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+    def test_a_second_client_is_told_once_the_esp_has_closed_two_connections(self):
+        for _ in range(2):
+            self.connect(HC_FRAME, HC_FRAME)
+            self.assertNotIn("un autre programme", "".join(self.judged()))
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         (only,) = self.judged()
         self.assertIn("ÉCHEC un autre programme lit cet ESP, l'arrêter", only)
+
+    def test_a_meter_whose_tic_is_not_activated_is_told_with_the_remedy(self):
+        remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
+        for groups in (HC[:1], standard()[:1]):
+            self.begin()
+            self.connect(*[encoded(groups)] * 20)
+            self.assertIn(remedy, self.judged()[-1])
+            self.assertIn(remedy, "".join(self.said(logging.WARNING)))
+
+    def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
+        self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
+        last = self.judged()[-1]
+        self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
+        self.begin()
+        self.connect(*[without("HCHP", HC_FRAME)] * 20)
+        self.assertIn("(HCHP), beaucoup de groupes abîmés", self.judged()[-1])
+
+    def test_frames_that_the_meter_gives_up_are_told_as_such(self):
+        for data in (HC_FRAME, encoded(standard())):
+            self.begin()
+            self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
+            self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
+            self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
+
+    def test_what_was_mended_is_not_complained_of_after_an_hour(self):
+        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
+        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
+        spoilt = without("HCHP", HC_FRAME)
+        for bad in (eight, log, spoilt):
+            self.begin()
+            self.connect(*[bad] * 20)
+            self.assertEqual(1, len(self.snapshot().remarks))
+            self.feed(*[HC_FRAME] * 59, step=60.0)
+            self.assertEqual(bad is not spoilt, bool(self.snapshot().remarks))
+            self.feed(*[HC_FRAME] * 4, step=60.0)
+            self.assertEqual([], self.snapshot().remarks)
+            self.feed(*[bad] * 80)
+            self.assertEqual(1, len(self.snapshot().remarks))
 
     def test_it_says_what_to_compare_with_the_meters_screen(self):
         self.connect(*[HC_FRAME] * 5)
@@ -4683,14 +4979,34 @@ class CheckTest(EspCase):
             other.bind(("127.0.0.1", 0))
             other.listen(1)
             taken = other.getsockname()[1]
-            code, text = self.check(ini % taken, ports=(port, free_port()))
+            code, text = self.check(ini % free_port(), ports=(port, free_port()))
             self.assertEqual(0, code)
             stop = "pris par ecolinky, pour l'arrêter sudo systemctl stop ecolinky"
-            self.assertEqual(2, text.count(stop), text)
+            self.assertEqual(1, text.count(stop), text)
+            code, text = self.check(ini % taken, ports=(port, free_port()))
+            self.assertEqual(1, code)
+            self.assertIn(
+                "port %d : déjà pris, changer [teleinfo1] relay" % taken, text
+            )
             code, text = self.check(ini % free_port(), ports=(taken, free_port()))
             self.assertEqual(1, code)
             self.assertIn("déjà pris, changer [http] port", text)
             self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
+
+    def test_a_port_in_time_wait_is_free(self):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
+                accepted, _ = listener.accept()
+                accepted.close()  # who closes first keeps the port in TIME_WAIT
+                client.recv(1)
+        with socket.socket() as probe, self.assertRaises(OSError):
+            probe.bind(("127.0.0.1", port))
+        found = ecolinky.check_port("[http] port", "127.0.0.1", port, False)
+        self.assertEqual(("ok", "libre"), (found.verdict, found.text))
 
     def test_an_address_of_another_machine_is_a_failure_without_a_question(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port)
@@ -5224,7 +5540,7 @@ def bench_soak(minutes, every=60):
                 records.example = repr(error)
 
     ini = esp_ini(*[esp.port for esp in esps])
-    with running(ini.replace("timeout = 1", "timeout = 30")) as program:
+    with running(ini.replace("timeout = 5", "timeout = 30")) as program:
         ports = (program.port, program.second)
         for port in ports:
             wait_for(DomoticzClient(port).poll, 30)

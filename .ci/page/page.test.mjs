@@ -186,7 +186,7 @@ describe("the model of an input", () => {
     assert.equal(link["Somme fausse"], `4${THIN}321`);
     assert.equal(link["Forme fausse"], "12");
     assert.equal(link["Invraisemblables"], "3");
-    assert.equal(link["Groupes bons"], `1${THIN}234${THIN}567 (99,65${NBSP}%)`);
+    assert.equal(link["Groupes bons"], `1${THIN}234${THIN}564 (99,65${NBSP}%)`);
     assert.equal(link["Dernière trame"], `il y a 1${NBSP}s`);
     assert.equal(link["Mode"], "historique");
   });
