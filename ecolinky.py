@@ -2529,6 +2529,7 @@ class RequestBytes(io.RawIOBase):
     """
 
     LONGEST = 16384  # bytes of a request
+    AT_ONCE = 8192  # bytes; the next requests may be in them, so fewer than LONGEST
     SECONDS = 30.0  # for a request to begin, and as many to be complete
 
     def __init__(self, connection: socket.socket) -> None:
@@ -2584,7 +2585,16 @@ class Server(ThreadingHTTPServer):
         super().__init__((address, device.port), Handler)
 
     def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a path and its query."""
+        """Return the answer to a path and its query; 500 where that meets a bug."""
+        try:
+            return self._find(path, query)
+        except Exception as bug:  # noqa: BLE001
+            text = BUG % bug
+            if self.hourly.may_say("bug", time.monotonic()):
+                log.info("%s : %s", path, text)
+            return Answer(500, TEXT, f"{text}\r\n".encode())
+
+    def _find(self, path: str, query: str) -> Answer:
         now = time.monotonic()
         snapshots = self._store.read()
         if path in HOME_PAGES:
@@ -2640,7 +2650,7 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         self.rfile.close()  # which leaves the connection open
         self._bytes = RequestBytes(self.connection)
-        self.rfile = io.BufferedReader(self._bytes)
+        self.rfile = io.BufferedReader(self._bytes, RequestBytes.AT_ONCE)
 
     def handle_one_request(self) -> None:
         """Give each request its own time and length."""
@@ -4443,11 +4453,15 @@ def serve(settings: Settings, demo: bool) -> int:
 
 def stop(*_: object) -> NoReturn:
     """End the program on a signal; its threads end with it."""
-    # A second signal on the way out would only show a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, stop_at_once)
+    signal.signal(signal.SIGTERM, stop_at_once)
     log.info("ecolinky s'arrête")
     sys.exit(0)
+
+
+def stop_at_once(*_: object) -> NoReturn:
+    """End the program on a second signal, whatever holds it up."""
+    os._exit(0)
 
 
 PLAIN = {"\u00a0": " ", "’": "'"}

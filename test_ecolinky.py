@@ -15,6 +15,7 @@ import base64
 import bisect
 import collections
 import contextlib
+import ctypes
 import errno
 import glob
 import html
@@ -55,6 +56,11 @@ try:
     import serial_teleinfo
 except ImportError:
     enedis_link = serial_teleinfo = None
+
+try:
+    PRCTL = ctypes.CDLL(None).prctl
+except (AttributeError, TypeError):
+    PRCTL = None  # not Linux
 
 CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
 # Where .ci/run has put pyecodevices 1.2.1, which reads another document than 1.7.0.
@@ -1025,6 +1031,8 @@ class Translation(MeterCase):
             (standard(STGE="9B3A9000"), dict(DEMAIN="BLAN", PEJP=30)),
             (standard(STGE="0F3A0000"), dict(DEMAIN="ROUG")),
             (standard(STGE="013A0000"), dict(DEMAIN="----")),
+            (standard(STGE="083A0401"), dict(DEMAIN="BLAN", PEJP=0)),
+            (standard(STGE="203A0401"), dict(DEMAIN="----", PEJP=30)),
             (standard(STGE="003A0481"), dict(ADPS=4)),
             (
                 standard(
@@ -1466,6 +1474,21 @@ class Freshness(MeterCase):
                 self.assertServes(**{tag: expected})
             self.feed(historic(), historic())
             self.assertIsNotNone(self.served("PAPP"))
+
+    def test_a_number_of_a_period_is_as_fresh_as_the_meter(self):
+        groups = standard(LTARF=" HEURE  CREUSE  ")
+        data = without("NTARF", without("STGE", encoded(groups)))
+        self.feed(groups, groups, *[data] * 14)
+        self.assertServes(PTEC="HP..")
+        self.feed(*[data] * 5)
+        self.assertServes(PTEC="HC..")
+
+    def test_a_meter_without_power_is_known_by_two_whole_frames(self):
+        whole = historic(PAPP=None)
+        self.feed(without("HHPHC", encoded(whole)), whole)
+        self.assertServesNothing()
+        self.feed(whole)
+        self.assertServes(PAPP=690)
 
     def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
         self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
@@ -1965,9 +1988,12 @@ def live(**changes):
     return fields
 
 
+BUSY = 6  # times as slow as alone a machine may be
+
+
 def wait_for(condition, within=5.0):
     """Return the first true value of the condition; fail when there is none in time."""
-    end = time.monotonic() + within
+    end = time.monotonic() + within * BUSY
     while True:
         try:
             value = condition()
@@ -2356,6 +2382,33 @@ class InputTest(InputCase):
         self.assertNotIn("IRMS2", "".join(self.said()))
         self.feed(*[without("IRMS2", encoded(groups))] * 20)
         self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
+
+    def test_a_good_line_says_one_line(self):
+        for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
+            self.begin()
+            self.connect(*[data] * 30)
+            self.assertEqual(1, len(self.said()))
+            self.assertEqual([], self.snapshot().remarks)
+
+    def test_a_good_line_in_small_chunks_says_one_line(self):
+        self.begin()
+        data = HC_FRAME * 4
+        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
+        self.assertEqual(1, len(self.said()))
+        self.now += 1000
+        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
+        self.assertEqual([], self.said())
+
+    def test_a_reader_is_patient_for_20_seconds(self):
+        settings = ecolinky.FirstInputSettings("127.0.0.1", 1, 30.0)
+        reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
+        source = reader._input
+        source.connected(100.0)
+        for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
+            self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
+
+    def test_the_log_of_an_esp_is_text_and_no_noise(self):
+        self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
 
     def test_a_half_frame_is_forgotten_with_its_connection(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-20])
@@ -2788,6 +2841,10 @@ class RelayedFramesTest(unittest.TestCase):
                 sent += b"".join(meter.verified)
             self.assertEqual([data] * count, [*_pieces(sent)], silence)
 
+    def test_a_frame_of_the_identity_alone_is_relayed_whole(self):
+        data = frame(HC)
+        self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
+
     def test_two_halves_of_a_frame_are_relayed_whole_or_not_at_all(self):
         for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
             data = encoded(groups)
@@ -2945,6 +3002,11 @@ class RelayTest(EspCase):
         relay.tend(now + 59)
         relay.tend(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
+
+    def test_readers_are_sent_away_while_frames_come_that_are_not_served(self):
+        esp = self.esp(frames(frame(HC[:5]), 0.02))
+        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        self.assertEqual(b"", self.client().recv(65536))
 
     def test_a_reader_thread_passes_on_what_it_reads_and_says_when_it_ends(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
@@ -3156,6 +3218,18 @@ class DocumentsTest(unittest.TestCase):
         publish(self.store, 2, live())
         self.assertEqual([1], list(snapshots))
 
+    def test_the_page_has_the_colours_of_tempos_days(self):
+        for ptec, today in (("HCJB", "bleu"), ("HPJW", "blanc"), ("HCJR", "rouge")):
+            for demain, tomorrow in (
+                ("BLEU", "bleu"),
+                ("BLAN", "blanc"),
+                ("ROUG", "rouge"),
+                ("----", None),
+            ):
+                fields = live(OPTARIF="BBR(", PTEC=ptec, DEMAIN=demain)
+                days = ecolinky.describe_tariff(fields)["days"]
+                self.assertEqual({"today": today, "tomorrow": tomorrow}, days)
+
     def test_input_2_is_there_for_all_but_domoticz(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(HCHP=5))
@@ -3287,6 +3361,39 @@ class ProtocolTest(HttpCase):
                 self.assertEqual(1, received.count(b"HTTP/1.1 "), (method, header))
                 self.assertNotIn(b" 404 ", received)
                 self.assertIn(b"Connection: close", received)
+
+    def test_400_requests_at_once_are_all_answered(self):
+        request = b"GET /status.xml HTTP/1.1\r\nHost: x\r\n\r\n"
+        received = talk(self.port, request * 400)
+        self.assertEqual(400, received.count(b"HTTP/1.1 200 OK"))
+
+    def test_what_is_read_at_once_is_less_than_a_request_may_have(self):
+        connection, sizes = mock.Mock(), []
+        connection.recv_into.side_effect = lambda buffer: sizes.append(len(buffer)) or 0
+        handler = ecolinky.Handler.__new__(ecolinky.Handler)  # without a request
+        handler.connection, handler.rfile = connection, mock.Mock()
+        with mock.patch("http.server.BaseHTTPRequestHandler.setup"):
+            handler.setup()
+        handler.rfile.readline(65537)
+        self.assertLess(max(sizes), ecolinky.RequestBytes.LONGEST)
+
+    def test_one_that_is_kept_is_answered_after_70_short_ones(self):
+        kept = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        with contextlib.closing(kept):
+            for _ in range(70):
+                kept.request("GET", "/status.xml")
+                self.assertEqual(200, kept.getresponse().read() and 200)
+                self.assertEqual(200, ask(self.port, "/status.xml").status)
+
+    def test_a_bug_in_a_document_is_answered_with_500_and_said_once_an_hour(self):
+        broken = mock.patch("ecolinky.answer_document", side_effect=KeyError("x"))
+        with broken, self.assertLogs("ecolinky", "INFO") as logs:
+            for _ in range(3):
+                answer = ask(self.port, "/status.xml")
+                self.assertEqual(500, answer.status)
+                self.assertIn("erreur imprévue (KeyError('x'))", answer.body.decode())
+        self.assertEqual(1, len(logs.records), logs.output)
+        self.assertEqual(200, ask(self.port, "/status.xml").status)
 
     def test_an_input_is_stale_over_http_without_a_new_snapshot(self):
         clock = time.monotonic
@@ -3644,6 +3751,11 @@ class SettingsTest(unittest.TestCase):
                 with mock.patch("socket.gethostname", return_value=name):
                     made.append(ecolinky.lasting_mac())
         self.assertTrue(made[0] == made[2] != made[1])
+        machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
+        with mock.patch("builtins.open", machine_id):
+            for name in ("pi", "nas"):  # one changes a host's name, and not the machine
+                with mock.patch("socket.gethostname", return_value=name):
+                    self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
 
 
 class ReadmeTest(unittest.TestCase):
@@ -3692,6 +3804,12 @@ def as_typed(text):
     return text.replace("\u00a0", " ").replace("’", "'")
 
 
+def end_with_the_tests():
+    """Let a program end with the tests that started it, however these end (Linux)."""
+    if PRCTL:
+        PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Program:
     """The real program as a subprocess, started as the README says."""
 
@@ -3712,6 +3830,7 @@ class Program:
             stdout=self._output,
             stderr=self._output,
             env=dict(os.environ, **environment),
+            preexec_fn=end_with_the_tests,
         )
 
     def output(self):
@@ -3761,6 +3880,28 @@ def tearDownModule():
 
 
 class DemoTest(unittest.TestCase):
+    def test_an_hours_growth_of_the_indexes_is_the_energy(self):
+        for mode in MODES:
+            meter = ecolinky.DemoMeter(mode)
+            first = labels_of(meter.frame(0.0))[0]
+            drawn = injected = 0.0
+            for now in range(1, 3601):
+                last = labels_of(meter.frame(float(now)))[0]
+                power = meter.power(float(now))
+                drawn += max(0, power) / 3600
+                injected += max(0, -power) / 3600
+            growth = {
+                label: int(last[label]) - int(first[label])
+                for label in first
+                if re.match("BASE|HC|BBR|EA[SI][TF]", label)
+            }
+            if mode == "standard":
+                self.assertAlmostEqual(injected, growth["EAIT"], delta=2)
+                self.assertLess(100, injected)
+                self.assertAlmostEqual(drawn, growth["EAST"], delta=2)
+            else:
+                self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
+
     def test_an_hour_of_each_demonstration_is_one_of_a_true_meter(self):
         for mode in MODES:
             with self.subTest(mode):
@@ -3910,6 +4051,59 @@ class ProgramTest(ProgramCase):
             self.assertEqual(code, 0, text)
             self.assertNotIn("Traceback", text)
             self.assertIn("ecolinky s'arrête", text)
+
+    def test_a_second_signal_ends_it_at_once(self):
+        code = (
+            "import ecolinky, signal, time\n"
+            "def hold_up(text):\n"
+            "    print(text, flush=True)\n"
+            "    while True: time.sleep(0.01)\n"
+            "ecolinky.log.info = hold_up\n"
+            "signal.signal(signal.SIGTERM, ecolinky.stop)\n"
+            "hold_up('ready')\n"
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=HERE
+            )
+            with process:
+                self.assertEqual(b"ready\n", process.stdout.readline())
+                process.terminate()
+                self.assertIn(b"ecolinky s'arr", process.stdout.readline())
+                process.send_signal(number)
+                self.assertEqual(0, process.wait(10))
+
+    @unittest.skipUnless(PRCTL, "Linux only")
+    def test_tests_that_are_cut_short_leave_no_program_behind(self):
+        code = (
+            "import test_ecolinky, time\n"
+            "program = test_ecolinky.Program('', '--demo')\n"
+            "test_ecolinky.wait_for(program.answers, 10)\n"
+            "print(program.port, flush=True)\n"
+            "time.sleep(60)\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=HERE
+        )
+        with process:
+            port = int(process.stdout.readline())
+            self.assertEqual(200, ask(port, "/status.xml").status)
+            process.kill()
+
+        def is_gone():
+            with contextlib.suppress(ConnectionRefusedError):
+                ask(port, "/status.xml")
+                return False
+            return True
+
+        wait_for(is_gone, 5)
+
+    def test_the_log_has_a_name_for_each_level(self):
+        program = self.start(esp_ini(free_port()), "--verbose")
+        names = (" info ecolinky", " ATTENTION teleinfo1", " détail ")
+        with contextlib.closing(socket.socket()):
+            wait_for(program.answers, 10)
+            wait_for(lambda: all(name in program.output() for name in names), 20)
 
     def test_the_settings_reach_what_they_are_for(self):
         esps = [self.esp(frames(HC_FRAME)), self.esp(frames(frame(EJP)))]
@@ -4766,6 +4960,15 @@ class DecodersTest(EspCase):
 
 
 class DiscoveryTest(unittest.TestCase):
+    def test_a_port_that_is_taken_is_said_and_nothing_else(self):
+        listener = mock.Mock()
+        listener.bind.side_effect = OSError(errno.EADDRINUSE, "in use")
+        with mock.patch("socket.socket", return_value=listener):
+            with self.assertLogs("ecolinky", "WARNING") as logs:
+                ecolinky.answer_discovery(ecolinky.Device("a", MAC, 4000, False))
+        (line,) = logs.output
+        self.assertIn("discovery, port UDP 30303 déjà pris, tout le reste marche", line)
+
     def test_the_exact_request_is_answered_as_the_device_does(self):
         device = ecolinky.Device("m" * 32, MAC, 65535, False)
         answers = [
@@ -4793,6 +4996,10 @@ class DiscoveryTest(unittest.TestCase):
 
 class JudgeTest(InputCase):
     """What --check says of an input, without a socket."""
+
+    def test_old_contracts_are_counted_though_an_index_is_missing(self):
+        labels = {"NGTF": "H PLEINE/CREUSE ", "EASF03": "000005000"}
+        self.assertEqual(5000, ecolinky.old_contracts(labels))
 
     def judged(self):
         findings = ecolinky.judge("teleinfo1", self.snapshot())
