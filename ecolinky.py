@@ -429,9 +429,14 @@ FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
 # 1.85 s, and so on (ERDF-NOI-CPT_02E): a power is as old as that.
 WHOLE_FRAME_WITHIN = 20
 ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
-SMALL_FALL_WH = 30  # what two false readings can add to an index: it is waited out
+# An index that two false readings have made too high by so little stands still until
+# the meter has caught up with it, or for so long.
+SMALL_FALL_WH = 30
+SMALL_FALL_LASTS = 120  # seconds
 
 IDENTITIES = ("ADCO", "ADSC")
+# What decides which index is whose: another one needs TAKEOVER readings in a row.
+DECISIVE = frozenset(IDENTITIES + ("OPTARIF", "NGTF"))
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
 POWER = DRAWN_POWER | {"SINSTI"}  # SINSTI: injected
 CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
@@ -461,6 +466,7 @@ class Claim(NamedTuple):
     until: float  # when it is too late for the next one
     is_possible: bool  # the trusted reading allows it
     times: int  # how many in a row agree, this one counted
+    since: float  # when the first of these was read
 
 
 class Knowledge:
@@ -469,7 +475,7 @@ class Knowledge:
     def __init__(self, label: str) -> None:
         self.is_index = label in INDEXES
         self.is_power = label in POWER
-        self.is_identity = label in IDENTITIES
+        self.is_decisive = label in DECISIVE
         self.group: Group | None = None  # trusted; None: none yet
         self.time = -math.inf  # when that was last read
         self.claim: Claim | None = None
@@ -502,10 +508,16 @@ class Knowledge:
         is_possible = self._allows(group, now)
         earlier = self.claim
         if earlier is None or not self._agree(earlier, group, now):
-            self.claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, 1)
+            self.claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
             return is_possible
-        times = earlier.times + 1
-        claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, times)
+        claim = Claim(
+            group,
+            now,
+            now + CONFIRM_WITHIN,
+            is_possible,
+            earlier.times + 1,
+            earlier.since,
+        )
         self._confirm(earlier, claim)
         return is_possible
 
@@ -530,15 +542,11 @@ class Knowledge:
             self.claim = claim
 
     def _is_small_fall(self, claim: Claim) -> bool:
-        """Return whether an index has just fallen by less than it will soon have grown.
-
-        It stands still until the meter has caught up with it: an index never falls for
-        so little.
-        """
+        """Return whether an index has just fallen by what it will soon have grown."""
         if self.group is None or not self.is_index:
             return False
         fall = int(self.group.data) - int(claim.group.data)
-        is_recent = claim.time - self.time <= FORGET_AFTER
+        is_recent = claim.time - claim.since < SMALL_FALL_LASTS
         return 0 < fall <= SMALL_FALL_WH and is_recent
 
     def _allows(self, group: Group, now: float) -> bool:
@@ -547,7 +555,7 @@ class Knowledge:
             return True
         if self.is_index:
             return can_grow(self.group, self.time, group, now)
-        return not self.is_identity  # another identity is another meter's
+        return not self.is_decisive
 
     def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
         """Say whether a reading of now confirms an earlier one."""
@@ -1024,6 +1032,8 @@ def translate_historic(labels: Labels) -> Fields:
         said["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
         said["OPTARIF"] = EJP.option
+    if tariff is not None and said.get("PTEC") not in tariff.periods:
+        said["PTEC"] = None  # the contract changes: OPTARIF follows
     return fill(said, tariff)
 
 
@@ -1086,7 +1096,7 @@ class Contract(NamedTuple):
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
-UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "nowhere")
+UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
 CONTRACTS = (
     Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
     Contract("PRODUCTEUR", BASE, ALL_HOURS, "NTARF", 10, "standard-1ph-prod-1"),
@@ -1094,7 +1104,6 @@ CONTRACTS = (
     Contract("EJP", EJP, SECOND_IS_PEAK, "NTARF", 2, TASMOTA),
     Contract("HC", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-2"),
     Contract("H PLEINE/CREUSE", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-1"),
-    Contract("HP ?/ ?HC", HC, ODD_IS_CHEAP, "NTARF", 2, "ecolinky 1.2.0"),
     Contract(
         "HC ET WEEK.?END", HC, ODD_IS_CHEAP, "NTARF", 3, "standard-1ph-hc-et-week-end-1"
     ),
@@ -1104,9 +1113,11 @@ CONTRACTS = (
     Contract("SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 10, LIXEE),
     Contract("H SUPER CREUSES", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
     Contract("ZEN FLEX", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
-    Contract("ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer of 2026"),
+    Contract(
+        "ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer; no frame seen"
+    ),
     Contract("HC-12H30", HC, ODD_IS_CHEAP, "LTARF", 10, TASMOTA),
-    Contract(DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "words of the others"),
+    Contract(DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "no frame: its words"),
     UNKNOWN,
 )
 
@@ -1157,10 +1168,11 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 
 def running_index_of(labels: Labels) -> int | None:
     """Return which EASF grows, 1 to 10, by NTARF, else by STGE; None: not known."""
+    numbers = range(1, len(EASF) + 1)
     number = number_of(labels, "NTARF")
-    if not number and "STGE" in labels:
+    if number not in numbers and "STGE" in labels:
         number = Register.of(labels["STGE"]).running_index
-    return number if number in range(1, len(EASF) + 1) else None
+    return number if number in numbers else None
 
 
 def is_total_right(labels: Labels) -> bool:
@@ -1360,6 +1372,8 @@ class Meter:
             return View(mode, labels, fields, [], injection)
         if mode == STANDARD:
             missing = missing_labels(missing, labels)
+        # A label can be there and tell nothing: a period of another contract.
+        missing = [label for label in missing if label not in labels]
         return View(mode, labels, None, missing, None)
 
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
@@ -1437,8 +1451,8 @@ CUT_SHORT = (
 READ_AS_8N1 = "l'ESP lit en 8N1, le mettre en 7E1 (rien n'est perdu)"
 ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
 UNKNOWN_CONTRACT = (
-    "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur sa"
-    " page GitHub (Issues) avec LTARF « %s » et NTARF « %s »"
+    "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
+    " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
 )
 PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
 UNBALANCED = (
@@ -1499,6 +1513,7 @@ MUCH_TELNET = 0.05  # commands for each byte
 MOSTLY_TEXT = 0.95  # of the bytes
 ALL_THE_SAME = 0.99  # of the bytes
 MUCH_DAMAGE = 0.05  # of the groups
+A_FEW = 4  # frames: until then a label may only be late
 LEAP_WH = 1000  # more than a meter can have counted: worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
@@ -1564,7 +1579,7 @@ def ends_are_missing(labels: Labels) -> bool:
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
-    is_cut = bool(labels) and ends_are_missing(labels)
+    is_cut = counts.frames > A_FEW and bool(labels) and ends_are_missing(labels)
     # One cause of loss alone: each of them would look like the next ones, too.
     if counts.spaces_replaced:
         remarks.append(REPLACED)
@@ -1937,9 +1952,10 @@ class Input:
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode)
         tags = (tariff_of(fields["OPTARIF"]) or BASE).indexes()
         self.notices.indexes({tag: fields[tag] for tag in tags}, now)
-        if contract_of(self.view.labels) is UNKNOWN:
-            self.notices.unknown_contract(self.view.labels)
         has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
+        has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
+        if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
+            self.notices.unknown_contract(self.view.labels)
         if has_had_time and CUT_SHORT in self._remarks():
             self.notices.warn(CUT_SHORT, CUT_SHORT, now)
         unknown = unknown_currents(self.view.labels)
@@ -2151,7 +2167,9 @@ def power_and_indexes(request: Request) -> Fields:
     for number in request.numbers:
         state, fields = request.inputs[number]
         if state == STALE:
-            continue  # no power is no 0 VA; a script that reads T1 alone goes on
+            # No power is no 0 VA; a script that reads T1 alone goes on.
+            tags[f"T{number}_PTEC"] = NOTHING
+            continue
         tariff = tariff_of(fields["OPTARIF"]) or BASE
         names = ["PTEC", "PAPP"] + tariff.indexes()
         if tariff is TEMPO:
@@ -2681,9 +2699,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send(Answer(code, TEXT, text.encode()))
 
     def _send(self, answer: Answer) -> None:
-        headers = getattr(self, "headers", None) or {}
-        if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
-            self.close_connection = True  # what comes next is the request's body
+        if self._has_body():
+            self.close_connection = True  # what comes next is no request
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -2696,6 +2713,13 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(RequestBytes.SECONDS)  # reading has left less
         if self.command != "HEAD":
             self.wfile.write(answer.body)
+
+    def _has_body(self) -> bool:
+        headers = getattr(self, "headers", None)  # None of what cannot be read
+        if headers is None:
+            return False
+        lengths = headers.get_all("Content-Length", [])
+        return "Transfer-Encoding" in headers or any(each != "0" for each in lengths)
 
     def _is_right(self, login: str) -> bool:
         """Return whether a client that sends this Authorization may ask."""
