@@ -1507,6 +1507,8 @@ class Freshness(MeterCase):
         self.assertServesNothing()
         self.feed(whole)
         self.assertServes(PAPP=690)
+        self.afresh(whole, historic(papp="05000"), whole)
+        self.assertServesNothing()  # not two in a row
 
     def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
         self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
@@ -2411,6 +2413,12 @@ class InputTest(InputCase):
         self.now = 6121.0
         self.assertEqual((690, None), self.snapshot().history)
 
+    def test_what_came_before_the_last_good_frame_tells_nothing(self):
+        noise = random.Random(1)
+        self.connect(bytes(noise.randrange(256) for _ in range(900)), *[HC_FRAME] * 3)
+        self.feed(*[b"\0" * 20] * 15)
+        self.assertEqual(ecolinky.STUCK, self.snapshot().reason)
+
     def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
         for new, is_said in (("000000100", 1), ("012999999", 1), ("012345700", 0)):
             with self.subTest(new):
@@ -3079,6 +3087,14 @@ class RelayTest(EspCase):
         relay.tend(now + 59)
         relay.tend(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
+
+    def test_the_port_of_a_relay_that_has_just_ended_can_be_had_again(self):
+        relay, client = self.relay(), self.client()
+        relay.tend(time.monotonic())
+        relay.close()
+        self.assertEqual(b"", client.recv(1))
+        client.close()
+        self.relay().tend(time.monotonic())
 
     def test_readers_are_sent_away_while_frames_come_that_are_not_served(self):
         esp = self.esp(frames(frame(HC[:5]), 0.02))
