@@ -41,6 +41,7 @@ import configparser
 import contextlib
 import errno
 import functools
+import hashlib
 import hmac
 import io
 import json
@@ -1513,6 +1514,7 @@ MUCH_TELNET = 0.05  # commands for each byte
 MOSTLY_TEXT = 0.95  # of the bytes
 ALL_THE_SAME = 0.99  # of the bytes
 MUCH_DAMAGE = 0.05  # of the groups
+DAY = 86400.0  # seconds
 A_FEW = 4  # frames: until then a label may only be late
 LEAP_WH = 1000  # more than a meter can have counted: worth a warning
 
@@ -1659,12 +1661,15 @@ class Snapshot(NamedTuple):
     time: float  # when the last frame was over; -inf: there was none yet
     view: View
     shows_injection: bool  # input 2 shows what this meter injects
+    last_view: View  # the last one that was served, or else the first
+    last_time: float  # when that was; -inf: never
     reason: str  # what is wrong with the link; empty while all is well
     ever_served: bool
     evictions: int  # connections in a row that the ESP ended soon
     remarks: list[str]  # what could be better
     counters: Fields  # since the start, as /ecolinky.json has them
     history: tuple[int | None, ...]  # mean VA of each minute, None without power
+    history_end: float  # when the last of these minutes was over
 
     def view_at(self, now: float) -> View:
         """Return the view while it is fresh, afterwards one of nothing."""
@@ -1693,6 +1698,10 @@ class History:
         """Return the means of the minutes that are over."""
         self._close_minutes(now)
         return tuple(self._means)
+
+    def end(self) -> float:
+        """Return when the last minute was over."""
+        return self._minute * self.STEP
 
     def _close_minutes(self, now: float) -> None:
         while self._minute < now // self.STEP:
@@ -1803,13 +1812,25 @@ class Notices:
         self._indexes_time = -math.inf  # when that was
         self._advised = False  # of what the meter injects, or does not
         self._unknown_contract = ""  # NGTF, said last
+        self._change = ""  # of meter, contract or index, said last
+        self._change_time = -math.inf
 
     def warn(self, kind: str, text: str, now: float) -> None:
         """Say what is wrong: as a warning once an hour, in between for the curious."""
         is_due = self._hourly.may_say(kind, now)
         self._say(logging.WARNING if is_due else logging.DEBUG, text)
 
-    def served(self, identity: str, tariff: str, mode: str) -> None:
+    def changed(self, text: str, now: float) -> None:
+        """Say that the meter, its contract or an index has changed."""
+        self._say(logging.WARNING, text)
+        self._change = text
+        self._change_time = now
+
+    def change(self, now: float) -> str:
+        """Return what has changed in the last day, else an empty text."""
+        return self._change if now - self._change_time < DAY else ""
+
+    def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
         """Say whose values are served, unless that has been said."""
         old_identity, old_tariff, old_mode = self._served
         is_same = (identity, tariff) == (old_identity, old_tariff)
@@ -1821,7 +1842,7 @@ class Notices:
         self._say(logging.INFO, SERVED % (identity, mode, tariff))
         if self.ever_served and not is_same:
             change = (old_identity, old_tariff, identity, tariff)
-            self._say(logging.WARNING, CHANGED % change)
+            self.changed(CHANGED % change, now)
         if not is_same:
             self._indexes = {}  # another meter's, or another contract's
         self.ever_served = True
@@ -1835,7 +1856,7 @@ class Notices:
         for tag, index in indexes.items():
             before = self._indexes.get(tag, index)
             if not 0 <= index - before <= possible:
-                self._say(logging.WARNING, LEAPED % (tag, before, index))
+                self.changed(LEAPED % (tag, before, index), now)
         self._indexes = indexes
         self._indexes_time = now
 
@@ -1880,6 +1901,8 @@ class Input:
         self.second = second  # what input 2 is: METER, INJECTION or NO_INPUT
         self.meter = meter
         self.view = self.meter.view(now)  # what it said with its last frame
+        self._last_view = self.view  # the last one that was served
+        self._last_time = -math.inf  # when that was
         self.link = Link()
         self.history = History(now)
         self._last_hour = LastHour()
@@ -1928,6 +1951,8 @@ class Input:
         if fields is not None:
             self.reason = ""
             self._complete_at = now
+            self._last_view = self.view
+            self._last_time = now
             self.history.add(fields["PAPP"], now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
@@ -1949,7 +1974,7 @@ class Input:
     def _say_what_comes(self, fields: Fields, now: float) -> None:
         """Say which meter is served, when that changes, and what it does not send."""
         mode = MODE_NAMES[self.view.mode]
-        self.notices.served(fields["ADCO"], name_of_tariff(fields), mode)
+        self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
         tags = (tariff_of(fields["OPTARIF"]) or BASE).indexes()
         self.notices.indexes({tag: fields[tag] for tag in tags}, now)
         has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
@@ -1967,6 +1992,10 @@ class Input:
     def _remarks(self) -> list[str]:
         return remarks_on(self._last_hour.counts(), self.view.labels)
 
+    def _changes(self, now: float) -> list[str]:
+        change = self.notices.change(now)
+        return [change] if change else []
+
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows now."""
         decoder = self.meter.decoder
@@ -1977,6 +2006,7 @@ class Input:
             "refused": dict(decoder.refused, implausible=guard.implausible),
             "connections": self.link.connections,
         }
+        history = self.history.means(now)
         is_early = decoder.frames <= self.FEW_FRAMES
         # What was ever heard: of a silent meter input 2 is stale, not absent.
         may_inject = is_early or "EAIT" in guard.labels
@@ -1986,12 +2016,15 @@ class Input:
             time=guard.last_frame,
             view=self.view,
             shows_injection=self.second == INJECTION and may_inject,
+            last_view=self._last_view,
+            last_time=self._last_time,
             reason=self.reason,
             ever_served=self.notices.ever_served,
             evictions=self.link.brief,
-            remarks=self._remarks(),
+            remarks=self._remarks() + self._changes(now),
             counters=counters,
-            history=self.history.means(now),
+            history=history,
+            history_end=self.history.end(),
         )
 
 
@@ -2290,7 +2323,12 @@ def describe_input(
         "tariff": None,
         "counters": snapshot.counters,
         "relay_port": relay_port,
-        "history": {"step": History.STEP, "power": snapshot.history},
+        "last": None,
+        "history": {
+            "step": History.STEP,
+            "age": round(now - snapshot.history_end, 1),
+            "power": snapshot.history,
+        },
     }
     if snapshot.time > -math.inf:
         description["age"] = round(now - snapshot.time, 1)
@@ -2298,7 +2336,21 @@ def describe_input(
         description["state"] = LIVE
         description["phases"] = phase_count(view.fields)
         description["tariff"] = describe_tariff(view.fields)
+    elif snapshot.last_view.fields is not None:
+        description["last"] = describe_last(snapshot, now)
     return description
+
+
+def describe_last(snapshot: Snapshot, now: float) -> Fields:
+    """Return what was known when values were served last."""
+    fields = snapshot.last_view.fields or EMPTY
+    return {
+        "age": round(now - snapshot.last_time, 1),
+        "phases": phase_count(fields),
+        "fields": fields,
+        "injection": snapshot.last_view.injection,
+        "tariff": describe_tariff(fields),
+    }
 
 
 DAY_NAMES = {"B": "bleu", "W": "blanc", "R": "rouge"}  # by the last letter of PTEC
@@ -2705,6 +2757,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
+        if answer.body is HOME_PAGE:
+            for name, value in HOME_PAGE_HEADERS.items():
+                self.send_header(name, value)
         if answer.status == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="ecolinky"')
         if self.close_connection:
@@ -3524,9 +3579,11 @@ footer code { color: var(--ink); font-size: 15px; }
   padding: 3px 12px;
   font-size: 13px;
   font-weight: 600;
-  white-space: nowrap;
+  text-align: center;
 }
 .live .pill { color: var(--good); }
+.live .pill.to-better { color: var(--warn); }
+.live .pill.overload { color: var(--bad); }
 .waiting .pill { color: var(--warn); }
 .stale .pill { color: var(--bad); }
 .reason:not(:empty), .alert:not(:empty) { color: var(--bad); padding-top: 4px; }
@@ -3672,6 +3729,7 @@ const MINUTE_MS = 60000;
 const DAY_MS = 1440 * MINUTE_MS;
 
 const MAINS_VOLTS = 230;  // of a subscription: 30 A are 6900 VA
+const CONTRACT_VOLTS = 200;  // of its name: 30 A are "6 kVA"
 const WARN_SHARE = 0.8;  // of the subscription: orange above, then red
 const BAD_SHARE = 0.9;
 
@@ -3735,17 +3793,19 @@ function model(input, seen) {
   const state = stateOf(input, seen);
   const live = state === "live";
   const limit = limitOf(input);
-  const share = live && limit ? fields.PAPP / limit : 0;
+  const share = shareOf(live, fields, limit);
   const lastFrame = input.age === null ? null : seen.receivedAt - input.age * 1000;
+  const remarks = live ? input.remarks : [];  // what could be better
   return {
     number: input.input,
     state,
-    stateText: stateText(state, lastFrame, seen.now),
+    stateText: stateText(state, remarks, lastFrame, seen.now),
+    stateMark: stateMark(live, fields, remarks),
     reason: seen.connected ? input.reason : "",
-    remarks: remarksOf(input, live),
+    remarks,
     power: live ? number(fields.PAPP) : DASH,
     share,
-    shareText: live && limit ? quantity(100 * share, "%") : "",
+    shareText: limit && live ? quantity(100 * share, "%") : "",
     limitText: limitText(input, live),
     load: loadOf(share),
     alert: live ? alertOf(fields) : "",
@@ -3757,21 +3817,25 @@ function model(input, seen) {
   };
 }
 
-// What could be better though values come.
-function remarksOf(input, live) {
-  return live ? input.remarks : [];
-}
-
 function stateOf(input, seen) {
   if (seen.connected || input.state === "waiting") return input.state;
   return "stale";
 }
 
-function stateText(state, lastFrame, now) {
-  if (state === "live") return "en direct";
+function stateText(state, remarks, lastFrame, now) {
+  if (state === "live") return "en direct" + (remarks.length ? ", à améliorer" : "");
   if (state === "waiting") return "en attente du compteur";
   if (lastFrame === null) return "données périmées";
   return "données périmées depuis " + clockOrDate(lastFrame, now);
+}
+
+function shareOf(live, fields, limit) {
+  return live && limit ? fields.PAPP / limit : 0;
+}
+
+function stateMark(live, fields, remarks) {
+  if (live && fields.ADPS > 0) return "overload";
+  return remarks.length ? "to-better" : "";
 }
 
 // The power of the subscription in VA, 0 if it is not known.
@@ -3783,7 +3847,9 @@ function limitOf(input) {
 function limitText(input, live) {
   if (!limitOf(input)) return "";
   const times = input.phases === 3 ? `3${NBSP}×${NBSP}` : "";
-  const amperes = times + quantity(input.fields.ISOUSC, "A");
+  const contract = input.fields.ISOUSC * CONTRACT_VOLTS * input.phases / 1000;
+  const amperes = `${times}${quantity(input.fields.ISOUSC, "A")} `
+    + `(${quantity(contract, "kVA")})`;
   return live ? "de l’abonnement, " + amperes : `Abonnement${NBSP}: ${amperes}`;
 }
 
@@ -3795,7 +3861,10 @@ function loadOf(share) {
 
 // ADPS: the current is above the subscription.  PEJP: dear hours (EJP) are near.
 function alertOf(fields) {
-  if (fields.ADPS > 0) return `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}`;
+  if (fields.ADPS > 0) {
+    const limit = fields.ISOUSC ? " pour " + quantity(fields.ISOUSC, "A") : "";
+    return `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}${limit}`;
+  }
   if (fields.PEJP > 0) return "Pointe mobile dans " + quantity(fields.PEJP, "min");
   return "";
 }
@@ -3847,7 +3916,8 @@ function daysOf(days) {
 }
 
 function dayOf(id, title, colour) {
-  return { id, title, colour: colour || "inconnu", mark: DAY_CLASSES[colour] || "" };
+  const unknown = id === "tomorrow" ? "pas encore annoncé" : "inconnu";
+  return { id, title, colour: colour || unknown, mark: DAY_CLASSES[colour] || "" };
 }
 
 // The minutes since the first that is known, then the power of now; a power is null
@@ -3855,8 +3925,9 @@ function dayOf(id, title, colour) {
 function chartOf(input, live, seen) {
   const minutes = input.history.power;
   const step = input.history.step * 1000;
+  const end = seen.receivedAt - input.history.age * 1000;
   const points = minutes.map((power, i) =>
-    ({ time: seen.receivedAt - (minutes.length - i - 0.5) * step, power }));
+    ({ time: end - (minutes.length - i - 0.5) * step, power }));
   while (points.length && points[0].power === null) points.shift();
   const known = points.filter((point) => point.power !== null).length;
   if (live) points.push({ time: seen.now, power: input.fields.PAPP });
@@ -3945,7 +4016,8 @@ function gauge(share, shareText) {
 function cardHead(card, several) {
   const n = card.number;
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
-    <span class="pill" id="state-${n}">${card.stateText}</span></header>
+    <span class="pill ${card.stateMark}"
+      id="state-${n}">${card.stateText}</span></header>
     <p class="reason" id="reason-${n}" role="status">${card.reason}</p>
     ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
 }
@@ -4021,7 +4093,6 @@ const RIGHT = 6;
 const TOP = 14;
 const BOTTOM = 24;
 const LABEL_WIDTH = 58;  // of "10:55" and some space
-const NOW_WIDTH = 86;  // of "maintenant", which ends at the right, and some space
 
 const LEAST_POWER = 400;  // VA at the top, or more: a quiet night is no mountain
 const MOST_STEPS = 4.2;  // from 0 to the highest power: at most five lines above 0
@@ -4048,7 +4119,7 @@ function scale(chart, width) {
   };
 }
 
-// Round times, as many as have room at the left of "maintenant".
+// Round times, as many as have room.
 function roundTimes(axes) {
   const minutes = (axes.now - axes.first) / MINUTE_MS;
   const room = (axes.width - LEFT - RIGHT) / LABEL_WIDTH;
@@ -4058,7 +4129,7 @@ function roundTimes(axes) {
   // Three o'clock is round where the reader lives, not in Greenwich.
   const zone = new Date(axes.now).getTimezoneOffset() * MINUTE_MS;
   const firstRound = Math.ceil((axes.first - zone) / step) * step + zone;
-  const end = axes.width - NOW_WIDTH - LABEL_WIDTH / 2;
+  const end = axes.width - LABEL_WIDTH / 2;
   const times = [];
   for (let time = firstRound; time < axes.now; time += step) {
     if (axes.x(time) < end) times.push(time);
@@ -4084,9 +4155,10 @@ function grid(axes, limit) {
   }
   if (limit && limit <= axes.topPower) parts.push(gridLine(axes, limit, "limit-line"));
   for (const time of roundTimes(axes)) {
-    parts.push(axisText(axes.x(time), HEIGHT - 5, "middle", clockTime(time)));
+    const x = axes.x(time);
+    parts.push(html`<path class="step-line" d="M${x} ${HEIGHT - BOTTOM}v5"/>`);
+    parts.push(axisText(x, HEIGHT - 5, "middle", clockTime(time)));
   }
-  parts.push(axisText(axes.width - 2, HEIGHT - 5, "end", "maintenant"));
   return html`<g aria-hidden="true">${parts}</g>`;
 }
 
@@ -4136,7 +4208,6 @@ const page = {
   answer: null,  // the last whole answer of the program
   receivedAt: 0,  // when it came
   problem: "",  // why none came since, in the user's words
-  known: new Map(),  // number of an input -> what is kept of it while it is stale
   asking: false,  // a question is on its way
   timer: 0,  // of the next question
 };
@@ -4185,13 +4256,11 @@ function patchAttributes(old, fresh) {
   }
 }
 
-// An input that is stale has no fields: it keeps those that it had.
-function remembered(input) {
-  if (input.fields) {
-    const { fields, tariff, phases, injection } = input;
-    page.known.set(input.input, { fields, tariff, phases, injection });
-  }
-  return { ...input, ...page.known.get(input.input) };
+// An input that is stale has no fields: it shows those that it had last.
+function withLast(input) {
+  if (!input.last) return input;
+  const { fields, tariff, phases, injection } = input.last;
+  return { ...input, fields, tariff, phases, injection };
 }
 
 // As wide as its column, which is known once the card is in the page.
@@ -4206,11 +4275,11 @@ function paintCards(now) {
   const fresh = now - page.receivedAt < PATIENCE_MS;
   const connected = page.problem === "" && fresh;
   const seen = { now, receivedAt: page.receivedAt, connected };
-  const cards = inputs.map((input) => model(remembered(input), seen));
+  const cards = inputs.map((input) => model(withLast(input), seen));
   document.body.className = several ? "two-inputs" : "one-input";
   show(element("cards"), cards.map((card) => cardHtml(card, several)));
   cards.forEach(drawChart);
-  document.title = `${cards[0].power} VA · ecolinky`;
+  document.title = `${cards.map((card) => card.power).join(" · ")} VA · ecolinky`;
   show(element("domoticz"), footer(page.answer, location.hostname));
 }
 
@@ -4226,7 +4295,9 @@ function paint() {
 async function ask(signal) {
   let problem = UNREACHABLE;
   try {
-    const response = await fetch("ecolinky.json", { signal });
+    // Not relative to a base with a name and a password, which fetch() refuses.
+    const url = new URL("ecolinky.json", location.origin + location.pathname);
+    const response = await fetch(url, { signal });
     problem = problemOf(response.status);
     const answer = await response.json();
     if (response.ok && answer.inputs.length) return { answer, problem: "" };
@@ -4254,6 +4325,8 @@ async function poll() {
   clearTimeout(timeout);
   page.problem = problem;
   if (answer) {
+    const running = page.answer && page.answer.version;
+    if (running && running !== answer.version) location.reload();  // it was updated
     page.answer = answer;
     page.receivedAt = Date.now();
   }
@@ -4276,6 +4349,19 @@ poll();
 </body>
 </html>
 """.encode()
+
+
+# Nothing but the page's own script runs, and that asks this server alone.  The page may
+# stand in a frame: people put it into Domoticz.
+HOME_PAGE_SCRIPT = HOME_PAGE.partition(b"<script>")[2].partition(b"</script>")[0]
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(HOME_PAGE_SCRIPT).digest()).decode()
+HOME_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:;"
+    f" style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'; base-uri 'none';"
+    " form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 ######## Main ##########################################################################

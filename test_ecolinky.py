@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import errno
 import glob
+import hashlib
 import html
 import http.client
 import importlib.util
@@ -2164,7 +2165,10 @@ def a_snapshot(fields=None, age=0.0, **changes):
             "refused": {"checksum": 1, "form": 2, "implausible": 3},
             "connections": 4,
         },
+        last_view=view,
+        last_time=time.monotonic() - age,
         history=(),
+        history_end=time.monotonic(),
     )
     return shown._replace(**changes)
 
@@ -2433,6 +2437,38 @@ class InputTest(InputCase):
                     self.assertEqual(logging.WARNING, level)
                     self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
 
+    def test_a_change_is_a_remark_for_a_day(self):
+        for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
+            self.begin()
+            self.connect(*[HC_FRAME] * 3, *[data] * 20)
+            (remark,) = self.snapshot().remarks
+            self.assertRegex(remark, "est passé de|a changé")
+            self.feed(*[data] * 2, step=44000.0)
+            self.assertEqual([], self.snapshot().remarks)
+
+    def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
+        describe = lambda: ecolinky.describe_input(1, None, self.snapshot(), self.now)  # noqa: E731
+        self.connect(HC_FRAME)
+        self.assertIsNone(describe()["last"])
+        self.feed(HC_FRAME, HC_FRAME)
+        self.assertIsNone(describe()["last"])  # it is live
+        self.now += 100.0
+        for _ in range(2):
+            last = describe()["last"]
+            self.assertEqual(live(), last["fields"])
+            self.assertEqual((1, "HC.."), (last["phases"], last["tariff"]["option"]))
+            self.assertAlmostEqual(100.0, last["age"], delta=10)
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertIsNone(describe()["fields"])
+
+    def test_the_history_says_when_its_last_minute_was_over(self):
+        self.now = 6000.0
+        self.connect(*[HC_FRAME] * 3)
+        for second in (6.0, 59.0, 61.5, 119.0):
+            self.now = 6000.0 + second
+            content = ecolinky.describe_input(1, None, self.snapshot(), self.now)
+            self.assertEqual(second % 60, content["history"]["age"])
+
     def test_another_meters_or_contracts_indexes_are_no_leap(self):
         other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
         base = frame(historic(ADCO="021728123456"))
@@ -2543,7 +2579,7 @@ class InputTest(InputCase):
     def test_the_json_of_an_input_says_what_the_readme_says(self):
         keys = (
             "input source state reason remarks age mode phases labels fields injection"
-            " tariff counters relay_port history"
+            " tariff counters relay_port last history"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
             1, 8889, self.snapshot(), self.now
@@ -3504,6 +3540,18 @@ class ProtocolTest(HttpCase):
             body = ask(port, "/teleinfo.xml").body
         self.assertIn(b"<T1_HCHP>5<", body)
         self.assertIn(b"<T2_HCHP>0<", body)
+
+    def test_the_page_may_run_its_own_script_and_ask_this_server_alone(self):
+        answer = ask(self.port, "/")
+        script = answer.body.split(b"<script>")[1].split(b"</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+        policy = answer.headers["Content-Security-Policy"]
+        self.assertIn("script-src 'sha256-%s';" % digest, policy)
+        self.assertIn("default-src 'none'; connect-src 'self'", policy)
+        self.assertNotIn("frame", policy)  # people put the page into Domoticz
+        self.assertEqual("nosniff", answer.headers["X-Content-Type-Options"])
+        self.assertEqual("no-referrer", answer.headers["Referrer-Policy"])
+        self.assertNotIn("Content-Security-Policy", ask(self.port, T1).headers)
 
     def test_the_inputs_in_json_are_each_its_own(self):
         publish(self.store, 2, live(HCHP=5), 31, reason="l'ESP : rien")

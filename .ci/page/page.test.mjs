@@ -55,6 +55,10 @@ describe("the model of an input", () => {
     const remarks = ["contrat inconnu"];
     same(model(samples.input({ remarks })).remarks, remarks);
     same(model(samples.input({ remarks }), UNSEEN).remarks, []);
+    assert.equal(model(samples.input({ remarks })).stateText, "en direct, à améliorer");
+    assert.equal(model(samples.input({ remarks })).stateMark, "to-better");
+    assert.equal(model(samples.input()).stateText, "en direct");
+    assert.equal(model(samples.input()).stateMark, "");
   });
 
   test("says the power and the share of the subscription", () => {
@@ -63,14 +67,15 @@ describe("the model of an input", () => {
     assert.equal(card.stateText, "en direct");
     assert.equal(card.power, `1${THIN}840`);
     assert.equal(card.shareText, `27${NBSP}%`);
-    assert.equal(card.limitText, `de l’abonnement, 30${NBSP}A`);
+    assert.equal(card.limitText, `de l’abonnement, 30${NBSP}A (6${NBSP}kVA)`);
     assert.equal(card.load, "load-good");
   });
 
   test("counts the subscription of each of three phases", () => {
     const card = model(samples.threePhase());
     assert.equal(card.shareText, `86${NBSP}%`);
-    assert.equal(card.limitText, `de l’abonnement, 3${NBSP}×${NBSP}20${NBSP}A`);
+    assert.equal(card.limitText,
+      `de l’abonnement, 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
     assert.equal(card.load, "load-warn");
   });
 
@@ -118,7 +123,7 @@ describe("the model of an input", () => {
     same(model(samples.tempo("blanc")).days[1],
       { id: "tomorrow", title: "Demain", colour: "blanc", mark: "day-white" });
     same(model(samples.tempo(null)).days[1],
-      { id: "tomorrow", title: "Demain", colour: "inconnu", mark: "" });
+      { id: "tomorrow", title: "Demain", colour: "pas encore annoncé", mark: "" });
     same(model(samples.input()).days, []);
   });
 
@@ -173,7 +178,9 @@ describe("the model of an input", () => {
   });
 
   test("announces an excess, and the dear hours that are near", () => {
-    assert.equal(model(samples.threePhase()).alert, `Dépassement${NBSP}: 24${NBSP}A`);
+    assert.equal(model(samples.threePhase()).alert,
+      `Dépassement${NBSP}: 24${NBSP}A pour 20${NBSP}A`);
+    assert.equal(model(samples.threePhase()).stateMark, "overload");
     const ejp = samples.input();
     ejp.fields.PEJP = 30;
     assert.equal(model(ejp).alert, `Pointe mobile dans 30${NBSP}min`);
@@ -194,7 +201,8 @@ describe("the model of an input", () => {
   test("groups the digits of the subscription too", () => {
     const big = samples.input();
     big.fields.ISOUSC = 1200;
-    assert.equal(model(big).limitText, `de l’abonnement, 1${THIN}200${NBSP}A`);
+    assert.equal(model(big).limitText,
+      `de l’abonnement, 1${THIN}200${NBSP}A (240${NBSP}kVA)`);
   });
 
   test("tells a duration in the unit that is easy to read", () => {
@@ -206,7 +214,7 @@ describe("the model of an input", () => {
   test("says that the curve is filling until it has two minutes", () => {
     const filling = `La courbe se remplit${NBSP}: un point par minute.`;
     const notice = (power) =>
-      model(samples.input({ history: { step: 60, power } })).chart.notice;
+      model(samples.input({ history: { step: 60, age: 0, power } })).chart.notice;
     assert.equal(notice([]), filling);
     assert.equal(notice([null, 500, null]), filling);
     assert.equal(notice([null, 500, 510]), "");
@@ -215,12 +223,12 @@ describe("the model of an input", () => {
 
 describe("the chart", () => {
   const axesOf = (power, width = 304) => {
-    const input = samples.input({ history: { step: 60, power } });
+    const input = samples.input({ history: { step: 60, age: 0, power } });
     return script.scale(model(input).chart, width);
   };
 
   test("begins at the first minute that is known and ends now", () => {
-    const { chart } = model(samples.input({ history: { step: 60,
+    const { chart } = model(samples.input({ history: { step: 60, age: 0,
       power: [null, null, 500, null, 600] } }));
     same(chart.points.map((point) => [(point.time - NOW) / 1000, point.power]),
       [[-150, 500], [-90, null], [-30, 600], [0, 1840]]);
@@ -242,7 +250,10 @@ describe("the chart", () => {
         const times = [...script.roundTimes(axes)];
         const places = times.map(axes.x);
         assert.ok(times.every((time) => time % 60000 === 0), "not a whole minute");
-        assert.ok(places.every((x) => x >= 56 && x <= width - 86 - 18), "no room");
+        assert.ok(places.every((x) => x >= 56 && x <= width - 29), "no room");
+        const apart = places.length > 1 ? places[1] - places[0] : width;
+        const last = places[places.length - 1];
+        assert.ok(last > width - 30 - apart, "the end has no time");
         places.slice(1).forEach((x, i) => assert.ok(x - places[i] >= 50, "too near"));
       }
     }
@@ -251,7 +262,14 @@ describe("the chart", () => {
   test("marks eight hours by hours that are round where the reader lives", () => {
     const times = [...script.roundTimes(axesOf(Array(480).fill(500), 716))];
     assert.deepEqual(times.map((time) => script.clockTime(time)),
-      ["07:00", "08:00", "09:00", "10:00", "11:00", "12:00", "13:00"]);
+      ["07:00", "08:00", "09:00", "10:00", "11:00", "12:00", "13:00",
+        "14:00"]);
+  });
+
+  test("ends its minutes where the program's last minute ended", () => {
+    const power = [500, 600];
+    const { chart } = model(samples.input({ history: { step: 60, age: 47.5, power } }));
+    same(chart.points.map((point) => (point.time - NOW) / 1000), [-137.5, -77.5, 0]);
   });
 
   test("stands a clock that was set back", () => {
@@ -262,7 +280,7 @@ describe("the chart", () => {
   test("leaves a gap where nothing is known", () => {
     const axes = axesOf([500, 600, null, 700]);
     const { chart } = model(samples.input({ state: "stale", age: 40,
-      history: { step: 60, power: [500, 600, null, 700] } }));
+      history: { step: 60, age: 0, power: [500, 600, null, 700] } }));
     const paths = script.curve(axes, chart.points).map(script.markup).join("");
     assert.equal(paths.match(/class="curve"/g).length, 2);
     const areas = [...paths.matchAll(/class="area" d="M(\S+) 186L(.*)L(\S+) 186z"/g)];
@@ -403,7 +421,7 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("shows a stale input in grey, without its power", async () => {
     answer = samples.answer([samples.tempo()]);
     await open();
-    answer = samples.answer([samples.stale()]);
+    answer = samples.answer([samples.stale(95, samples.tempo())]);
     await refresh();
     await has(".card.stale");
     assert.equal(await text("power-1"), "–");
@@ -417,6 +435,52 @@ describe("the page in a browser", { concurrency: false }, () => {
     const opacity = await tab.$eval(".columns", (node) =>
       getComputedStyle(node).opacity);
     assert.equal(opacity, "1");
+  });
+
+  test("shows what was known last in a new tab too", async () => {
+    answer = samples.answer([samples.stale(7200, samples.tempo())]);
+    await open();
+    assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686${NBSP}kWh`);
+    assert.equal(await text("power-1"), "–");
+    assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
+  });
+
+  test("asks though a name and a password stand in its address", async () => {
+    origin = origin.replace("http://", "http://nom:secret@");
+    await open();
+    origin = origin.replace("nom:secret@", "");
+    assert.equal(await text("power-1"), `1${THIN}840`);
+    assert.equal(await text("down"), "");
+  });
+
+  test("loads itself anew when the program was updated", async () => {
+    await open();
+    await tab.evaluate(() => {
+      window.isOld = true;
+    });
+    answer = { ...samples.answer(), version: "9.9.9" };
+    const loaded = tab.waitForNavigation({ timeout: 5000 });
+    await tab.evaluate("void poll()");  // which ends with the page
+    await loaded;
+    assert.equal(await tab.evaluate(() => window.isOld), undefined);
+  });
+
+  test("breaks a long state on a narrow phone", async () => {
+    answer = samples.answer([samples.stale(40 * 86400)]);
+    await open(320);
+    const [width, room] = await tab.evaluate(() => [
+      document.getElementById("state-1").getBoundingClientRect().width,
+      document.documentElement.clientWidth,
+    ]);
+    assert.ok(width < room - 50, `${width} of ${room}`);
+    const scroll = await tab.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(scroll <= 320, String(scroll));
+  });
+
+  test("names every meter in the title", async () => {
+    answer = samples.twoInputs();
+    await open();
+    assert.equal(await tab.title(), `1${THIN}840 · 9${THIN}600 VA · ecolinky`);
   });
 
   test("announces a reason in a place that stays", async () => {
@@ -687,11 +751,12 @@ describe("the page in a browser", { concurrency: false }, () => {
     test(`keeps the time labels apart at ${width} px`, async () => {
       for (const minutes of [3, 40, 480]) {
         const power = samples.history().power.slice(0, minutes);
-        answer = samples.answer([samples.input({ history: { step: 60, power } })]);
+        const history = { step: 60, age: 0, power };
+        answer = samples.answer([samples.input({ history })]);
         await open(width);
         const boxes = await tab.$$eval(".chart text", (labels) => labels
           .map((label) => [label.textContent, label.getBoundingClientRect()])
-          .filter(([words]) => /:|maintenant/.test(words))
+          .filter(([words]) => /:/.test(words))
           .map(([words, box]) => [words, box.left, box.right]));
         assert.ok(boxes.length >= 2, "no label");
         boxes.slice(1).forEach(([words, left], i) => {
@@ -742,7 +807,8 @@ describe("the page in a browser", { concurrency: false }, () => {
   });
 
   test("says that the curve is filling instead of an empty axis", async () => {
-    answer = samples.answer([samples.input({ history: { step: 60, power: [] } })]);
+    const nothing = { step: 60, age: 0, power: [] };
+    answer = samples.answer([samples.input({ history: nothing })]);
     await open();
     assert.equal(await text("chart-1"),
       `La courbe se remplit${NBSP}: un point par minute.`);

@@ -16,7 +16,7 @@ export function history(gap = false) {
     const away = gap && minute > 200 && minute < 260;
     power.push(away ? null : Math.round(420 + heater + 90 * Math.sin(minute / 7)));
   }
-  return { step: 60, power };
+  return { step: 60, age: 0, power };
 }
 
 // One phase, off-peak tariff; 1840 VA of 6900, which is 27 %.
@@ -44,6 +44,7 @@ export function input(changes = {}) {
       days: null,
     },
     injection: null,
+    last: null,
     counters: {
       frames: 123456,
       groups: 1234567,
@@ -61,15 +62,17 @@ export function answer(inputs = [input()], changes = {}) {
     ...changes };
 }
 
-// Silent: no fields, no tariff, no power now.
-export function stale(age = 95) {
+// Silent: no fields, no tariff, no power now, but what `known` had last.
+export function stale(age = 95, known = input()) {
+  const { fields, tariff, phases, injection } = known;
   return input({ state: "stale", age, fields: null, tariff: null, phases: null,
+    last: { age, fields, tariff, phases, injection },
     reason: "l’ESP ferme chaque connexion, un autre programme le lit, l’arrêter" });
 }
 
 export function waiting() {
   return input({ state: "waiting", age: null, mode: null, phases: null, fields: null,
-    tariff: null, history: { step: 60, power: [] },
+    tariff: null, history: { step: 60, age: 0, power: [] },
     reason: "allumé, mais rien n’écoute sur ce port, vérifier port et le Serial Server"
       + " d’ESPEasy" });
 }
