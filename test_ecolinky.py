@@ -4956,212 +4956,6 @@ class OtherClientsTest(HttpCase):
         self.assertEqual(0, DomoticzClient(self.port).poll()[1]["power"])
 
 
-FRAME_END = b"\r\x03\x02\n"
-
-
-def pairs_of(data):
-    """Return the (label, data) pairs of a frame."""
-    return labels_of(data)[0].items()
-
-
-class LinkyticReader(threading.Thread):
-    """Reads the relay by the rule of linkytic 3.0, serial_reader.py.
-
-    A line is what readline() of pyserial returns: all until LF, or until no byte comes
-    for a second.  A frame ends with the line that ends CR ETX STX LF; what it did not
-    have is forgotten then.  Each time `frames` gains what is known.
-    """
-
-    def __init__(self, port, timeout):
-        super().__init__(daemon=True)
-        self.frames = []
-        self._values, self._seen = {}, set()
-        self._connection = socket.create_connection(("127.0.0.1", port), 10)
-        self._connection.settimeout(timeout)
-
-    def run(self):
-        is_first = True
-        while True:
-            try:
-                line = self._readline()
-            except OSError:
-                return  # stop() or the relay has ended the connection
-            if is_first:  # it may be half a line
-                is_first = False
-                continue
-            self._take(line)
-            if line.endswith(FRAME_END):
-                for label in self._values.keys() - self._seen:
-                    del self._values[label]
-                self._seen = set()
-                self.frames.append(dict(self._values))
-
-    def _readline(self):
-        line = b""
-        with contextlib.suppress(socket.timeout):
-            while not line.endswith(b"\n"):
-                byte = self._connection.recv(1)
-                if not byte:
-                    raise ConnectionError
-                line += byte
-        return line
-
-    def _take(self, line):
-        line = line.rstrip(b"\r\n").rstrip(FRAME_END)
-        separator = b"\t" if b"\t" in line else b" "
-        words = line.split(separator)
-        if separator == b" " and words[2:] == [b"", b""]:
-            words[2:] = [b" "]  # a checksum that is a space
-        if len(words) > 2:
-            body = separator.join(words[:-1]) + separator * (separator == b"\t")
-            if bytes([(sum(body) & 0x3F) + 0x20]) == words[-1]:
-                label = words[0].decode()
-                data = words[-2] or words[1]  # DATE has a timestamp alone
-                self._values[label] = data.decode()
-                self._seen.add(label)
-
-    def stop(self):
-        self._connection.shutdown(socket.SHUT_RDWR)
-        self.join()
-        self._connection.close()
-
-
-def paced(stream, baud, times=1):
-    """Send frames as a meter does, so many times as fast; then end the connection.
-
-    The ESP hands a few bytes on at a time; between ETX and STX a meter pauses 33 ms.
-    """
-
-    def script(esp, connection):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for data in stream:
-            if not isinstance(data, bytes):
-                return  # the connection ends; the next one goes on
-            for place in range(0, len(data), 12):
-                connection.sendall(data[place : place + 12])
-                if esp.over.wait(120 / baud / times):
-                    return
-            esp.over.wait(0.033 / times)
-
-    return script
-
-
-class RelayReadersTest(ProgramCase):
-    """Readers that expect a serial line, beside the started program."""
-
-    ALERT = HC[:7] + [("ADPS", "033")] + HC[7:]
-    NO_NOTICE = [each for each in EJP if each[0] != "PEJP"]
-    CUT = object()  # the ESP ends the connection
-    TIMES = 10  # as fast as a real meter: the time-out of the readers is as short
-
-    def relay_of(self, stream, baud, times):
-        """Start the program with a relay of a stream of frames; return its port."""
-        port = free_port()
-        script = paced(iter(stream), baud, times)
-        ini = esp_ini(self.esp(script).port).replace("timeout = 1", "timeout = 30")
-        program = self.start(ini.replace("port =", "relay_port = %d\nport =" % port, 1))
-        wait_for(program.answers, 10)
-        return port
-
-    def test_linkytic_counts_each_frame_and_forgets_what_has_ended(self):
-        quiet, alert, notice = frame(HC), frame(self.ALERT), frame(EJP)
-        no_notice = frame(self.NO_NOTICE)
-        readers = []
-        for baud, stream in (
-            (1200, [quiet] * 4 + [alert] * 3 + [quiet] * 5 + [self.CUT] + [quiet] * 6),
-            (1200, [notice] * 5 + [no_notice] * 5 + [self.CUT] + [no_notice] * 6),
-            (9600, [encoded(SUN)] * 15 + [self.CUT] + [encoded(SUN)] * 15),
-        ):
-            port = self.relay_of(stream, baud, self.TIMES)
-            reader = LinkyticReader(port, 1.0 / self.TIMES)
-            self.addCleanup(reader.stop)
-            reader.start()
-            readers.append((reader, stream))
-        for reader, stream in readers:
-            expected = [dict(pairs_of(each)) for each in stream if each is not self.CUT]
-            # A second frame makes the first trusted, an alert ends a frame late.
-            is_over = lambda: reader.frames and reader.frames[-1] == expected[-1]  # noqa: E731
-            count = len(expected) - 4
-            wait_for(lambda: len(reader.frames) >= count and is_over(), 20)
-            for number, each in enumerate(reader.frames[1:]):
-                self.assertIn(each, expected, number)
-            for value in expected:
-                self.assertIn(value, reader.frames)
-
-    @unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
-    def test_serial_teleinfo_is_ready_and_has_all_values(self):
-        log = logging.getLogger("serial_teleinfo.updater")
-        silence = mock.patch.object(log, "disabled", True)  # it ends with a complaint
-        silence.start()
-        self.addCleanup(silence.stop)
-        for groups in (HC, self.NO_NOTICE):
-            port = self.relay_of([frame(groups)] * 30, 1200, 1)
-            master, slave = os.openpty()
-            self.addCleanup(os.close, master)
-            self.addCleanup(os.close, slave)
-            updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
-            updater.start()
-            wait_for(lambda: updater._thread.is_alive(), 5)
-            connection = socket.create_connection(("127.0.0.1", port), 10)
-            over = time.monotonic() + 15
-
-            def values():
-                connection.settimeout(0.1)
-                with contextlib.suppress(socket.timeout):
-                    os.write(master, connection.recv(4096))
-                return {key: each.value for key, each in updater.values.items()}
-
-            names = {label for label, _ in groups}
-            while time.monotonic() < over:
-                if updater.ready and values().keys() >= names:
-                    break
-                values()
-            self.assertTrue(updater.ready)
-            self.assertEqual(names, values().keys())
-            self.assertEqual("000000", values()["MOTDETAT"])
-            connection.close()
-            updater._stop_event.set()
-
-
-@unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-class RelayedCapturesTest(EspCase):
-    def test_linkytic_counts_each_frame_of_every_capture(self):
-        for path in sorted(glob.glob(os.path.join(CAPTURES, "*.tic"))):
-            if os.path.basename(path) in CapturesTest.PARTIAL:
-                continue  # nothing is served, so nothing is relayed
-            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
-                self.check(file.read())
-
-    def check(self, content):
-        """Send a capture again and again, a frame each time that the reader has read.
-
-        The reader's lines are those of a time-out after each piece.
-        """
-        connection, sent = mock.Mock(), []
-        connection.recv.side_effect = BlockingIOError
-        connection.send.side_effect = lambda data: sent.append(data) or len(data)
-        meter, now = ecolinky.Meter(is_relayed=True), 0.0
-        with mock.patch("ecolinky.socket.socket"):
-            relay = ecolinky.Relay("127.0.0.1", 8889, 1e9, now)
-        relay._readers.append(ecolinky.RelayReader(connection, now))
-        relayed = []
-        while len(relayed) < 5:
-            now += 2.0
-            meter.feed(content, now)
-            for each in meter.verified:
-                relayed.append(labels_of(each)[0])
-                relay.send([each], now)
-            self.assertLess(now, 100.0)
-        read, values = [], {}
-        for line in b"\0".join(sent).replace(b"\n", b"\n\0").split(b"\0"):
-            if line.endswith((b"\r\n", FRAME_END)):
-                values.update(labels_of(line[: line.rindex(b"\r")])[0])
-            if line.endswith(FRAME_END):
-                read.append(values)
-                values = {}
-        self.assertEqual(relayed, read)
-
-
 @unittest.skipUnless(
     serial_teleinfo or CLIENTS_WANTED, "the decoders are not installed"
 )
@@ -5204,6 +4998,405 @@ class DecodersTest(EspCase):
         for raw in frames_read:
             groups = enedis_link.FrameFactory(raw.decode("ascii")).to_dict()
             self.assertEqual(26, len(groups))
+
+
+######## Readers of the relay that expect a serial line ################################
+
+# A meter's times are divided by this, and linkytic's time-out with them: what counts is
+# that a frame lasts longer than the time-out, and the pause behind it less.
+FASTER = 10
+LINE_TIMEOUT = 1.0  # seconds without a byte after which readline() gives what it has
+PAUSE = 0.03  # seconds from ETX to STX: 17 to 33 ms
+FIRST_CONNECTION, CONNECTIONS = 10, 16  # whole frames of the first one, and of both
+PASSES_IN = range(4, 7)  # the frames that have the alert or the notice
+
+
+class Linkytic:
+    """What linkytic 3.0.0-beta6 does with lines, as its serial_reader.py has it.
+
+    A frame ends with a line that ends CR ETX STX LF; what the frame did not have is
+    forgotten then.  A short frame of three phases ends without that.
+    """
+
+    FRAME_END = b"\r\x03\x02\n"
+
+    def __init__(self, is_standard):
+        self.separator = b"\t" if is_standard else b" "
+        self.values = {}  # label -> (stamp, data)
+        self.frames = []  # the values at the end of each frame
+        self._seen = set()
+        self._is_first, self._is_short = True, False
+
+    def take(self, line):
+        if not line:  # the time-out
+            return
+        if self._is_first:  # it can be half a line
+            self._is_first = False
+        else:
+            self._read(line.rstrip(b"\r\n").rstrip(self.FRAME_END))
+        if self.FRAME_END in line:
+            self._end_frame()
+
+    def _read(self, line):
+        words = line.split(self.separator)
+        if not 3 <= len(words) <= 4:
+            return
+        if self.separator == b"\t":
+            signed = self.separator.join(words[:-1]) + b"\t"
+        else:
+            signed = b" ".join(words[:2])
+            words[2:] = [words[2] or b" "]  # a space can be the checksum, too
+        if words[-1] != bytes([(sum(signed) & 0x3F) + 0x20]):
+            return
+        label, *stamp, data = [word.decode("ascii") for word in words[:-1]]
+        self.values[label] = ("".join(stamp), data)
+        self._seen.add(label)
+        if label in ("ADIR1", "ADIR2", "ADIR3"):
+            self._is_short = True
+
+    def _end_frame(self):
+        if self._is_short:
+            self._is_short = False
+            return
+        self.values = {label: self.values[label] for label in self._seen}
+        self._seen = set()
+        self.frames.append(self.values.copy())
+
+
+class LinkyticThread(threading.Thread):
+    """Linkytic with its port: readline() of pyserial, one byte at a time."""
+
+    def __init__(self, port, is_standard):
+        super().__init__(daemon=True)
+        self.rule = Linkytic(is_standard)
+        self._connection = socket.create_connection(("127.0.0.1", port), 5)
+        self._connection.settimeout(LINE_TIMEOUT / FASTER)
+        self.start()
+
+    def run(self):
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.rule.take(self._readline())
+
+    def _readline(self):
+        line = b""
+        with contextlib.suppress(socket.timeout):
+            while not line.endswith(b"\n"):
+                byte = self._connection.recv(1)
+                if not byte:
+                    raise ConnectionError
+                line += byte
+        return line
+
+    def stop(self):
+        with contextlib.suppress(OSError):  # the program has ended the connection
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self.join(5)
+        self._connection.close()
+
+
+def values_of(groups):
+    """Return what Linkytic keeps of the groups of one frame."""
+    return {each[0]: ((each[2:] or ("",))[0], each[1]) for each in groups}
+
+
+def numbered(number):
+    """Return an HC frame's groups; the current is its number, ADPS comes and ends."""
+    groups = changed(
+        HC, IINST="%03d" % (1 + number), PAPP="%05d" % (230 + 230 * number)
+    )
+    return groups[:7] + [("ADPS", "033")] * (number in PASSES_IN) + groups[7:]
+
+
+def numbered_ejp(number):
+    """Return an EJP frame's groups; the current is its number, PEJP comes and ends."""
+    groups = changed(
+        EJP, IINST="%03d" % (1 + number), PAPP="%05d" % (230 + 230 * number)
+    )
+    return [each for each in groups if each[0] != "PEJP" or number in PASSES_IN]
+
+
+def numbered_standard(number):
+    """Return the groups of a standard frame of 1.1 s; its date tells its number."""
+    groups = House("standard three-phase tempo", random.Random(1)).step()[0]
+    groups[2] = ("DATE", "", "H2601011200%02d" % number)
+    groups[-1:-1] = [("EASD0%d" % n, "00012345%d" % n) for n in (1, 2, 3, 4)]
+    groups[-1:-1] = [("ERQ%d" % n, "00000123%d" % n) for n in (1, 2, 3, 4)]
+    groups[-1:-1] = [("PPOINTE", "00008001 0256C002" + " NONUTILE" * 9)]
+    return groups
+
+
+def at_pace(stream, baud, go, pause=PAUSE):
+    """Send pieces as an ESP does, some bytes at a time; None ends the connection.
+
+    It begins when `go` is set, and goes on in the next connection.
+    """
+
+    def script(esp, connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        go.wait(10)
+        due = time.monotonic()
+        for data in stream:
+            if data is None:
+                return
+            for place in range(0, len(data), 32):
+                chunk = data[place : place + 32]
+                connection.sendall(chunk)
+                due += len(chunk) * 10 / baud  # ten bits a byte
+                if esp.over.wait(max(0.0, due - time.monotonic())):
+                    return
+            due += pause
+        esp.over.wait()
+
+    return script
+
+
+class SerialReadersCase(EspCase):
+    """The started program between a fake ESP and readers of its relay."""
+
+    def setUp(self):
+        super().setUp()
+        self.go = threading.Event()
+
+    def relay_ports(self, meters):
+        """Start a program for each (stream, baud, pause); return their relay ports."""
+        programs, ports = [], []
+        for stream, baud, pause in meters:
+            esp = self.esp(at_pace(iter(stream), baud, self.go, pause))
+            ports.append(free_port())
+            ini = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\nrelay_port = %d\n"
+            programs.append(Program(ini % (esp.port, ports[-1])))
+            self.addCleanup(programs[-1].end)
+        for program in programs:
+            wait_for(program.answers, 20)
+        return ports
+
+
+class LinkyticTest(SerialReadersCase):
+    # How to make a frame, its baud, the label that comes and ends.
+    METERS = (
+        (numbered, 1200, "ADPS"),
+        (numbered_ejp, 1200, "PEJP"),
+        (numbered_standard, 9600, ""),
+    )
+
+    def test_each_frame_is_counted_and_what_ended_is_forgotten(self):
+        paced = []
+        for make, baud, _ in self.METERS:
+            whole = [encoded(make(number)) for number in range(CONNECTIONS)]
+            half, other_half = whole[0][:100], whole[0][100:]  # none sees these
+            stream = whole[:FIRST_CONNECTION] + [half, None, other_half]
+            stream += whole[FIRST_CONNECTION:]
+            paced.append((stream, baud * FASTER, PAUSE / FASTER))
+        ports = self.relay_ports(paced)
+        early, steady = self.readers(ports), self.readers(ports)
+        self.go.set()
+        for reader in early:
+            wait_for(lambda: len(reader.rule.frames) > 1)
+            reader.stop()
+        late = self.readers(ports)  # as one that was started again
+        for (make, _, label), readers in zip(self.METERS, zip(early, steady, late)):
+            sent = [values_of(make(number)) for number in range(CONNECTIONS)]
+            for reader in readers[1:]:
+                wait_for(lambda: reader.rule.frames[-1:] == sent[-1:], 20)
+            begun = [self.check(reader.rule.frames, sent, label) for reader in readers]
+            self.assertLess(begun[0], 4)
+            self.assertEqual(begun[0], begun[1])
+
+    def readers(self, ports):
+        """Return a reader of each port."""
+        made = []
+        for port, (_, baud, _) in zip(ports, self.METERS):
+            made.append(LinkyticThread(port, baud == 9600))
+            self.addCleanup(made[-1].stop)
+        return made
+
+    def check(self, frames, sent, label):
+        """Check that frames are the sent ones in a row; return the first's number.
+
+        A notice is trusted when it is read again: that frame can be missing.  An alert
+        or a notice ends with two frames without it.
+        """
+
+        def lasting(values):
+            return {key: value for key, value in values.items() if key != label}
+
+        lasting_sent = [lasting(values) for values in sent]
+        numbers = []
+        for values in frames:
+            self.assertIn(lasting(values), lasting_sent)
+            numbers.append(lasting_sent.index(lasting(values)))
+        in_a_row = list(range(numbers[0], numbers[-1] + 1))
+        if label == "PEJP" and PASSES_IN[0] not in numbers[1:]:
+            in_a_row = [number for number in in_a_row if number != PASSES_IN[0]]
+        self.assertEqual(in_a_row, numbers)
+        having = [n for n, values in zip(numbers, frames) if label in values]
+        if label:
+            self.assertLessEqual(set(PASSES_IN[1:]) & set(numbers), set(having))
+        self.assertLessEqual(set(having), set(range(PASSES_IN[0], PASSES_IN[-1] + 3)))
+        return numbers[0]
+
+
+@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
+class SerialTeleinfoTest(SerialReadersCase):
+    """serial-teleinfo on a pseudo-terminal, with its own time-out of a second."""
+
+    def test_it_is_ready_and_has_all_values(self):
+        tempo, _ = House("tempo", random.Random(1)).step()
+        three_phase, _ = House("three-phase", random.Random(1)).step()
+        meters = [HC, EJP, tempo, three_phase]
+        ports = self.relay_ports([([frame(each)] * 9, 1200, PAUSE) for each in meters])
+        updaters = [self.updater(port) for port in ports]
+        self.go.set()
+        for groups, updater in zip(meters, updaters):
+            wait_for(lambda: updater.ready, 15)
+            found = {key: each.value for key, each in updater.values.items()}
+            self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
+
+    @staticmethod
+    def read(label, data):
+        """Return a value as serial-teleinfo has it."""
+        if label in ("OPTARIF", "PTEC", "DEMAIN"):
+            return data.rstrip(".")
+        return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
+
+    def updater(self, port):
+        """Return one that reads a pseudo-terminal which a relay's bytes go into."""
+        connection = socket.create_connection(("127.0.0.1", port), 10)
+        master, slave = os.openpty()
+        import tty  # not on every system
+
+        tty.setraw(slave)  # what comes before it is opened is not to be changed
+        updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
+
+        def pass_on():
+            for data in iter(lambda: connection.recv(4096), b""):
+                os.write(master, data)
+
+        line = threading.Thread(target=pass_on, daemon=True)
+
+        def stop():
+            updater.stop()
+            connection.shutdown(socket.SHUT_RDWR)
+            line.join(5)
+            connection.close()
+            os.close(master)
+            os.close(slave)
+
+        self.addCleanup(stop)
+        connection.settimeout(None)
+        updater.start()
+        line.start()
+        return updater
+
+
+class Wire:
+    """The connection of one reader of a relay; it keeps the pieces that are sent."""
+
+    def __init__(self):
+        self.pieces = []
+        self._is_new = True
+
+    def accept(self):
+        """Let the reader in, once."""
+        if not self._is_new:
+            raise BlockingIOError
+        self._is_new = False
+        return self, None
+
+    def recv(self, size):
+        raise BlockingIOError
+
+    def send(self, data):
+        self.pieces.append(data)
+        return len(data)
+
+    def __getattr__(self, name):  # setblocking, setsockopt, bind, listen
+        return lambda *_: None
+
+
+def pieces_of(chunks, step=2.0):
+    """Return the pieces that a relay sends to a reader, a chunk each `step` seconds."""
+    wire, meter = Wire(), ecolinky.Meter(is_relayed=True)
+    with mock.patch("socket.socket", return_value=wire):
+        relay = ecolinky.Relay("127.0.0.1", 1, 1e9, 0.0)
+    relay.tend(0.0)
+    for number, data in enumerate(chunks):
+        meter.feed(data, step * number)
+        if meter.verified and meter.fields(step * number):
+            relay.send(meter.verified, step * number)
+    return wire.pieces
+
+
+def linkytic_frames(pieces, is_standard):
+    """Return the frames that Linkytic counts, with its time-out behind each piece."""
+    rule = Linkytic(is_standard)
+    for piece in pieces:
+        for line in re.findall(b"[^\n]*\n|[^\n]+", piece):
+            rule.take(line)
+    return rule.frames
+
+
+class RelayedPiecesTest(unittest.TestCase):
+    """What a serial reader gets of a relay, without a socket."""
+
+    @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
+    def test_each_frame_of_every_capture_is_counted_with_its_labels(self):
+        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
+        self.assertGreater(len(names), 40)
+        for path in names:
+            if os.path.basename(path) in CapturesTest.PARTIAL:
+                continue  # nothing is served of these
+            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
+                self.check_capture(file.read())
+
+    def check_capture(self, content):
+        frames_of_it = [each + b"\x03" for each in content.split(b"\x03")[:-1]]
+        looped = (frames_of_it * 40)[:40]  # 80 s: one can have no complete frame
+        twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
+        said, counts = labels_of(content), []
+        for chunks, step in ((looped, 2.0), (twos, 4.0)):
+            pieces = pieces_of(chunks, step)
+            found = linkytic_frames(pieces, b"ADSC" in content)
+            relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
+            counts.append(len(found))
+            self.assertGreater(len(found), 3)
+            # All that a meter sends, and the start of the next frame.
+            frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
+            self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
+            self.assertIn(len(relayed) - len(found), (0, 1))
+            for labels, values in zip(relayed, found):
+                self.assertEqual(
+                    labels,
+                    {key: data or stamp for key, (stamp, data) in values.items()},
+                )
+            for label, data in relayed[-1].items():
+                self.assertIn(data, [each[label] for each in said])
+        self.assertLess(abs(counts[0] - counts[1]), 3)
+
+    @staticmethod
+    def readable(labels):
+        """Return the labels that Linkytic can read: no space in historic data."""
+        if "ADSC" in labels:
+            return labels
+        return {label: data for label, data in labels.items() if " " not in data}
+
+    def test_an_old_contracts_indexes_are_forgotten(self):
+        new = historic(ADCO=dict(HC)["ADCO"])
+        chunks = [HC_FRAME] * 5 + [encoded(new)] * 160  # 300 s at most
+        found = linkytic_frames(pieces_of(chunks), is_standard=False)
+        self.assertIn(values_of(HC), found)
+        self.assertEqual(values_of(new), found[-1])
+
+    def test_a_short_frame_ends_nothing(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        found = linkytic_frames(
+            pieces_of([whole] * 4 + [short] * 2 + [whole] * 3), False
+        )
+        self.assertGreater(len(found), 4)
+        for values in found:
+            self.assertLessEqual({"IMAX1", "PPOT", "ADCO", "BASE"}, set(values))
+        self.assertEqual(values_of(historic(**THREE)), found[-1])
 
 
 class DiscoveryTest(unittest.TestCase):
