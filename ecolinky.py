@@ -101,6 +101,7 @@ MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
 # Where a frame begins on a line without marks: its first label is the identity.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
+IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
 # The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
 CR_WITH_PARITY_BIT = b"\x8d"
@@ -313,7 +314,9 @@ class Decoder:
         for text, mark in zip(parts[0::2], parts[1::2]):
             # Any mark ends a frame, STX too: some serial servers eat ETX.
             if text and mark != EOT:
-                frames += self._frame(text, self._opened)
+                # Some servers eat STX alone: the identity begins the frame as well.
+                begins = self._opened or bool(IDENTITY_FIRST.match(text))
+                frames += self._frame(text, begins)
             self._opened = mark == STX
         if self._buffer:
             frames += self._unmarked_frames()
@@ -426,9 +429,9 @@ CONFIRM_WITHIN = 10
 CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
 TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
 FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
-# In overload a three-phase meter sends 20 short frames of 0.65 s, then a whole frame of
-# 1.85 s, and so on (ERDF-NOI-CPT_02E): a power is as old as that.
-WHOLE_FRAME_WITHIN = 20
+# The same of what changes fast.  In overload a three-phase meter sends 20 short frames
+# of 0.65 s, then a whole frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
+FORGET_FAST_AFTER = 30
 ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
 # An index that two false readings have made too high by so little stands still until
 # the meter has caught up with it, or for so long.
@@ -522,6 +525,11 @@ class Knowledge:
         self._confirm(earlier, claim)
         return is_possible
 
+    def forget(self) -> None:
+        """Trust nothing any more."""
+        self.group = None
+        self.claim = None
+
     def wait(self, seconds: float) -> None:
         """Give the next reading more time to confirm the claim."""
         if self.claim is not None:
@@ -600,9 +608,9 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self._keep_fast = max(timeout, WHOLE_FRAME_WITHIN)  # seconds for FAST labels
-        self._keep_slow = max(timeout, FORGET_AFTER)  # seconds for all others
+        self._keep_slow = max(timeout, FORGET_AFTER)  # seconds; not for FAST labels
         self.last_frame = -math.inf  # when the meter's last frame was over
+        self.unbalanced_time = -math.inf  # when a frame's EASF last were not its EAST
         self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
         self.labels: dict[str, Knowledge] = {}
         # Whose frames are taken.  What is served of it is in `labels`, like all else.
@@ -689,8 +697,9 @@ class Guard:
         is_refused = False
         if known.is_index:
             is_refused = _may_be_spliced(known, group.label, frame, now)
-            is_unbalanced = group.label in BALANCE and not _is_balanced(frame.groups)
-            is_refused = is_refused or is_unbalanced
+            if group.label in BALANCE and not _is_balanced(frame.groups):
+                is_refused = True
+                self.unbalanced_time = now
         if is_refused or not known.hear(group, now):
             self.implausible += 1
 
@@ -728,7 +737,7 @@ class Guard:
         if _has_both_ends(frame):
             is_complete = labels[-1:] == self._last_whole[-1:]
             if is_complete:
-                self._take_complete(labels, now)
+                self._take_complete(frame, now)
             self._last_whole = labels
             self._last_whole_time = now
             if is_complete:
@@ -736,15 +745,18 @@ class Guard:
         if not _is_short(frame):
             self._learn_order(labels)
 
-    def _take_complete(self, labels: list[str], now: float) -> None:
+    def _take_complete(self, frame: Frame, now: float) -> None:
         """Learn from a complete frame, and from the one before, what has ended.
 
         A line can lose a whole group, so a label is over when both frames lack it.
         """
         self._relay_from = min(now, self._relay_from)
+        labels = list(frame.groups)
         self._order = list(labels)
         if labels != self._last_whole:
             self._learn_order(self._last_whole)
+            for label in INDEXES.intersection(labels):
+                _may_be_spliced(self.labels[label], label, frame, now)  # it learns
         for label in PASSING:
             known = self.labels.get(label)
             if known is None or label in labels:
@@ -795,10 +807,19 @@ class Guard:
         """Return the trusted groups that have been read lately, by label."""
         groups = {}
         for label, known in self.labels.items():
-            limit = self._keep_fast if label in FAST else self._keep_slow
+            limit = FORGET_FAST_AFTER if label in FAST else self._keep_slow
             if known.group is not None and now - known.time <= limit:
                 groups[label] = known.group
         return groups
+
+    def unread(self, labels: Iterable[str], now: float) -> list[str]:
+        """Return the labels that have not been read for a while."""
+        unread = []
+        for label in labels:
+            known = self.labels.get(label)
+            if known is None or now - known.last_heard() > FORGET_FAST_AFTER:
+                unread.append(label)
+        return unread
 
     def identity_label(self) -> str:
         """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
@@ -817,7 +838,7 @@ class Guard:
         known = self.labels.get(label)
         is_lost = False
         if known is not None and known.group is not None:
-            is_lost = now - known.last_heard() > self._keep_fast
+            is_lost = now - known.last_heard() > FORGET_FAST_AFTER
         return is_lost or self._frames_without_power > 1
 
 
@@ -840,15 +861,18 @@ def _may_be_spliced(known: Knowledge, label: str, frame: Frame, now: float) -> b
 
     A buffer that is full loses the bytes in between, in each frame the same ones.  They
     leave no damage, but with them goes the label that always stands behind the index.
+    Learn that label; forget what was trusted while another one seemed to be it.
     """
     follower = frame.follower(label)
     if not follower or follower in PASSING:
         return False
-    is_gone = known.follower not in frame.groups
-    if not known.follower or (is_gone and now - known.time > FORGET_AFTER):
-        known.follower = follower
-        return False
-    return is_gone
+    is_gone = bool(known.follower) and known.follower not in frame.groups
+    if is_gone and now - known.last_heard() <= FORGET_AFTER:
+        return True
+    if known.follower and not is_gone and follower != known.follower:
+        known.forget()  # a label stands in between that was lost until now
+    known.follower = follower
+    return False
 
 
 def _is_balanced(groups: dict[str, Group]) -> bool:
@@ -1375,6 +1399,8 @@ class Meter:
             missing = missing_labels(missing, labels)
         # A label can be there and tell nothing: a period of another contract.
         missing = [label for label in missing if label not in labels]
+        if mode == STANDARD and not missing and not is_total_right(labels):
+            missing = self.guard.unread(INDEX_LABELS, now)  # they are known, but old
         return View(mode, labels, None, missing, None)
 
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
@@ -1420,6 +1446,10 @@ FLOODED = "64 Kio sans un groupe valable, connexion fermée (%s)"
 NO_INTACT_GROUP = "aucun groupe intact, vérifier la vitesse, 7E1, puis le montage"
 GIVEN_UP = (
     "le compteur interrompt chacune de ses trames (EOT), si cela dure appeler Enedis"
+)
+NO_IDENTITY = (
+    "le numéro du compteur (ADCO, ADSC) n'arrive jamais intact, vérifier l'optocoupleur"
+    " et ses résistances"
 )
 NOT_ACTIVATED = (
     "le compteur n'envoie que son numéro, sa TIC n'est pas activée, appeler Enedis ou"
@@ -1581,7 +1611,8 @@ def ends_are_missing(labels: Labels) -> bool:
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
-    is_cut = counts.frames > A_FEW and bool(labels) and ends_are_missing(labels)
+    is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
+    is_cut = is_cut and counts.frames > A_FEW
     # One cause of loss alone: each of them would look like the next ones, too.
     if counts.spaces_replaced:
         remarks.append(REPLACED)
@@ -1596,17 +1627,21 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
     unknown_phases = unknown_currents(labels)
-    if unknown_phases:
+    if unknown_phases and counts.frames > A_FEW:
         remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
     return remarks
 
 
-def why_incomplete(view: View, counts: Counts) -> str:
-    """Return why the groups of a meter are not all that is needed."""
+def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> str:
+    """Return why the groups of a meter are not all that is needed.
+
+    is_unbalanced: the EASF of a frame of late were not its EAST.
+    """
     labels = view.labels
-    if labels.keys() <= set(IDENTITIES) and not counts.damaged:
+    if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    if view.mode == STANDARD and not view.missing and not is_total_right(labels):
+    is_wrong = view.mode == STANDARD and not is_total_right(labels)
+    if is_wrong and (is_unbalanced or not view.missing):
         return UNBALANCED
     # None is missing where all are there and tell no period.
     missing = ", ".join(view.missing) or "une période connue"
@@ -1616,13 +1651,17 @@ def why_incomplete(view: View, counts: Counts) -> str:
     return INCOMPLETE % (missing, causes[0])
 
 
+def is_identity_alone(labels: Labels) -> bool:
+    """Return whether the identity is all that the meter sends."""
+    return bool(labels) and labels.keys() <= set(IDENTITIES)
+
+
 def unknown_currents(labels: Labels) -> list[str]:
-    """Return the labels of the currents that a three-phase meter's frames lack."""
-    name = "IRMS" if "ADSC" in labels else "IINST"
+    """Return the labels of the currents that a meter's frames lack."""
     phases = phases_of(labels)
-    currents = [name + phase for phase in phases]
-    if len(phases) == 1:
-        return []
+    currents = ["IINST" + phase for phase in phases]
+    if "ADSC" in labels:
+        currents = ["IRMS" + (phase or "1") for phase in phases]
     return [label for label in currents if label not in labels]
 
 
@@ -1945,7 +1984,11 @@ class Input:
 
     def _take_view(self, now: float) -> None:
         if self.meter.guard.last_frame < now:
-            return  # the frames were another meter's
+            # The frames were another meter's, or nobody knows whose.
+            if now - self._complete_at > self.patience:
+                self.view = self.meter.view(now)
+                self._trouble(NO_IDENTITY, now)
+            return
         self.view = self.meter.view(now)
         fields = self.view.fields
         if fields is not None:
@@ -1956,7 +1999,10 @@ class Input:
             self.history.add(fields["PAPP"], now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
-            reason = why_incomplete(self.view, self._last_hour.counts())
+            age = now - self.meter.guard.unbalanced_time
+            is_unbalanced = age < self.patience
+            counts = self._last_hour.counts()
+            reason = why_incomplete(self.view, counts, is_unbalanced)
             self._trouble(reason, now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
@@ -2725,7 +2771,12 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         """Give each request its own time and length."""
         self._bytes.begin_request()
-        super().handle_one_request()
+        self.requestline = ""
+        self.command = ""
+        try:
+            super().handle_one_request()
+        except LineTooLong:  # its first line
+            self.send_error(414)
 
     def do_GET(self) -> None:
         """Answer with a document, or say why not."""
@@ -2773,8 +2824,13 @@ class Handler(BaseHTTPRequestHandler):
         headers = getattr(self, "headers", None)  # None of what cannot be read
         if headers is None:
             return False
-        lengths = headers.get_all("Content-Length", [])
-        return "Transfer-Encoding" in headers or any(each != "0" for each in lengths)
+        for name, value in headers.items():
+            kind = name.strip().lower()  # "Content-Length : 5" is one, too
+            if kind == "transfer-encoding" or (
+                kind == "content-length" and value != "0"
+            ):
+                return True
+        return False
 
     def _is_right(self, login: str) -> bool:
         """Return whether a client that sends this Authorization may ask."""

@@ -1575,6 +1575,17 @@ class Freshness(MeterCase):
             self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
             self.assertServes(PEJP=pejp)
 
+    def test_a_power_is_none_after_30_seconds_whatever_the_timeout(self):
+        for timeout in (5, 30, 900):
+            self.setUp()
+            self.meter = ecolinky.Meter(timeout=timeout)
+            self.feed(
+                historic(), historic(), *[without("PAPP", encoded(historic()))] * 15
+            )
+            self.assertServes(PAPP=790)
+            self.feed(*[without("PAPP", encoded(historic()))] * 2)
+            self.assertServes(PAPP=690)  # of the current
+
     def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
         self.meter = ecolinky.Meter(timeout=900)
         self.feed(historic(), historic())
@@ -1830,6 +1841,23 @@ class Guard(MeterCase):
         damaged = [without("HCHP", data) for data in growing]
         self.afresh(*[HC_FRAME] * 3, *damaged)  # what is damaged is not lost
         self.assertServes(HCHC=12345701)
+
+    def test_a_loss_that_was_there_before_the_program_leaves_no_false_index(self):
+        spliced = changed([e for e in HC if e[0] != "HCHP"], HCHC="012356789")
+        lossy, clean = frame(spliced), HC_FRAME
+        for stream in (
+            [lossy] + [clean] * 400 + [lossy] * 20 + [clean] * 20,
+            [lossy] * 20 + [clean] * 20,
+            [clean] + [lossy] * 20 + [clean] * 20,
+            [clean] * 5 + [lossy] * 200 + [clean] * 20,
+            [lossy] * 400 + [clean] * 20,
+        ):
+            self.afresh()
+            for data in stream:
+                self.feed(data)
+                if self.served("HCHC") is not None:
+                    self.assertServes(HCHC=12345678, HCHP=23456789)
+            self.assertServes(HCHC=12345678)
 
     def test_readings_that_agree_minutes_apart_confirm_nothing(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
@@ -2486,20 +2514,52 @@ class InputTest(InputCase):
         self.assertEqual(12380000, self.input.view.fields["HCHC"])
         self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
 
-    def test_an_index_that_does_not_add_up_is_said(self):
-        lie = standard(EASF03="000009000")
-        self.connect(*[without("EAST", encoded(lie))] * 3)
-        self.feed(*[without("EASF03", encoded(standard()))] * 20)
-        self.assertIsNone(self.input.view.fields)
+    def test_indexes_that_do_not_add_up_are_said(self):
+        self.connect(*[encoded(standard(EASF02="000002777"))] * 30)
         self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+        self.begin()
+        self.connect(*[encoded(standard())] * 5)
+        self.feed(*[encoded(standard(EASF02="000002777"))] * 200)
+        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+
+    def test_a_total_or_an_index_that_is_lost_without_a_trace_is_said(self):
+        for label in ("EAST", "EASF02"):
+            self.begin()
+            self.connect(*[encoded(standard())] * 5)
+            for growth in range(1, 60):
+                total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
+                grown = {each: "%09d" % value for each, value in total.items()}
+                self.feed(encoded(standard(**{**grown, label: None})))
+            self.assertIsNone(self.input.view.fields)
+            expected = "des groupes manquent (%s), aucun n'est abîmé" % label
+            self.assertIn(expected, self.snapshot().reason)
+            self.assertIn(expected, "".join(self.said(logging.WARNING)))
+
+    def test_an_identity_that_never_comes_is_said(self):
+        for groups in (HC, standard()):
+            for count in (0, 5):
+                self.begin()
+                self.connect(*[encoded(groups)] * count)
+                self.feed(*[without(groups[0][0], encoded(groups))] * 30)
+                self.feed(*[encoded(groups[1:])] * 30)
+                if not count:
+                    self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
+                    text = "".join(self.said(logging.WARNING))
+                    self.assertIn(ecolinky.NO_IDENTITY, text)
 
     def test_the_current_of_a_phase_that_never_comes_is_said(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
         self.connect(*[encoded(groups)] * 3)
         self.assertEqual([], self.snapshot().remarks)
         self.setUp()
-        self.connect(*[without("IRMS2", encoded(groups))] * 3)
+        self.connect(*[without("IRMS2", encoded(groups))] * 5)
         self.assertIn("(IRMS2)", "".join(self.snapshot().remarks))
+        one = without("IINST", HC_FRAME)
+        self.begin()
+        self.connect(*[one] * 5)
+        self.assertIn("(IINST)", "".join(self.snapshot().remarks))
+        self.begin()
+        self.connect(*[without("IRMS2", encoded(groups))] * 5)
         self.assertNotIn("IRMS2", "".join(self.said()))
         self.feed(*[without("IRMS2", encoded(groups))] * 20)
         self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
@@ -2879,7 +2939,7 @@ class RelayedFramesTest(unittest.TestCase):
 
     def test_half_a_frame_and_another_meters_are_not_passed_on(self):
         other = frame(changed(HC, ADCO="021728999999"))
-        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[1:], other])
+        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
         self.assertEqual(HC_FRAME * 3, sent)
 
     def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
@@ -3471,6 +3531,11 @@ class ProtocolTest(HttpCase):
             (b"GET / HTTP/x\r\n\r\n", 400, "demande illisible"),
             (b"GET / HTTP/9.9\r\n\r\n", 505, "version de HTTP inconnue"),
             (b"PUT / HTTP/1.1\r\n\r\n", 501, "seuls GET et HEAD ont une réponse"),
+            (
+                b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",
+                414,
+                "adresse trop longue",
+            ),
             (b"GET / HTTP/1.1\r\n" + many + b"\r\n", 431, "en-têtes trop longs"),
         ):
             with self.subTest(request[:30]):
@@ -3486,6 +3551,7 @@ class ProtocolTest(HttpCase):
         for header in (
             b"Content-Length: %d" % len(inner),
             b"Content-Length: 0\r\nContent-Length: %d" % len(inner),
+            b"Content-Length : %d" % len(inner),
             b"Transfer-Encoding: x",
         ):
             for method in (b"GET", b"POST", b"HEAD"):
@@ -5520,6 +5586,7 @@ class JudgeTest(InputCase):
             self.begin()
             self.connect(*[encoded(groups)] * 20)
             self.assertIn(remedy, self.judged()[-1])
+            self.assertNotIn("RX buffer", "".join(self.judged()))
             self.assertIn(remedy, "".join(self.said(logging.WARNING)))
 
     def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
