@@ -1658,6 +1658,8 @@ def is_identity_alone(labels: Labels) -> bool:
 
 def unknown_currents(labels: Labels) -> list[str]:
     """Return the labels of the currents that a meter's frames lack."""
+    if not labels:  # of a meter that is silent
+        return []
     phases = phases_of(labels)
     currents = ["IINST" + phase for phase in phases]
     if "ADSC" in labels:
@@ -2824,13 +2826,10 @@ class Handler(BaseHTTPRequestHandler):
         headers = getattr(self, "headers", None)  # None of what cannot be read
         if headers is None:
             return False
-        for name, value in headers.items():
-            kind = name.strip().lower()  # "Content-Length : 5" is one, too
-            if kind == "transfer-encoding" or (
-                kind == "content-length" and value != "0"
-            ):
-                return True
-        return False
+        lengths = headers.get_all("Content-Length", [])
+        has_length = any(each != "0" for each in lengths)
+        # "Content-Length : 5" is a defect, and may be meant.
+        return has_length or "Transfer-Encoding" in headers or bool(headers.defects)
 
     def _is_right(self, login: str) -> bool:
         """Return whether a client that sends this Authorization may ask."""

@@ -2541,7 +2541,8 @@ class InputTest(InputCase):
                 self.begin()
                 self.connect(*[encoded(groups)] * count)
                 self.feed(*[without(groups[0][0], encoded(groups))] * 30)
-                self.feed(*[encoded(groups[1:])] * 30)
+                separator = " " if groups is HC else "\t"
+                self.feed(*[frame(groups[1:], separator)] * 30)
                 if not count:
                     self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
                     text = "".join(self.said(logging.WARNING))
@@ -5463,6 +5464,378 @@ class RelayedPiecesTest(unittest.TestCase):
         for values in found:
             self.assertLessEqual({"IMAX1", "PPOT", "ADCO", "BASE"}, set(values))
         self.assertEqual(values_of(historic(**THREE)), found[-1])
+
+
+class MeterEdgesTest(MeterCase):
+    def test_an_index_does_not_fall_when_a_small_fall_is_caught_up_with_in_a_leap(self):
+        self.feed(*[historic(base="000001020")] * 3)
+        for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
+            self.feed(historic(base="%09d" % base))
+        for base in (1022, 1024, 1026):
+            self.feed(historic(base="%09d" % base))
+            self.assertLessEqual(1020, self.served("BASE"))
+
+    def test_a_reading_from_before_a_silence_is_not_confirmed_by_an_overload_after_it(
+        self,
+    ):
+        self.feed(*[historic(**THREE)] * 3)
+        self.feed(historic(base="000063215", **THREE))
+        self.now += 60.0
+        self.feed(frame(SHORT), historic(base="000063300", **THREE))
+        self.assertNotEqual(63215, self.served("BASE"))
+
+    def test_short_frames_give_a_reading_no_more_than_their_own_time(self):
+        self.feed(*[historic(**THREE)] * 3)
+        self.feed(historic(base="000063215", **THREE))
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.now += 11.0
+        self.feed(historic(base="000063216", **THREE), step=0.0)
+        self.assertServes(BASE=63207)
+
+    def test_in_overload_a_short_timeout_loses_no_power(self):
+        self.meter = ecolinky.Meter(timeout=5)
+        self.feed(*[historic(papp="05000", **THREE)] * 3)
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.feed(without("PAPP", encoded(historic(**THREE))), step=1.85)
+        self.assertServes(PAPP=5000)
+
+    def test_another_meters_subscription_is_waited_for_too(self):
+        self.feed(*[historic()] * 20)
+        self.now += 60
+        other = historic(ADCO="021728999999", ISOUSC="45")
+        self.feed(*[without("ISOUSC", encoded(other))] * 12)
+        self.assertServesNothing()
+
+    def test_zeros_that_come_each_minute_are_served_at_once(self):
+        for minute in range(10):
+            self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
+            if minute:
+                self.assertServes(PAPP=0)
+            self.feed(*[historic()] * 2)
+
+    def test_a_power_that_comes_and_is_not_believed_is_not_made_of_currents(self):
+        self.feed(*[historic()] * 3)
+        for number in range(40):
+            self.feed(historic(papp="%05d" % (10000 + 9000 * (number % 2))))
+        self.assertServesNothing()
+
+    def test_an_index_is_served_when_the_notice_behind_it_has_ended(self):
+        ejp = [
+            ("ADCO", "027811420827"),
+            ("OPTARIF", "EJP."),
+            ("ISOUSC", "30"),
+            ("EJPHN", "000100000"),
+            ("EJPHPM", "000005000"),
+        ]
+        rest = [
+            ("PTEC", "HN.."),
+            ("IINST", "003"),
+            ("IMAX", "060"),
+            ("PAPP", "00790"),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
+        ]
+        self.feed(*[ejp + [("PEJP", "30")] + rest] * 4)
+        peak = changed(ejp + rest, PTEC="PM..", EJPHPM="000005002")
+        self.feed(*[peak] * 4)
+        self.assertServes(EJPHPM=5002)
+
+    def test_the_last_group_whose_cr_alone_has_come_is_used(self):
+        data = encoded(historic())
+        self.feed(data, data)
+        self.feed(encoded(historic(IINST="007"))[: data.index(b"\nIMAX")])
+        self.meter.disconnected()
+        self.assertServes(IINST=7)
+
+    def test_no_group_is_cut_where_a_stream_without_frames_is(self):
+        decoder = ecolinky.Decoder()
+        data = b"".join(group("BASE", "%09d" % number) for number in range(400))
+        damaged = 0
+        for start in range(0, len(data), 7):
+            damaged += sum(one.damaged for one in decoder.feed(data[start : start + 7]))
+        self.assertEqual(0, damaged)
+
+    def test_the_half_frame_before_the_first_identity_is_no_damage(self):
+        data = encoded(historic()).strip(b"\x02\x03") * 3
+        self.feed(data[30:])
+        self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
+
+    def test_a_stream_without_marks_is_relayed(self):
+        data = encoded(historic()).strip(b"\x02\x03")
+        self.assertEqual(
+            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
+        )
+
+    def test_of_another_meter_nothing_is_relayed_until_all_is_heard(self):
+        other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
+        lossy = without("SMAXSN", without("EAIT", other))
+        sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_of_another_meter_two_whole_frames_are_awaited(self):
+        other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
+        holed = encoded([each for each in other if each[0] != "EAIT"])
+        lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
+        sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_without_an_index_that_is_rarely_read_nothing_is_relayed(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("EAIT", always)
+        for gap in (2, 12):
+            stream = ([always] + [lossy] * gap) * 10
+            sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
+            self.assertEqual(b"", sent, gap)
+
+    def test_half_a_short_frame_is_not_relayed(self):
+        short = frame(SHORT)
+        for number in range(1, len(SHORT)):
+            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
+            for one in relayed_frames(relay_of(stream)):
+                self.assertIn("ADCO", [label for label, _ in one])
+
+    def test_a_label_that_is_read_at_last_is_awaited_for_a_minute(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("PREF", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * len(names), names)
+
+    def test_a_notice_that_a_hole_follows_is_confirmed(self):
+        clean = historic()
+        with_it = clean[:4] + [("PEJP", "30")] + clean[4:]
+        self.feed(*[clean] * 3, with_it, clean, with_it)
+        self.assertServes(PEJP=30)
+
+    def test_the_total_of_a_base_contract_is_east(self):
+        self.feed(
+            *[
+                standard(
+                    NGTF="      BASE      ",
+                    LTARF="      BASE      ",
+                    EAST="000003001",
+                    NTARF="01",
+                )
+            ]
+            * 3
+        )
+        self.assertServes(BASE=3001)
+
+    def test_a_subscription_of_three_phases_is_rounded(self):
+        self.feed(*[standard(PREF="10", IRMS2="002", IRMS3="000", URMS2="231")] * 3)
+        self.assertServes(ISOUSC=17)
+
+    def test_a_short_frame_before_a_whole_one_in_one_chunk(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        stream = [whole] * 3 + [short, whole]
+        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
+
+
+class ReasonsTest(InputCase):
+    def test_the_first_frames_of_a_good_line_have_no_remarks(self):
+        for data in (HC_FRAME, encoded(standard())):
+            self.begin()
+            self.connect()
+            for _ in range(12):
+                self.feed(data)
+                self.assertEqual([], self.snapshot().remarks)
+
+    def test_an_eot_beside_an_etx_is_no_interrupted_frame(self):
+        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
+        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(b"\x04" + damaged))
+
+    def test_a_frame_without_an_etx_is_not_interrupted(self):
+        damaged = re.sub(b".\r", b"~\r", HC_FRAME).strip(b"\x03")
+        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(damaged))
+
+    def test_of_a_meter_that_fell_silent_no_end_is_missing(self):
+        self.connect(*[HC_FRAME] * 20)
+        self.now += 60.0
+        self.lose(ecolinky.LinkError(ecolinky.SILENT))
+        self.assertEqual([], self.snapshot().remarks)
+
+    def test_where_nothing_has_come_nothing_could_be_better(self):
+        self.assertEqual([], self.snapshot().remarks)
+        self.lose(OSError(errno.EHOSTUNREACH, ""))
+        self.assertEqual([], self.snapshot().remarks)
+
+    def test_a_meter_whose_other_groups_are_damaged_is_activated(self):
+        data = HC_FRAME
+        for label, _ in HC[1:]:
+            data = without(label, data)
+        self.connect(*[data] * 20)
+        self.assertIn("abîmés", self.snapshot().reason)
+
+    def test_what_loses_nothing_is_not_why_a_group_is_missing(self):
+        less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
+        eight = less.replace(b"\r", b"\x8d")
+        self.connect(*[eight] * 20)
+        self.assertIn("HCHC", self.snapshot().reason)
+        self.assertIn(ecolinky.NEVER_SENT, self.snapshot().reason)
+
+    def test_an_unknown_contract_without_its_period_is_said_a_little_later(self):
+        data = without("LTARF", encoded(standard(NGTF="   SUPER OFFRE  ")))
+        self.connect(*[data] * 5)
+        self.assertNotIn("SUPER OFFRE", "".join(self.said()))
+        self.feed(*[data] * 10)
+        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
+
+    def test_what_was_wrong_half_an_hour_ago_is_still_said(self):
+        self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
+        self.feed(*[HC_FRAME] * 900)
+        self.assertEqual([ecolinky.READ_AS_8N1], self.snapshot().remarks)
+
+    def test_an_index_that_falls_a_little_for_good_is_warned_of(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.feed(*[frame(changed(HC, HCHC="012345178"))] * 20)
+        self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
+
+    def test_a_leap_after_days_is_warned_of(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.now += 5 * 86400.0
+        self.feed(*[HC_FRAME] * 3)
+        self.feed(*[frame(changed(HC, HCHC="012999999"))] * 20)
+        self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
+
+    def test_a_first_eviction_decides_nothing(self):
+        self.connect(*[HC_FRAME] * 10)
+        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(1, self.snapshot().evictions)
+        self.assertFalse(ecolinky.is_decided(self.snapshot()))
+
+    def test_where_no_label_is_missing_a_second_frame_is(self):
+        self.connect(encoded(standard()))
+        snapshot = self.snapshot()
+        snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
+        self.assertIn(
+            "il manque une seconde trame", ecolinky.judge("t", snapshot)[-1].text
+        )
+
+
+class PortsTest(EspCase):
+    def ports(self, port, address="127.0.0.1", login=("", "")):
+        return ecolinky.ports_of_ecolinky(
+            ecolinky.HttpSettings(address, port, 4001, *login)
+        )
+
+    def test_another_address(self):
+        with mock.patch.object(
+            ecolinky, "HTTPConnection", side_effect=OSError
+        ) as asked:
+            for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
+                self.ports(4000, address)
+                self.assertEqual(host, asked.call_args[0][0])
+
+    def test_another_program_on_the_port_is_none_of_ours(self):
+        head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
+        for answer in (
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            head % (b"404 Not Found", b"nginx"),
+            head % (b"200 OK", b"nginx"),
+            head % (b"200 OK", b"ecolinky/1.2.0") + b"no JSON",
+        ):
+            self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
+
+    def test_an_ecolinky_with_another_password_is_one(self):
+        with running_server(self.store, "a:b") as port:
+            with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
+                self.assertEqual({port}, self.ports(port, login=("a", "c")))
+
+    def test_its_relay_is_its_own(self):
+        store = ecolinky.Store()
+        publish(store, 1, live())
+        with running_server(store) as port:
+            self.assertEqual({port, 4001, 8889}, self.ports(port))
+
+
+class WrongPasswordsTest(HttpCase):
+    LOGIN = "domoticz:s3cret"
+
+    def test_two_spaces(self):
+        publish(self.store, 1, live())
+        headers = basic(self.LOGIN)
+        headers["Authorization"] = headers["Authorization"].replace(" ", "  ")
+        self.assertEqual(200, ask(self.port, "/", headers=headers).status)
+
+    def test_each_of_many_wrong_passwords_in_turn_is_answered(self):
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
+            for _ in range(20):
+                self.assertEqual(401, ask(self.port, "/", headers=basic("a:b")).status)
+
+    def test_sixteen_wait_and_the_next_is_cut_off(self):
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        waits, go = threading.Semaphore(0), threading.Event()
+
+        def sleep(_):
+            waits.release()
+            go.wait(5)
+
+        wrong = basic("a:b")["Authorization"].encode()
+        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
+        with mock.patch("ecolinky.time.sleep", sleep), contextlib.ExitStack() as stack:
+            stack.callback(go.set)
+            for _ in range(16):
+                client = socket.create_connection(("127.0.0.1", self.port), 5)
+                stack.enter_context(client)
+                client.sendall(request)
+                self.assertTrue(waits.acquire(timeout=2))
+            client = socket.create_connection(("127.0.0.1", self.port), 2)
+            stack.enter_context(client)
+            client.sendall(request)
+            self.assertEqual(b"", client.recv(1))
+
+
+class TimeoutSettingTest(unittest.TestCase):
+    def test_a_timeout_is_five_seconds_at_least(self):
+        text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
+        for seconds in ("1", "4.9"):
+            with self.assertRaises(ecolinky.ConfigError):
+                ecolinky.parse_settings(text % seconds)
+        self.assertEqual(5.0, ecolinky.parse_settings(text % "5").teleinfo1.timeout)
+
+
+class LinesOfTheLogTest(InputCase):
+    def test_an_easf_that_never_comes_is_named(self):
+        self.connect(*[without("EASF03", encoded(standard()))] * 20)
+        self.assertIn("manquent (EASF03)", self.snapshot().reason)
+
+    def test_an_unknown_contract_with_its_period_is_said_at_once(self):
+        self.connect(*[encoded(standard(NGTF="   SUPER OFFRE  "))] * 4)
+        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
+
+    def test_the_phases_that_never_come_are_one_line_an_hour(self):
+        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+        two = without("IRMS2", encoded(groups))
+        self.connect(*[encoded(groups)] * 3, *[two] * 30)
+        self.feed(*[without("IRMS1", two)] * 30)
+        self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
+
+    def test_a_line_of_the_log_is_a_thousand_characters_at_most(self):
+        with tempfile.TemporaryFile("w+") as file, mock.patch("sys.stderr", file):
+            record = logging.LogRecord("x", logging.INFO, "", 0, "x" * 5000, None, None)
+            with mock.patch("ecolinky.select.select", return_value=([], [file], [])):
+                ecolinky.LogHandler().emit(record)
+            file.seek(0)
+            self.assertEqual(1001, len(file.read()))
+
+
+class HalfFramesTest(MeterCase):
+    def test_an_alert_ends_with_two_whole_frames_though_the_first_ends_elsewhere(self):
+        with_it = historic(ADPS="031")
+        self.feed(*[with_it] * 3)
+        clean = historic() + [("PPOT", "00")]
+        self.feed(clean, clean)
+        self.assertServes(ADPS=0)
+
+    def test_half_a_frame_is_no_whole_one_to_the_relay(self):
+        labels = [each[0] for each in standard()]
+        lossy = without("PCOUP", encoded(standard()))
+        halves = split_at(labels.index("SINSTS"), lossy)
+        self.assertEqual(b"", relay_of([halves] * 10))
 
 
 class DiscoveryTest(unittest.TestCase):
