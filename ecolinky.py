@@ -1179,7 +1179,7 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
-    """Return the PTEC of a standard-mode meter, None where it is not told.
+    """Return the PTEC of a standard-mode meter, None where nothing says it.
 
     Where the contract's numbering is known the running index tells it, so that the
     period is the one whose index grows: LTARF has been seen stale.
@@ -1391,12 +1391,13 @@ class Meter:
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._complete(fields, labels, now)
-        missing = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
-        if not missing:
+        unknown = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
+        if not unknown:
             injection = translate_injection(fields, labels)
             return View(mode, labels, fields, [], injection)
+        missing = unknown
         if mode == STANDARD:
-            missing = missing_labels(missing, labels)
+            missing = missing_labels(unknown, labels)
         # A label can be there and tell nothing: a period of another contract.
         missing = [label for label in missing if label not in labels]
         if mode == STANDARD and not missing and not is_total_right(labels):
@@ -1490,7 +1491,6 @@ UNBALANCED = (
     "la somme des index (EASF) n'est pas le total (EAST), un groupe est faux, vérifier"
     " l'optocoupleur et, dans ESPEasy, RX buffer size à 2048"
 )
-CAUSES_OF_LOSS = (REPLACED, CUT_SHORT, OFTEN_DAMAGED)
 INCOMPLETE = "des groupes manquent (%s), %s"
 TO_BE_CONFIRMED = "des trames arrivent, leurs valeurs attendent confirmation"
 BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
@@ -1608,18 +1608,26 @@ def ends_are_missing(labels: Labels) -> bool:
     return "MOTDETAT" not in labels and "PPOT" not in labels
 
 
+def cause_of_loss(counts: Counts, labels: Labels) -> str:
+    """Return why many groups are lost, and what to do; empty where few are.
+
+    One cause alone: each of them would look like the next ones, too.
+    """
+    if counts.spaces_replaced:
+        return REPLACED
+    is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
+    is_one_of_each = counts.damaged <= counts.frames  # a cut goes through one group
+    if is_cut and is_one_of_each and counts.frames > A_FEW:
+        return CUT_SHORT
+    return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ""
+
+
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
-    is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
-    is_cut = is_cut and counts.frames > A_FEW
-    # One cause of loss alone: each of them would look like the next ones, too.
-    if counts.spaces_replaced:
-        remarks.append(REPLACED)
-    elif is_cut and counts.damaged <= counts.frames:  # one group of each frame is cut
-        remarks.append(CUT_SHORT)
-    elif counts.damaged > MUCH_DAMAGE * counts.groups:
-        remarks.append(OFTEN_DAMAGED)
+    cause = cause_of_loss(counts, labels)
+    if cause:
+        remarks.append(cause)
     if counts.eight_bits:
         remarks.append(READ_AS_8N1)
     if counts.esp_log:
@@ -1645,10 +1653,10 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> str:
         return UNBALANCED
     # None is missing where all are there and tell no period.
     missing = ", ".join(view.missing) or "une période connue"
-    causes = [each for each in remarks_on(counts, labels) if each in CAUSES_OF_LOSS]
-    if not causes:
-        causes = [OFTEN_DAMAGED if counts.damaged else NEVER_SENT]
-    return INCOMPLETE % (missing, causes[0])
+    cause = cause_of_loss(counts, labels)
+    if not cause:
+        cause = OFTEN_DAMAGED if counts.damaged else NEVER_SENT
+    return INCOMPLETE % (missing, cause)
 
 
 def is_identity_alone(labels: Labels) -> bool:
@@ -2029,7 +2037,8 @@ class Input:
         has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
         if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
             self.notices.unknown_contract(self.view.labels)
-        if has_had_time and CUT_SHORT in self._remarks():
+        cause = cause_of_loss(self._last_hour.counts(), self.view.labels)
+        if has_had_time and cause == CUT_SHORT:
             self.notices.warn(CUT_SHORT, CUT_SHORT, now)
         unknown = unknown_currents(self.view.labels)
         if has_had_time and unknown:
@@ -2356,42 +2365,40 @@ def describe_input(
 ) -> Fields:
     """Return what /ecolinky.json says of one input."""
     view = snapshot.view_at(now)
-    description: Fields = {
+    fields = view.fields
+    age = None
+    if snapshot.time > -math.inf:
+        age = round(now - snapshot.time, 1)
+    state = STALE if snapshot.ever_served else "waiting"
+    return {
         "input": number,
         "source": snapshot.source,
-        "state": STALE if snapshot.ever_served else "waiting",
+        "state": state if fields is None else LIVE,
         "reason": french(snapshot.reason),
         "remarks": [french(remark) for remark in snapshot.remarks],
-        "age": None,
+        "age": age,
         "mode": view.mode,
-        "phases": None,
+        "phases": None if fields is None else phase_count(fields),
         "labels": view.labels,
-        "fields": view.fields,
+        "fields": fields,
         "injection": view.injection,
-        "tariff": None,
+        "tariff": None if fields is None else describe_tariff(fields),
         "counters": snapshot.counters,
         "relay_port": relay_port,
-        "last": None,
+        "last": describe_last(snapshot, now) if fields is None else None,
         "history": {
             "step": History.STEP,
             "age": round(now - snapshot.history_end, 1),
             "power": snapshot.history,
         },
     }
-    if snapshot.time > -math.inf:
-        description["age"] = round(now - snapshot.time, 1)
-    if view.fields is not None:
-        description["state"] = LIVE
-        description["phases"] = phase_count(view.fields)
-        description["tariff"] = describe_tariff(view.fields)
-    elif snapshot.last_view.fields is not None:
-        description["last"] = describe_last(snapshot, now)
-    return description
 
 
-def describe_last(snapshot: Snapshot, now: float) -> Fields:
-    """Return what was known when values were served last."""
-    fields = snapshot.last_view.fields or EMPTY
+def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
+    """Return what was known when values were served last, None if none ever were."""
+    fields = snapshot.last_view.fields
+    if fields is None:
+        return None
     return {
         "age": round(now - snapshot.last_time, 1),
         "phases": phase_count(fields),
