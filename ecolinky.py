@@ -691,36 +691,38 @@ class Guard:
         self, known: Knowledge, group: Group, frame: Frame, now: float
     ) -> None:
         """Take a group that says something else than before."""
-        if group.label in MOVING or (known.is_power and self._fits(known, group, now)):
+        if group.label in MOVING:
             known.trust(group, now)
+            return
+        if known.is_power and self._take_power(known, group, now):
             return
         is_refused = False
         if known.is_index:
-            is_refused = _may_be_spliced(known, group.label, frame, now)
+            is_refused = not _take_follower(known, group.label, frame, now)
             if group.label in BALANCE and not _is_balanced(frame.groups):
                 is_refused = True
                 self.unbalanced_time = now
         if is_refused or not known.hear(group, now):
             self.implausible += 1
 
-    def _fits(self, known: Knowledge, power: Group, now: float) -> bool:
-        """Return whether a power is that of the last seconds' currents; of none: 0.
+    def _take_power(self, known: Knowledge, power: Group, now: float) -> bool:
+        """Trust a power that fits the last seconds' currents; return whether it does.
 
         A house that injects has a power of 0 beside a current.  Panels and load can
-        pulse, so a second 0 need not be the next reading.
+        pulse, so a second 0 is trusted, though it is not the next reading.
         """
         amperes = []
         for label in CURRENTS.intersection(self.labels):
             current = self.labels[label]
             if current.group is not None and now - current.time <= CURRENT_LASTS:
                 amperes.append(int(current.group.data))
-        if is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes)):
-            return True
-        if int(power.data) > 0:
-            return False
-        has_been_zero = now - known.zero_time <= FORGET_AFTER
-        known.zero_time = now
-        return has_been_zero
+        fits = is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
+        if not fits and int(power.data) == 0:
+            fits = now - known.zero_time <= FORGET_AFTER
+            known.zero_time = now
+        if fits:
+            known.trust(power, now)
+        return fits
 
     def _take_order(self, frame: Frame, now: float) -> None:
         """Learn from a frame which labels the meter sends, and in which order.
@@ -756,7 +758,7 @@ class Guard:
         if labels != self._last_whole:
             self._learn_order(self._last_whole)
             for label in INDEXES.intersection(labels):
-                _may_be_spliced(self.labels[label], label, frame, now)  # it learns
+                _take_follower(self.labels[label], label, frame, now)
         for label in PASSING:
             known = self.labels.get(label)
             if known is None or label in labels:
@@ -856,23 +858,23 @@ def _is_short(frame: Frame) -> bool:
     return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
 
 
-def _may_be_spliced(known: Knowledge, label: str, frame: Frame, now: float) -> bool:
-    """Return whether an index may be the head of one group and the tail of another.
+def _take_follower(known: Knowledge, label: str, frame: Frame, now: float) -> bool:
+    """Learn which label always stands behind an index; return whether it does here.
 
-    A buffer that is full loses the bytes in between, in each frame the same ones.  They
-    leave no damage, but with them goes the label that always stands behind the index.
-    Learn that label; forget what was trusted while another one seemed to be it.
+    Else the index may be the head of one group and the tail of another: a buffer that
+    is full loses the bytes in between, in each frame the same ones, and with them the
+    label behind the index.  That leaves no damage.
     """
     follower = frame.follower(label)
     if not follower or follower in PASSING:
-        return False
+        return True
     is_gone = bool(known.follower) and known.follower not in frame.groups
     if is_gone and now - known.last_heard() <= FORGET_AFTER:
-        return True
+        return False
     if known.follower and not is_gone and follower != known.follower:
-        known.forget()  # a label stands in between that was lost until now
+        known.forget()  # trusted while this label, which stands in between, was lost
     known.follower = follower
-    return False
+    return True
 
 
 def _is_balanced(groups: dict[str, Group]) -> bool:
