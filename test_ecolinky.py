@@ -4283,7 +4283,10 @@ class ProgramTest(ProgramCase):
                 process.terminate()
                 self.assertIn(b"ecolinky s'arr", process.stdout.readline())
                 process.send_signal(number)
-                self.assertEqual(0, process.wait(10))
+                try:
+                    self.assertEqual(-number, process.wait(20))
+                finally:
+                    process.kill()
 
     @unittest.skipUnless(PRCTL, "Linux only")
     def test_tests_that_are_cut_short_leave_no_program_behind(self):
