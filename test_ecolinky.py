@@ -1801,13 +1801,28 @@ class Guard(MeterCase):
         self.feed(historic(papp="05100"))
         self.assertServes(PAPP=5100)  # of two that are near it is the second
 
+    def test_a_single_phase_meter_counts_its_power_in_tens(self):
+        for groups, is_taken in (
+            (lambda power: historic(papp=power, IINST="008"), False),
+            (lambda power: historic(papp=power, **THREE), True),
+            (lambda power: standard(SINSTS=power, IRMS1="008"), True),
+        ):
+            for last_digit in range(1, 10):
+                power = 1900 + last_digit
+                with self.subTest(frame=groups("00000")[0], power=power):
+                    self.afresh(*[groups("01900")] * 3)
+                    self.feed(groups("%05d" % power))
+                    self.assertServes(PAPP=power if is_taken else 1900)
+                    self.feed(groups("%05d" % power))
+                    self.assertServes(PAPP=power)  # said twice
+
     def test_a_house_whose_panels_and_load_pulse_has_its_mean_power(self):
         rng = random.Random(3)
         for pulses in ((1, 1), (2, 1), (1, 2), (3, 1), (3, 3)):
             served, sent = [], []
             self.afresh(*[historic(papp="00790")] * 3)
             for _ in range(200):
-                drawing = ["%05d" % (1150 + rng.randrange(100))] * pulses[0]
+                drawing = ["%05d" % (1150 + 10 * rng.randrange(10))] * pulses[0]
                 for power in drawing + ["00000"] * pulses[1]:
                     self.feed(historic(papp=power, IINST="005"))
                     served.append(self.served("PAPP"))
