@@ -281,6 +281,10 @@ class Counts(NamedTuple):
         """Return what has been counted since then."""
         return Counts(*[now - then for now, then in zip(self, before)])
 
+    def lost(self) -> int:
+        """Return the damaged groups in percent of all; a single one is 1 % at least."""
+        return math.ceil(100 * self.damaged / max(1, self.groups + self.damaged))
+
 
 NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 
@@ -968,6 +972,12 @@ def tariff_of(option: str) -> Tariff | None:
     return None
 
 
+def indexes_of(fields: Fields) -> Fields:
+    """Return the indexes of the tariff, Wh, by tag."""
+    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    return {tag: fields[tag] for tag in tariff.indexes()}
+
+
 def name_of_tariff(fields: Fields) -> str:
     """Return what the user reads of a tariff: its name, and its OPTARIF."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
@@ -1435,69 +1445,157 @@ class Meter:
 
 ######## Diagnosis: every word about a link, and when it is said #######################
 
-AWAY = "éteint, hors Wi-Fi ou à une autre adresse, vérifier l'ESP et host"
-NOT_YET_CONNECTED = "pas encore de connexion"
-UNKNOWN_NAME = "nom inconnu sur ce réseau, mettre l'adresse IP"
-CUT_BY_ESP = (
-    "l'ESP a coupé la connexion, un autre programme le lit peut-être, sinon vérifier"
-    " son alimentation"
+# The stations on the way of a value, of which a reason names the one to look at.
+LINKY = "linky"
+ESP = "esp"
+ECOLINKY = "ecolinky"
+NO_STATION = ""  # nothing is wrong: it only takes some seconds
+
+
+class Reason(NamedTuple):
+    """Why nothing is served, or what could be better."""
+
+    station: str
+    cause: str  # a sentence without its capital and its full stop
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return the reason as the log has it."""
+        return self.cause + (", " + self.remedy if self.remedy else "")
+
+
+ALL_WELL = Reason(NO_STATION, "")
+NOT_YET_CONNECTED = Reason(NO_STATION, "ecolinky se connecte à l'ESP")
+TO_BE_CONFIRMED = Reason(
+    NO_STATION, "des trames arrivent, leurs valeurs attendent confirmation"
 )
-EVICTED = "l'ESP ferme chaque connexion, un autre programme le lit, l'arrêter"
-NO_BYTE = (
-    "connecté, mais aucun octet, vérifier port, mettre RX Receive Timeout à 0 dans"
-    " ESPEasy, puis vérifier la broche et les fils"
+
+# The connection.
+AWAY = Reason(
+    ESP,
+    "l'ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
+    "vérifier l'ESP et host",
 )
-SILENT = "plus aucun octet, vérifier l'alimentation de l'ESP et son Wi-Fi"
-FLOODED = "64 Kio sans un groupe valable, connexion fermée (%s)"
-NO_INTACT_GROUP = "aucun groupe intact, vérifier la vitesse, 7E1, puis le montage"
-GIVEN_UP = (
-    "le compteur interrompt chacune de ses trames (EOT), si cela dure appeler Enedis"
+NOTHING_LISTENS = Reason(
+    ESP,
+    "l'ESP répond, mais rien n'écoute sur ce port",
+    "vérifier port et le Serial Server d'ESPEasy",
 )
-NO_IDENTITY = (
-    "le numéro du compteur (ADCO, ADSC) n'arrive jamais intact, vérifier l'optocoupleur"
-    " et ses résistances"
+UNKNOWN_NAME = Reason(
+    ESP, "le nom de l'ESP est inconnu sur ce réseau", "mettre son adresse IP"
 )
-NOT_ACTIVATED = (
-    "le compteur n'envoie que son numéro, sa TIC n'est pas activée, appeler Enedis ou"
-    " le fournisseur"
+CUT_BY_ESP = Reason(
+    ESP,
+    "l'ESP a coupé la connexion",
+    "un autre programme le lit peut-être, sinon vérifier son alimentation",
 )
-REPLACED = (
-    "espaces ou fins de ligne remplacés, dans ESPEasy vider Replace spaces et Replace"
-    " newlines"
+EVICTED = Reason(
+    ESP,
+    "un autre programme lit l'ESP, qui ferme chaque connexion",
+    "arrêter cet autre programme",
 )
-TELNET = "cela ressemble à telnet, régler le serveur série en TCP brut (raw)"
-STUCK = (
-    "ligne inversée ou bloquée (toujours le même octet), échanger les broches 3 et 4 de"
-    " l'optocoupleur, vérifier G, 3V3 et la broche"
+NO_BYTE = Reason(
+    ESP,
+    "l'ESP est connecté, mais aucun octet n'en vient",
+    "vérifier port, mettre RX Receive Timeout à 0 dans ESPEasy, puis vérifier la broche"
+    " et les fils",
 )
-NOISE = (
-    "du bruit, changer la vitesse (1200 en historique, 9600 en standard), puis vérifier"
-    " l'optocoupleur"
+SILENT = Reason(
+    ESP,
+    "plus aucun octet ne vient de l'ESP",
+    "vérifier son alimentation et son Wi-Fi",
 )
-ABOVE_36_KVA = "un compteur de plus de 36 kVA (PME-PMI, Jaune), ecolinky ne le lit pas"
-NOT_TIC = "du texte, mais pas de TIC, couper le journal série de l'ESP, vérifier port"
-OFTEN_DAMAGED = "beaucoup de groupes abîmés, vérifier l'optocoupleur et ses résistances"
-NEVER_SENT = (
-    "aucun n'est abîmé, l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne"
-    " les envoie pas"
+OFFLINE = Reason(
+    ECOLINKY,
+    "la machine d'ecolinky n'est pas sur le réseau",
+    "vérifier son Wi-Fi",
 )
-CUT_SHORT = (
-    "la fin des trames manque, dans ESPEasy mettre RX Receive Timeout à 0, RX buffer"
-    " size à 2048"
+
+# Bytes that are no TIC.
+NO_INTACT_GROUP = Reason(
+    LINKY,
+    "aucun groupe n'arrive intact",
+    "vérifier la vitesse, 7E1, puis le montage",
 )
-READ_AS_8N1 = "l'ESP lit en 8N1, le mettre en 7E1 (rien n'est perdu)"
-ESP_LOGS = "le journal de l'ESP s'y mêle, Serial Log Level sur None"
+GIVEN_UP = Reason(
+    LINKY,
+    "le compteur interrompt chacune de ses trames (EOT)",
+    "si cela dure appeler Enedis",
+)
+REPLACED = Reason(
+    ESP,
+    "l'ESP remplace des espaces ou des fins de ligne",
+    "dans ESPEasy vider Replace spaces et Replace newlines",
+)
+TELNET = Reason(
+    ESP,
+    "l'ESP semble parler telnet",
+    "régler le serveur série en TCP brut (raw)",
+)
+STUCK = Reason(
+    LINKY,
+    "la ligne est inversée ou bloquée (toujours le même octet)",
+    "échanger les broches 3 et 4 de l'optocoupleur, vérifier G, 3V3 et la broche",
+)
+NOISE = Reason(
+    LINKY,
+    "du bruit arrive au lieu de la TIC",
+    "changer la vitesse (1200 en historique, 9600 en standard), puis vérifier"
+    " l'optocoupleur",
+)
+ABOVE_36_KVA = Reason(
+    LINKY,
+    "c'est un compteur de plus de 36 kVA (PME-PMI, Jaune)",
+    "ecolinky ne le lit pas",
+)
+NOT_TIC = Reason(
+    ESP,
+    "du texte arrive, mais pas de TIC",
+    "couper le journal série de l'ESP, vérifier port",
+)
+
+# Groups that are missing or damaged.
+NO_IDENTITY = Reason(
+    LINKY,
+    "le numéro du compteur (ADCO, ADSC) n'arrive jamais intact",
+    "vérifier l'optocoupleur et ses résistances",
+)
+NOT_ACTIVATED = Reason(
+    LINKY,
+    "le compteur n'envoie que son numéro, sa TIC n'est pas activée",
+    "appeler Enedis ou le fournisseur",
+)
+OFTEN_DAMAGED = Reason(
+    LINKY,
+    "beaucoup de groupes sont abîmés",
+    "vérifier l'optocoupleur et ses résistances",
+)
+NEVER_SENT = Reason(
+    ESP,
+    "aucun n'est abîmé",
+    "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
+)
+CUT_SHORT = Reason(
+    ESP,
+    "la fin des trames manque",
+    "dans ESPEasy mettre RX Receive Timeout à 0, RX buffer size à 2048",
+)
+UNBALANCED = Reason(
+    LINKY,
+    "la somme des index (EASF) n'est pas le total (EAST), un groupe est faux",
+    "vérifier l'optocoupleur et, dans ESPEasy, RX buffer size à 2048",
+)
+READ_AS_8N1 = Reason(ESP, "l'ESP lit en 8N1", "le mettre en 7E1 (rien n'est perdu)")
+ESP_LOGS = Reason(
+    ESP, "le journal de l'ESP se mêle à la TIC", "mettre Serial Log Level sur None"
+)
+INCOMPLETE = "des groupes manquent (%s), %s"
 UNKNOWN_CONTRACT = (
     "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
     " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
 )
 PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
-UNBALANCED = (
-    "la somme des index (EASF) n'est pas le total (EAST), un groupe est faux, vérifier"
-    " l'optocoupleur et, dans ESPEasy, RX buffer size à 2048"
-)
-INCOMPLETE = "des groupes manquent (%s), %s"
-TO_BE_CONFIRMED = "des trames arrivent, leurs valeurs attendent confirmation"
+
 BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
 NOT_OUR_ADDRESS_YET = (
     "[http] address %s n'est pas encore une adresse de cette machine, nouvel essai"
@@ -1521,12 +1619,14 @@ DOES_NOT_INJECT = (
     "injection = yes, mais ce compteur n'envoie pas EAIT, rien n'est transmis sur"
     " second_port"
 )
-SYSTEM_ERRORS = {
-    errno.ECONNREFUSED: "allumé, mais rien n'écoute sur ce port, vérifier port et le"
-    " Serial Server d'ESPEasy",
+LINK_ERRORS = {
+    errno.ECONNREFUSED: NOTHING_LISTENS,
     errno.ECONNRESET: CUT_BY_ESP,
     errno.EHOSTUNREACH: AWAY,
-    errno.ENETUNREACH: "cette machine n'est pas sur le réseau, vérifier son Wi-Fi",
+    errno.ENETUNREACH: OFFLINE,
+}
+# Of this machine's ports and files.
+SYSTEM_ERRORS = {
     errno.EADDRINUSE: "déjà pris",
     errno.EACCES: "interdit",
     errno.EADDRNOTAVAIL: "cette adresse n'est pas celle de cette machine",
@@ -1563,14 +1663,18 @@ def french(text: str) -> str:
 
 
 class LinkError(Exception):
-    """What ended a connection, in the user's words."""
+    """What ended a connection."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class ClosedByEsp(LinkError):
     """The ESP8266 closed the connection, as it does when another client comes."""
 
 
-def diagnose(sample: bytes) -> str:
+def diagnose(sample: bytes) -> Reason:
     """Return what bytes without a valid group, at least one, look like; what to do."""
     text = sample.translate(DROP_PARITY_BIT)  # that of 8N1, too
     if LABEL_ABOVE_36_KVA.search(text):
@@ -1589,17 +1693,23 @@ def diagnose(sample: bytes) -> str:
     return NOISE if characters < MOSTLY_TEXT * len(sample) else NOT_TIC
 
 
-def reason_of(error: Exception) -> str:
-    """Return in the user's words what went wrong."""
+def reason_of(error: Exception) -> Reason:
+    """Return why a connection ended, or did not begin."""
     if isinstance(error, LinkError):
-        return str(error)
+        return error.reason
     if isinstance(error, socket.gaierror):
         return UNKNOWN_NAME
     if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
     if isinstance(error, OSError):
-        return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
-    return BUG % error
+        other = Reason(ESP, f"la connexion échoue ({words_of(error)})")
+        return LINK_ERRORS.get(error.errno or 0, other)
+    return Reason(ECOLINKY, BUG % error)
+
+
+def words_of(error: OSError) -> str:
+    """Return in French what is wrong with a port or a file of this machine."""
+    return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
 
 
 def ends_are_missing(labels: Labels) -> bool:
@@ -1613,8 +1723,8 @@ def ends_are_missing(labels: Labels) -> bool:
     return "MOTDETAT" not in labels and "PPOT" not in labels
 
 
-def cause_of_loss(counts: Counts, labels: Labels) -> str:
-    """Return why many groups are lost, and what to do; empty where few are.
+def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
+    """Return why many groups are lost, and what to do; ALL_WELL where few are.
 
     One cause alone: each of them would look like the next ones, too.
     """
@@ -1624,19 +1734,19 @@ def cause_of_loss(counts: Counts, labels: Labels) -> str:
     is_one_of_each = counts.damaged <= counts.frames  # a cut goes through one group
     if is_cut and is_one_of_each and counts.frames > A_FEW:
         return CUT_SHORT
-    return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ""
+    return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ALL_WELL
 
 
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     """Return what could be better, though groups come; the most urgent first."""
     remarks = []
     cause = cause_of_loss(counts, labels)
-    if cause:
-        remarks.append(cause)
+    if cause != ALL_WELL:
+        remarks.append(str(cause))
     if counts.eight_bits:
-        remarks.append(READ_AS_8N1)
+        remarks.append(str(READ_AS_8N1))
     if counts.esp_log:
-        remarks.append(ESP_LOGS)
+        remarks.append(str(ESP_LOGS))
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
     unknown_phases = unknown_currents(labels)
@@ -1645,7 +1755,7 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     return remarks
 
 
-def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> str:
+def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     """Return why the groups of a meter are not all that is needed.
 
     is_unbalanced: the EASF of a frame of late were not its EAST.
@@ -1658,10 +1768,10 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> str:
         return UNBALANCED
     # None is missing where all are there and tell no period.
     missing = ", ".join(view.missing) or "une période connue"
-    cause = cause_of_loss(counts, labels)
-    if not cause:
-        cause = OFTEN_DAMAGED if counts.damaged else NEVER_SENT
-    return INCOMPLETE % (missing, cause)
+    loss = cause_of_loss(counts, labels)
+    if loss == ALL_WELL:
+        loss = OFTEN_DAMAGED if counts.damaged else NEVER_SENT
+    return loss._replace(cause=INCOMPLETE % (missing, loss.cause))
 
 
 def is_identity_alone(labels: Labels) -> bool:
@@ -1717,13 +1827,14 @@ class Snapshot(NamedTuple):
     shows_injection: bool  # input 2 shows what this meter injects
     last_view: View  # the last one that was served, or else the first
     last_time: float  # when that was; -inf: never
-    reason: str  # what is wrong with the link; empty while all is well
+    reason: Reason  # why nothing is served; ALL_WELL while values are
     ever_served: bool
     evictions: int  # connections in a row that the ESP ended soon
     remarks: list[str]  # what could be better
     counters: Fields  # since the start, as /ecolinky.json has them
-    history: tuple[int | None, ...]  # mean VA of each minute, None without power
-    history_end: float  # when the last of these minutes was over
+    minutes: tuple[Minute, ...]  # of the last 24 hours
+    running_minute: int  # the number of the one after them
+    today: DayEnergy | None  # None until values are served
 
     def view_at(self, now: float) -> View:
         """Return the view while it is fresh, afterwards one of nothing."""
@@ -1732,64 +1843,113 @@ class Snapshot(NamedTuple):
         return View(self.view.mode, {}, None, [], None)
 
 
+class Minute(NamedTuple):
+    """A minute that is over."""
+
+    power: int | None  # mean VA, below 0 where the house injected; None: not known
+    is_cheap: bool  # its last power was drawn in cheap hours
+    lost: int  # percent of its groups
+    counts: Counts  # of the decoder, at its end
+
+
 class History:
-    """The mean power of each minute of the last eight hours."""
+    """The last 24 hours, minute by minute.
+
+    A minute has a number, that of the clock which `now` is of: the page asks for those
+    that it does not have yet.
+    """
 
     STEP = 60  # seconds
-    STEPS = 480
+    STEPS = 1440
 
     def __init__(self, now: float) -> None:
-        self._means: deque[int | None] = deque(maxlen=self.STEPS)
-        self._minute = now // self.STEP  # the one that is being filled
-        self._powers: list[int] = []  # of that minute
+        self.running = int(now // self.STEP)  # the number of the minute that is filled
+        self._minutes: deque[Minute] = deque(maxlen=self.STEPS)
+        self._powers: list[int] = []  # of the running minute
+        self._is_cheap = False
+        self._counts = NO_COUNTS  # of the decoder, now
+        self._counts_before = NO_COUNTS  # when the running minute began
 
-    def add(self, power: int, now: float) -> None:
-        """Take a power of now."""
+    def count(self, counts: Counts, now: float) -> None:
+        """Note what a decoder has counted until now."""
+        self._close_minutes(now)
+        self._counts = counts
+
+    def add(self, power: int, is_cheap: bool, now: float) -> None:
+        """Take a power of now, VA, below 0 if it is injected."""
         self._close_minutes(now)
         self._powers.append(power)
+        self._is_cheap = is_cheap
 
-    def means(self, now: float) -> tuple[int | None, ...]:
-        """Return the means of the minutes that are over."""
+    def minutes(self, now: float) -> tuple[Minute, ...]:
+        """Return the minutes that are over."""
         self._close_minutes(now)
-        return tuple(self._means)
+        return tuple(self._minutes)
 
-    def end(self) -> float:
-        """Return when the last minute was over."""
-        return self._minute * self.STEP
+    def last_hour(self) -> Counts:
+        """Return what was counted in the last hour: a link can have been mended."""
+        hour = 3600 // self.STEP
+        if len(self._minutes) < hour:
+            return self._counts
+        return self._counts.since(self._minutes[-hour].counts)
 
     def _close_minutes(self, now: float) -> None:
-        while self._minute < now // self.STEP:
+        while self.running < now // self.STEP:
             mean = None
             if self._powers:
                 mean = round(sum(self._powers) / len(self._powers))
-            self._means.append(mean)
+            lost = self._counts.since(self._counts_before).lost()
+            self._minutes.append(Minute(mean, self._is_cheap, lost, self._counts))
             self._powers = []
-            self._minute += 1
+            self._counts_before = self._counts
+            self.running += 1
 
 
-class LastHour:
-    """What a decoder has counted in the last hour: a link can have been mended."""
+class DayEnergy(NamedTuple):
+    """What a meter has counted today."""
 
-    STEP = 60  # seconds
-    STEPS = 60
+    since: str  # "14:20"; empty: since midnight
+    energy: Fields  # Wh of each index, by its tag
+
+
+class Day:
+    """Counts the energy of a day, from the indexes alone."""
+
+    LONGEST_GAP = 60.0  # seconds over midnight in which a meter counts next to nothing
 
     def __init__(self) -> None:
-        self._counts = NO_COUNTS
-        # Of the start of each minute, the oldest first.
-        self._starts = deque([NO_COUNTS], maxlen=self.STEPS)
-        self._minute = -math.inf
+        self._meter = ""  # its identity and tariff
+        self._date = ""
+        self._since = ""
+        self._first: Fields = {}  # the indexes at that time
+        self._last: Fields = {}
+        self._last_time = -math.inf
 
-    def take(self, counts: Counts, now: float) -> None:
-        """Note what has been counted until now."""
-        minute = now // self.STEP
-        if minute > self._minute:
-            self._minute = minute
-            self._starts.append(self._counts)
-        self._counts = counts
+    def take(self, meter: str, indexes: Fields, wall: float) -> DayEnergy:
+        """Take indexes of a meter, Wh, by tag, at a time since the epoch."""
+        local = time.localtime(wall)
+        date = time.strftime("%Y-%m-%d", local)
+        gap = wall - self._last_time
+        is_same = meter == self._meter and not leaps(self._last, indexes, gap)
+        if not is_same or date != self._date:
+            is_midnight = is_same and 0 <= gap <= self.LONGEST_GAP
+            self._first = self._last if is_midnight else indexes
+            self._since = "" if is_midnight else time.strftime("%H:%M", local)
+            self._meter = meter
+            self._date = date
+        self._last = indexes
+        self._last_time = wall
+        energy = {tag: index - self._first[tag] for tag, index in indexes.items()}
+        return DayEnergy(self._since, energy)
 
-    def counts(self) -> Counts:
-        """Return what was counted in the last hour."""
-        return self._counts.since(self._starts[0])
+
+def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
+    """Return the tags whose index has fallen, or grown more than a meter counts.
+
+    The meter was replaced under its number, or its supplier has set an index.
+    """
+    most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
+    return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
 
 
 class Link:
@@ -1826,7 +1986,7 @@ class Link:
         self.sample = (self.sample + data)[-self.SAMPLE :]
         self._senseless += len(data)
         if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
-            raise LinkError(FLOODED % diagnose(self.sample))
+            raise LinkError(diagnose(self.sample))
 
     def is_overdue(self, patience: float, now: float) -> bool:
         """Return whether to say that no valid group comes; not again for a while."""
@@ -1902,15 +2062,10 @@ class Notices:
         self.ever_served = True
 
     def indexes(self, indexes: Fields, now: float) -> None:
-        """Say which index, by tag, has fallen, or has grown more than a meter counts.
-
-        The meter was replaced under its number, or its supplier has set an index.
-        """
-        possible = WH_PER_SECOND * (now - self._indexes_time) + LEAP_WH
-        for tag, index in indexes.items():
-            before = self._indexes.get(tag, index)
-            if not 0 <= index - before <= possible:
-                self.changed(LEAPED % (tag, before, index), now)
+        """Say which index, by tag, was replaced or set."""
+        before = self._indexes or indexes
+        for tag in leaps(before, indexes, now - self._indexes_time):
+            self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
         self._indexes = indexes
         self._indexes_time = now
 
@@ -1959,7 +2114,8 @@ class Input:
         self._last_time = -math.inf  # when that was
         self.link = Link()
         self.history = History(now)
-        self._last_hour = LastHour()
+        self._day = Day()
+        self._today: DayEnergy | None = None
         self.notices = Notices(say)
         self.reason = NOT_YET_CONNECTED  # why nothing is served
         self._complete_at = now  # last time that all was known, or the connection
@@ -1975,7 +2131,7 @@ class Input:
         Raises LinkError when the connection is better closed.
         """
         frames = self.meter.feed(data, now)
-        self._last_hour.take(self.meter.decoder.counts(), now)
+        self.history.count(self.meter.decoder.counts(), now)
         if frames:
             self.link.understood(now)
             self._take_view(now)
@@ -1993,7 +2149,7 @@ class Input:
         if self.link.end(error, now):
             self._trouble(EVICTED, now)
             # If values still come that was silent, else this one is: once an hour.
-            self.notices.warn(EVICTED, EVICTED, now)
+            self.notices.warn(EVICTED.cause, str(EVICTED), now)
         else:
             self._trouble(reason_of(error), now)
 
@@ -2007,22 +2163,39 @@ class Input:
         self.view = self.meter.view(now)
         fields = self.view.fields
         if fields is not None:
-            self.reason = ""
+            self.reason = ALL_WELL
             self._complete_at = now
             self._last_view = self.view
             self._last_time = now
-            self.history.add(fields["PAPP"], now)
+            self._add_power(fields, now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
             age = now - self.meter.guard.unbalanced_time
             is_unbalanced = age < self.patience
-            counts = self._last_hour.counts()
+            counts = self.history.last_hour()
             reason = why_incomplete(self.view, counts, is_unbalanced)
             self._trouble(reason, now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
 
-    def _trouble(self, reason: str, now: float, kind: str = "") -> None:
+    def _add_power(self, fields: Fields, now: float) -> None:
+        power = fields["PAPP"]
+        if self.view.injection is not None:
+            power -= self.view.injection["PAPP"]
+        self.history.add(power, fields["PTEC"].startswith("HC"), now)
+
+    def count_day(self, wall: float) -> None:
+        """Count today's energy; wall: the time since the epoch."""
+        fields = self.view.fields
+        if fields is None:
+            return
+        indexes = indexes_of(fields)
+        if self.view.injection is not None:
+            indexes["EAIT"] = self.view.injection["BASE"]
+        meter = fields["ADCO"] + fields["OPTARIF"]
+        self._today = self._day.take(meter, indexes, wall)
+
+    def _trouble(self, reason: Reason, now: float, kind: str = "") -> None:
         """Note what is wrong, and say it as soon as nothing is served any more.
 
         All reasons of a kind are one line an hour; a kind is a reason, or its template.
@@ -2030,21 +2203,21 @@ class Input:
         self.reason = reason
         if self.view.fields is None or self.meter.guard.is_silent(now):
             self.notices.nothing_served()
-            self.notices.warn(kind or reason, reason + NOTHING_SERVED, now)
+            text = str(reason) + NOTHING_SERVED
+            self.notices.warn(kind or reason.cause, text, now)
 
     def _say_what_comes(self, fields: Fields, now: float) -> None:
         """Say which meter is served, when that changes, and what it does not send."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
-        tags = (tariff_of(fields["OPTARIF"]) or BASE).indexes()
-        self.notices.indexes({tag: fields[tag] for tag in tags}, now)
+        self.notices.indexes(indexes_of(fields), now)
         has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
         has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
         if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
             self.notices.unknown_contract(self.view.labels)
-        cause = cause_of_loss(self._last_hour.counts(), self.view.labels)
+        cause = cause_of_loss(self.history.last_hour(), self.view.labels)
         if has_had_time and cause == CUT_SHORT:
-            self.notices.warn(CUT_SHORT, CUT_SHORT, now)
+            self.notices.warn(CUT_SHORT.cause, str(CUT_SHORT), now)
         unknown = unknown_currents(self.view.labels)
         if has_had_time and unknown:
             self.notices.warn(PHASE_UNKNOWN, PHASE_UNKNOWN % ", ".join(unknown), now)
@@ -2052,7 +2225,7 @@ class Input:
             self.notices.advise("EAIT" in self.view.labels, self.second)
 
     def _remarks(self) -> list[str]:
-        return remarks_on(self._last_hour.counts(), self.view.labels)
+        return remarks_on(self.history.last_hour(), self.view.labels)
 
     def _changes(self, now: float) -> list[str]:
         change = self.notices.change(now)
@@ -2068,7 +2241,7 @@ class Input:
             "refused": dict(decoder.refused, implausible=guard.implausible),
             "connections": self.link.connections,
         }
-        history = self.history.means(now)
+        minutes = self.history.minutes(now)
         is_early = decoder.frames <= self.FEW_FRAMES
         # What was ever heard: of a silent meter input 2 is stale, not absent.
         may_inject = is_early or "EAIT" in guard.labels
@@ -2085,8 +2258,9 @@ class Input:
             evictions=self.link.brief,
             remarks=self._remarks() + self._changes(now),
             counters=counters,
-            history=history,
-            history_end=self.history.end(),
+            minutes=minutes,
+            running_minute=self.history.running,
+            today=self._today,
         )
 
 
@@ -2094,11 +2268,17 @@ class Input:
 
 
 class Store:
-    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects."""
+    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects.
+
+    So are the addresses of those who read values, for the page to show.
+    """
+
+    MOST_CLIENTS = 8  # the others have read longer ago
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: dict[int, Snapshot] = {}
+        self._clients: dict[str, float] = {}  # address -> when; the last one last
 
     def publish(self, number: int, snapshot: Snapshot) -> None:
         """Replace an input's snapshot."""
@@ -2109,6 +2289,19 @@ class Store:
         """Return the snapshots of this moment."""
         with self._lock:
             return dict(self._snapshots)
+
+    def note_client(self, address: str, now: float) -> None:
+        """Note that a client at this address has read values."""
+        with self._lock:
+            self._clients.pop(address, None)
+            self._clients[address] = now
+            for oldest in list(self._clients)[: -self.MOST_CLIENTS]:
+                del self._clients[oldest]
+
+    def clients(self) -> dict[str, float]:
+        """Return when who has read last, by address."""
+        with self._lock:
+            return dict(self._clients)
 
 
 LIVE = "live"
@@ -2348,54 +2541,83 @@ class Program(NamedTuple):
 
 
 def describe(
-    program: Program, hostname: str, snapshots: dict[int, Snapshot], now: float
+    program: Program, hostname: str, store: Store, query: str, now: float
 ) -> Answer:
     """Return /ecolinky.json, of which the README says what it holds."""
     inputs = []
-    for number, snapshot in sorted(snapshots.items()):
-        relay_port = program.relay_ports.get(number)
-        inputs.append(describe_input(number, relay_port, snapshot, now))
+    for number, snapshot in sorted(store.read().items()):
+        content = {"input": number, **describe_input(snapshot, now)}
+        content["relay_port"] = program.relay_ports.get(number)
+        content["history"] = describe_history(snapshot, first_wanted(query), now)
+        inputs.append(content)
+    clients = [
+        {"address": address, "age": round(now - then, 1)}
+        for address, then in store.clients().items()
+    ]
     content = {
         "version": __version__,
         "uptime": round(now - program.started),
         "hostname": hostname,
         "ports": program.ports,
+        "clients": clients[::-1],  # the last one first
         "inputs": inputs,
     }
     return Answer(200, JSON, json.dumps(content).encode("ascii"))
 
 
-def describe_input(
-    number: int, relay_port: int | None, snapshot: Snapshot, now: float
-) -> Fields:
+def first_wanted(query: str) -> int:
+    """Return the number of the first minute that is asked for, as since=N; 0: all."""
+    since = re.fullmatch("since=([0-9]{1,10})", query)
+    return int(since[1]) if since else 0
+
+
+def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
+    """Return the minutes of an input from that number on.
+
+    All of them where that is none of this start of the machine.
+    """
+    oldest = snapshot.running_minute - len(snapshot.minutes)
+    first = since if oldest < since <= snapshot.running_minute else oldest
+    minutes = snapshot.minutes[first - oldest :]
+    return {
+        "step": History.STEP,
+        "first": first,
+        "age": round(now - snapshot.running_minute * History.STEP, 1),
+        "power": [minute.power for minute in minutes],
+        "lost": [minute.lost for minute in minutes],
+        "cheap": [int(minute.is_cheap) for minute in minutes],
+    }
+
+
+def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return what /ecolinky.json says of one input."""
     view = snapshot.view_at(now)
     fields = view.fields
+    is_live = fields is not None
     age = None
     if snapshot.time > -math.inf:
         age = round(now - snapshot.time, 1)
     state = STALE if snapshot.ever_served else "waiting"
     return {
-        "input": number,
         "source": snapshot.source,
-        "state": state if fields is None else LIVE,
-        "reason": french(snapshot.reason),
+        "state": LIVE if is_live else state,
+        "reason": french(str(snapshot.reason)),
+        "fault": {
+            "station": snapshot.reason.station,
+            "cause": french(snapshot.reason.cause),
+            "remedy": french(snapshot.reason.remedy),
+        },
         "remarks": [french(remark) for remark in snapshot.remarks],
         "age": age,
         "mode": view.mode,
-        "phases": None if fields is None else phase_count(fields),
+        "phases": phase_count(fields) if is_live else None,
         "labels": view.labels,
         "fields": fields,
         "injection": view.injection,
-        "tariff": None if fields is None else describe_tariff(fields),
+        "tariff": describe_tariff(fields) if is_live else None,
+        "today": snapshot.today._asdict() if is_live and snapshot.today else None,
         "counters": snapshot.counters,
-        "relay_port": relay_port,
-        "last": describe_last(snapshot, now) if fields is None else None,
-        "history": {
-            "step": History.STEP,
-            "age": round(now - snapshot.history_end, 1),
-            "power": snapshot.history,
-        },
+        "last": None if is_live else describe_last(snapshot, now),
     }
 
 
@@ -2462,8 +2684,9 @@ class RelayReader:
     STUCK = 10.0  # seconds that it may leave bytes untaken
     SEND_BUFFER = 16384  # bytes in the system; more would only hide one who is stuck
 
-    def __init__(self, connection: socket.socket, now: float) -> None:
+    def __init__(self, connection: socket.socket, address: str, now: float) -> None:
         self.connection = connection
+        self.address = address
         self.connection.setblocking(False)
         self.connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
@@ -2517,14 +2740,18 @@ class Relay:
             if not reader.send(piece, now):
                 self._dismiss(reader)
 
+    def addresses(self) -> list[str]:
+        """Return where the readers are."""
+        return [reader.address for reader in self._readers]
+
     def tend(self, now: float) -> None:
         """Let new readers in; when the meter is silent send all away, to tell them."""
         # accept() raises BlockingIOError when nobody waits; whatever else goes wrong
         # with a new reader must not disturb the meter.
         with contextlib.suppress(OSError):
             while len(self._readers) < self.MOST_READERS:
-                connection, _ = self._listener.accept()
-                self._readers.append(RelayReader(connection, now))
+                connection, address = self._listener.accept()
+                self._readers.append(RelayReader(connection, address[0], now))
         if now - self._last_frame > self.timeout:
             for reader in list(self._readers):
                 self._dismiss(reader)
@@ -2624,10 +2851,13 @@ class Reader(threading.Thread):
     def _take(self, data: bytes, now: float) -> None:
         if not self._input.feed(data, now):
             return
+        self._input.count_day(time.time())
         self._publish()
         frames = self._input.meter.verified
         if self._relay is not None and frames:
             self._relay.send(frames, now)
+            for address in self._relay.addresses():
+                self._store.note_client(address, now)
 
     def _publish(self) -> None:
         snapshot = self._input.snapshot(time.monotonic())
@@ -2726,18 +2956,23 @@ class Server(ThreadingHTTPServer):
 
     def _find(self, path: str, query: str) -> Answer:
         now = time.monotonic()
-        snapshots = self._store.read()
         if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
         if path == "/ecolinky.json":
-            return describe(self._program, self.device.hostname, snapshots, now)
+            hostname = self.device.hostname
+            return describe(self._program, hostname, self._store, query, now)
         name = name_of_document(path, query)
         if name not in DOCUMENTS:
             return NOT_FOUND
-        inputs = served(snapshots, now)
+        inputs = served(self._store.read(), now)
         if self.device.is_second:
             inputs = {1: inputs[2], 2: Shown(ABSENT, EMPTY)}
         return answer_document(name, self.device, inputs, time.localtime())
+
+    def note_client(self, path: str, query: str, address: str) -> None:
+        """Note who reads a document; the page itself reads none."""
+        if name_of_document(path, query) in DOCUMENTS:
+            self._store.note_client(address, time.monotonic())
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which can hang."""
@@ -2797,6 +3032,7 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         login = self.headers.get("Authorization", "")
         if self._is_right(login):
+            self.server.note_client(path, query, self.client_address[0])
             self._send(self.server.answer(path, query))
         elif not login or self._has_waited():
             # A request with no password at all is not a wrong one: browsers begin so.
@@ -2890,7 +3126,7 @@ def answer_discovery(device: Device) -> None:
         log.warning(
             "discovery, port UDP %d %s, tout le reste marche",
             DISCOVERY_PORT,
-            reason_of(error),
+            words_of(error),
         )
         return
     while True:
@@ -3157,7 +3393,7 @@ def read_settings(path: str, demo: bool = False) -> Settings:
         advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
         if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
             advice = f"mais {path}.txt est là, ôter .txt de son nom"
-        raise ConfigError(f"{path} {reason_of(error)}, {advice}") from None
+        raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
     try:
         if "\0" in text:
             raise ConfigError("ce n'est pas du texte simple, l'enregistrer en UTF-8")
@@ -3240,15 +3476,15 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
         return [Finding(FAILED, name, reason)]
     if not groups:
-        reason = "rien ne sera transmis, " + snapshot.reason
+        reason = f"rien ne sera transmis, {snapshot.reason}"
         return [Finding(FAILED, name, reason)]
     damaged = refused["checksum"] + refused["form"]
     counted = f"{groups} groupes intacts, {damaged} abîmés"
     findings = [Finding(OK, name, counted)]
     findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
     if view.fields is None:
-        reason = snapshot.reason
-        if reason == TO_BE_CONFIRMED:
+        reason = str(snapshot.reason)
+        if snapshot.reason == TO_BE_CONFIRMED:
             reason = f"il manque {', '.join(view.missing) or 'une seconde trame'}"
         failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
         return [*findings, failure]
@@ -3314,7 +3550,7 @@ def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
         try:
             probe.bind((address, port))
         except OSError as error:
-            reason = reason_of(error)
+            reason = words_of(error)
             if error.errno != errno.EADDRINUSE:
                 return Finding(FAILED, about, f"{reason}, corriger {name} ou address")
             if is_ours:
@@ -4565,7 +4801,7 @@ def opening(name: str, port: int, address: str) -> Iterator[None]:
         advice = f"corriger {name} ou [http] address"
         if error.errno == errno.EADDRINUSE:
             advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
-        reason = reason_of(error)
+        reason = words_of(error)
         raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None
 
 

@@ -1376,7 +1376,7 @@ class ContractsTest(unittest.TestCase):
         self.assertEqual(1, len(said))
         for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
             self.assertIn(part, said[0])
-        content = ecolinky.describe_input(1, None, case.snapshot(), case.now)
+        content = ecolinky.describe_input(case.snapshot(), case.now)
         self.assertEqual("live", content["state"])
         self.assertEqual(1, len(content["remarks"]))
         self.assertIn("HP ETE", content["remarks"][0])
@@ -2198,7 +2198,7 @@ def a_snapshot(fields=None, age=0.0, **changes):
         time=time.monotonic() - age,
         view=view,
         shows_injection=False,
-        reason="",
+        reason=ecolinky.ALL_WELL,
         ever_served=fields is not None,
         evictions=0,
         remarks=[],
@@ -2210,8 +2210,9 @@ def a_snapshot(fields=None, age=0.0, **changes):
         },
         last_view=view,
         last_time=time.monotonic() - age,
-        history=(),
-        history_end=time.monotonic(),
+        minutes=(),
+        running_minute=int(time.monotonic() // 60),
+        today=None,
     )
     return shown._replace(**changes)
 
@@ -2264,7 +2265,7 @@ class InputCase(unittest.TestCase):
 class InputTest(InputCase):
     def test_a_clean_line_is_served_and_said_in_one_line(self):
         self.connect(HC_FRAME)
-        self.assertIn("attendent confirmation", self.snapshot().reason)
+        self.assertIn("attendent confirmation", str(self.snapshot().reason))
         self.feed(*[HC_FRAME] * 30)
         self.assertEqual(self.shown(), ("live", live()))
         served = (
@@ -2272,7 +2273,7 @@ class InputTest(InputCase):
             " valeurs sont transmises"
         )
         self.assertEqual(self.said(), [served])
-        self.assertEqual(self.snapshot().reason, "")
+        self.assertEqual(self.snapshot().reason, ecolinky.ALL_WELL)
 
     def test_what_comes_and_is_no_tic_is_said_with_what_to_do(self):
         noise = random.Random(1)
@@ -2283,15 +2284,15 @@ class InputTest(InputCase):
         for case, data, hint in (
             ("noise", bytes(noise.randrange(256) for _ in range(997)), "du bruit"),
             ("endless frame", b"\x02" + b"ABCDEFG 123 " * 20, "mais pas de TIC"),
-            ("stuck", b"\0" * 50, "ligne inversée ou bloquée"),
+            ("stuck", b"\0" * 50, "ligne est inversée ou bloquée"),
             ("telnet", b"\xff\xfd\x18\xff\xfb\x01" * 50, "telnet"),
             ("no separators", HC_FRAME.replace(b" ", b""), "Replace spaces"),
             ("spaces", HC_FRAME.replace(b" ", b"_"), "Replace spaces"),
             ("no line ends", re.sub(b"[\r\n]+", b"#", HC_FRAME), "Replace newlines"),
-            ("damaged", re.sub(b".\r", b"~\r", HC_FRAME), "aucun groupe intact"),
+            ("damaged", re.sub(b".\r", b"~\r", HC_FRAME), "aucun groupe n'arrive intact"),
             ("above 36 kVA", jaune, "plus de 36 kVA"),
             ("never whole", frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
-            ("standard, spaces", no_spaces, "manquent (NGTF, LTARF), espaces ou fins"),
+            ("standard, spaces", no_spaces, "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins"),
             ("no period", no_period, "manquent (une période connue)"),
             (
                 "another contract's period",
@@ -2306,18 +2307,18 @@ class InputTest(InputCase):
                 self.assertEqual(1, len(said), said)
                 self.assertIn(hint, said[0])
                 self.assertIn(" ; aucune valeur n'est transmise", said[0])
-                self.assertIn(hint, self.snapshot().reason)
+                self.assertIn(hint, str(self.snapshot().reason))
                 self.assertEqual("stale", self.shown().state)
 
     def test_a_flood_is_worth_a_new_connection(self):
         self.input.connected(self.now)
         with self.assertRaises(ecolinky.LinkError) as caught:
             self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
-        self.assertIn("64 Kio sans un groupe valable", str(caught.exception))
+        self.assertIn("vérifier port", str(caught.exception))
 
     def test_why_nothing_comes_is_said_in_french(self):
         for error, words in (
-            (socket.gaierror(-2, "Name or service not known"), "nom inconnu"),
+            (socket.gaierror(-2, "Name or service not known"), "est inconnu sur ce réseau"),
             (socket.timeout("timed out"), "éteint, hors Wi-Fi"),
             (OSError(113, "No route to host"), "éteint, hors Wi-Fi"),
             (OSError(101, "Network is unreachable"), "n'est pas sur le réseau"),
@@ -2331,7 +2332,7 @@ class InputTest(InputCase):
             self.assertIn(words, said)
             if isinstance(error, OSError):
                 self.assertNotIn(str(error.args[-1]), said)
-            self.assertIn(words, self.snapshot().reason)
+            self.assertIn(words, str(self.snapshot().reason))
 
     def test_an_esp_that_is_off_is_one_line_an_hour_and_its_return_another(self):
         self.connect(HC_FRAME, HC_FRAME)
@@ -2353,16 +2354,16 @@ class InputTest(InputCase):
         self.connect(*[frame(HC[:5])] * 15)
         self.feed(*[frame(HC[:6])] * 15)
         self.assertEqual(1, len(self.said(logging.WARNING)))
-        self.assertIn("(PAPP)", self.snapshot().reason)
+        self.assertIn("(PAPP)", str(self.snapshot().reason))
 
     def test_an_eviction_is_said_though_values_come_and_not_as_a_power_supply(self):
         for times in range(1, 9):
             self.connect(*[HC_FRAME] * 3)
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-            self.assertNotRegex(self.snapshot().reason, "^[^,]*alimentation")
+            self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
             self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
         (said,) = self.said(logging.WARNING)
-        self.assertIn("un autre programme le lit, l'arrêter", said)
+        self.assertIn("un autre programme lit l'ESP, qui ferme", said)
         self.assertEqual("live", self.shown().state)
 
     def test_long_connections_that_end_are_no_eviction(self):
@@ -2438,18 +2439,21 @@ class InputTest(InputCase):
             for words in ("a changé", old, new, "un nouveau matériel"):
                 self.assertIn(words, warning)
 
+    def powers(self):
+        return tuple(minute.power for minute in self.snapshot().minutes)
+
     def test_the_history_is_one_mean_a_minute_with_gaps_and_bounded(self):
         for power, amperes in (("00690", "003"), ("00690", "003"), ("00920", "004")):
             self.connect(frame(changed(HC, PAPP=power, IINST=amperes)), step=1.0)
         self.now = 6060.0
-        self.assertEqual((805,), self.snapshot().history)  # two frames were served
+        self.assertEqual((805,), self.powers())  # two frames were served
         self.now = 6180.0  # a minute without, and the first power counts in its own
         self.feed(HC_FRAME, step=1.0)
-        self.assertEqual((805, None, None), self.snapshot().history)
+        self.assertEqual((805, None, None), self.powers())
         self.now += 60
-        self.assertEqual((805, None, None, 690), self.snapshot().history)
-        self.now += 60 * 1000
-        self.assertEqual(480, len(self.snapshot().history))
+        self.assertEqual((805, None, None, 690), self.powers())
+        self.now += 60 * 2000
+        self.assertEqual(1440, len(self.powers()))
 
     def test_another_meters_frames_leave_no_trace_in_the_history(self):
         self.connect(*[HC_FRAME] * 3)
@@ -2458,7 +2462,58 @@ class InputTest(InputCase):
         self.now = 6060.0
         self.feed(*[frame(changed(HC, ADCO="021728999999"))] * 5)
         self.now = 6121.0
-        self.assertEqual((690, None), self.snapshot().history)
+        self.assertEqual((690, None), self.powers())
+
+    def test_the_history_counts_what_is_injected_below_zero(self):
+        groups = standard(SINSTS="00000", SINSTI="01230", EAIT="000000500")
+        self.connect(*[encoded(groups)] * 5)
+        self.now = 6070.0
+        self.feed(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 5)
+        self.now = 6130.0
+        self.assertEqual((-1230, 920), self.powers())
+
+    def test_the_history_knows_cheap_hours(self):
+        self.connect(*[HC_FRAME] * 5)
+        self.now = 6060.0
+        self.feed(*[frame(changed(HC, PTEC="HC.."))] * 5)
+        self.now = 6121.0
+        cheap = [minute.is_cheap for minute in self.snapshot().minutes]
+        self.assertEqual([False, True], cheap)
+
+    def test_the_history_has_the_share_of_lost_groups_of_each_minute(self):
+        damaged = frame(changed(HC, MOTDETAT="000000")).replace(b"MOT", b"MOX")
+        self.connect(*[HC_FRAME] * 5)
+        self.now = 6060.0
+        self.feed(*[HC_FRAME] * 4, damaged)  # 1 of 55
+        self.now = 6120.0
+        self.feed(*[damaged] * 4)
+        self.now = 6250.0
+        lost = [minute.lost for minute in self.snapshot().minutes]
+        self.assertEqual([0, math.ceil(100 / 55), math.ceil(100 / 11), 0], lost)
+
+    def test_todays_energy_is_told_while_values_are_served(self):
+        self.input.count_day(time.time())
+        self.assertIsNone(self.snapshot().today)
+        self.connect(*[HC_FRAME] * 3)
+        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
+        self.input.count_day(wall)
+        self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
+        self.input.count_day(wall + 6)
+        energy = {"HCHC": 12, "HCHP": 0}
+        expected = {"since": "14:20", "energy": energy}
+        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
+        self.assertEqual(expected, describe()["today"])
+        self.now += 31
+        self.assertIsNone(describe()["today"])  # it may be of yesterday
+
+    def test_todays_energy_has_what_is_injected(self):
+        self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
+        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
+        self.input.count_day(wall)
+        self.feed(*[encoded(standard(EAIT="000000520", SINSTI="00000"))] * 3)
+        self.input.count_day(wall + 6)
+        energy = self.snapshot().today.energy
+        self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
 
     def test_what_came_before_the_last_good_frame_tells_nothing(self):
         noise = random.Random(1)
@@ -2490,7 +2545,7 @@ class InputTest(InputCase):
             self.assertEqual([], self.snapshot().remarks)
 
     def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
-        describe = lambda: ecolinky.describe_input(1, None, self.snapshot(), self.now)  # noqa: E731
+        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
         self.connect(HC_FRAME)
         self.assertIsNone(describe()["last"])
         self.feed(HC_FRAME, HC_FRAME)
@@ -2509,8 +2564,32 @@ class InputTest(InputCase):
         self.connect(*[HC_FRAME] * 3)
         for second in (6.0, 59.0, 61.5, 119.0):
             self.now = 6000.0 + second
-            content = ecolinky.describe_input(1, None, self.snapshot(), self.now)
-            self.assertEqual(second % 60, content["history"]["age"])
+            history = ecolinky.describe_history(self.snapshot(), 0, self.now)
+            self.assertEqual(second % 60, history["age"])
+
+    def test_the_history_is_told_from_the_minute_on_that_is_asked_for(self):
+        for minute in range(5):
+            self.now = 6000.0 + 60 * minute
+            power = "%05d" % (600 + 10 * minute)
+            self.connect(*[frame(changed(HC, PAPP=power))] * 3)
+        self.now = 6300.0
+        every = ecolinky.describe_history(self.snapshot(), 0, self.now)
+        self.assertEqual(5, len(set(every["power"])))
+        for since, first in (
+            (0, 100),
+            (99, 100),
+            (100, 100),
+            (101, 101),
+            (104, 104),
+            (105, 105),  # no minute yet
+            (106, 100),  # the machine was started again since then
+            (9999999999, 100),
+        ):
+            with self.subTest(since=since):
+                told = ecolinky.describe_history(self.snapshot(), since, self.now)
+                self.assertEqual(first, told["first"])
+                for key in ("power", "lost", "cheap"):
+                    self.assertEqual(every[key][first - 100 :], told[key])
 
     def test_another_meters_or_contracts_indexes_are_no_leap(self):
         other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
@@ -2547,7 +2626,7 @@ class InputTest(InputCase):
                 self.feed(encoded(standard(**{**grown, label: None})))
             self.assertIsNone(self.input.view.fields)
             expected = "des groupes manquent (%s), aucun n'est abîmé" % label
-            self.assertIn(expected, self.snapshot().reason)
+            self.assertIn(expected, str(self.snapshot().reason))
             self.assertIn(expected, "".join(self.said(logging.WARNING)))
 
     def test_an_identity_that_never_comes_is_said(self):
@@ -2561,7 +2640,7 @@ class InputTest(InputCase):
                 if not count:
                     self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
                     text = "".join(self.said(logging.WARNING))
-                    self.assertIn(ecolinky.NO_IDENTITY, text)
+                    self.assertIn(str(ecolinky.NO_IDENTITY), text)
 
     def test_the_current_of_a_phase_that_never_comes_is_said(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
@@ -2654,11 +2733,11 @@ class InputTest(InputCase):
 
     def test_the_json_of_an_input_says_what_the_readme_says(self):
         keys = (
-            "input source state reason remarks age mode phases labels fields injection"
-            " tariff counters relay_port last history"
+            "source state reason fault remarks age mode phases labels fields injection"
+            " tariff today counters last"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
-            1, 8889, self.snapshot(), self.now
+            self.snapshot(), self.now
         )
         content = describe()
         self.assertEqual(keys, list(content))
@@ -2666,7 +2745,7 @@ class InputTest(InputCase):
         names = ("state", "age", "mode", "phases", "labels", "fields")
         self.assertEqual(nothing, tuple(content[name] for name in names))
         text = json.dumps(content, allow_nan=False)
-        self.assertIn("pas encore de connexion", text)
+        self.assertIn("ecolinky se connecte", text)
         self.connect(*[HC_FRAME] * 3)
         self.now += 1.26
         content = describe()
@@ -2683,7 +2762,7 @@ class InputTest(InputCase):
             "refused": {"checksum": 0, "form": 0, "implausible": 0},
         }
         self.assertEqual(counters, content["counters"])
-        self.assertEqual(8889, content["relay_port"])
+        self.assertIsNone(content["today"])  # nobody has said what time it is
         tariff = content["tariff"]
         self.assertEqual(("HC..", "Heures creuses"), (tariff["option"], tariff["name"]))
         self.assertEqual({"code": "HP..", "name": "Heures pleines"}, tariff["period"])
@@ -2708,6 +2787,113 @@ class InputTest(InputCase):
             {"today": "blanc", "tomorrow": "rouge"}, content["tariff"]["days"]
         )
         self.assertEqual(3, content["phases"])
+
+
+def paris(*when):
+    """Return the time since the epoch of a local time in Paris."""
+    return time.mktime(when + (0,) * (6 - len(when)) + (0, 0, -1))
+
+
+class DayTest(unittest.TestCase):
+    """Today's energy, by the indexes."""
+
+    def setUp(self):
+        patch = mock.patch.dict(os.environ, TZ="Europe/Paris")
+        patch.start()
+        time.tzset()
+        self.addCleanup(time.tzset)
+        self.addCleanup(patch.stop)
+        self.day = ecolinky.Day()
+        self.index = 1000000
+
+    def run_until(self, start, end, step=2, meter="021728123456HC.."):
+        """Let an index grow by 1 Wh each step; return what the last one says."""
+        wall = start
+        while wall <= end:
+            self.index += 1
+            today = self.day.take(meter, {"HCHC": 7, "HCHP": self.index}, wall)
+            wall += step
+        return today.since, today.energy["HCHP"]
+
+    def test_a_day_that_begins_with_the_program_says_since_when(self):
+        start = paris(2026, 1, 15, 14, 20)
+        self.assertEqual(("14:20", 30), self.run_until(start, start + 60))
+
+    def test_a_day_begins_at_midnight(self):
+        midnight = paris(2026, 1, 16)
+        before = self.run_until(midnight - 100, midnight - 1)
+        self.assertEqual(("23:58", 49), before)
+        # The last index before midnight is that of midnight.
+        self.assertEqual(("", 1), self.run_until(midnight, midnight))
+        self.assertEqual(("", 51), self.run_until(midnight + 2, midnight + 100))
+
+    def test_a_day_of_23_or_25_hours_is_one(self):
+        for date, hours in (((2026, 3, 29), 23), ((2026, 10, 25), 25)):
+            with self.subTest(hours=hours):
+                self.setUp()
+                start = paris(*date)
+                end = start + 3600 * hours
+                self.run_until(start - 60, start - 1, step=30)
+                last = self.run_until(start, end - 1, step=30)
+                self.assertEqual(("", 120 * hours), last)
+                self.assertEqual(("", 1), self.run_until(end, end))
+
+    def test_a_silence_by_day_loses_nothing(self):
+        midnight = paris(2026, 1, 16)
+        self.run_until(midnight - 10, midnight + 100)
+        self.index += 5000
+        last = self.run_until(midnight + 36000, midnight + 36000)
+        self.assertEqual(("", 51 + 5001), last)
+
+    def test_a_silence_over_midnight_leaves_the_index_of_midnight_unknown(self):
+        midnight = paris(2026, 1, 16)
+        for silence, since, energy in ((60, "", 1), (61, "00:01", 0), (30000, "08:19", 0)):
+            with self.subTest(silence=silence):
+                self.setUp()
+                self.run_until(midnight - 20, midnight - 1, step=1)
+                wall = midnight - 1 + silence
+                self.assertEqual((since, energy), self.run_until(wall, wall))
+
+    def test_another_meter_or_contract_begins_anew(self):
+        start = paris(2026, 1, 15, 10)
+        for meter in ("021728123456BASE", "021728999999HC.."):
+            with self.subTest(meter=meter):
+                self.setUp()
+                self.run_until(start, start + 100)
+                last = self.run_until(start + 720, start + 722, meter=meter)
+                self.assertEqual(("10:12", 1), last)
+
+    def test_an_index_that_was_set_begins_anew(self):
+        start = paris(2026, 1, 15, 10)
+        for index in (0, 5000000):
+            with self.subTest(index=index):
+                self.setUp()
+                self.run_until(start, start + 100)
+                self.index = index
+                last = self.run_until(start + 120, start + 122)
+                self.assertEqual(("10:02", 1), last)
+
+    def test_a_clock_that_is_set_does_not_make_a_midnight(self):
+        start = paris(2026, 1, 14, 17)  # the last time that the machine had
+        self.run_until(start, start + 100)
+        true = paris(2026, 1, 15, 14, 20)
+        self.assertEqual(("14:20", 0), self.run_until(true, true))
+        back = paris(2026, 1, 14, 8)
+        self.assertEqual(("08:00", 0), self.run_until(back, back))
+
+    def test_a_day_never_shows_more_than_was_counted_in_it(self):
+        rng = random.Random(5)
+        wall = start = paris(2026, 3, 20)
+        counted, index, date = {}, 10**6, None
+        for _ in range(20000):
+            wall += rng.choice((2, 2, 2, 20, 300, 40000)) if rng.random() < 0.1 else 2
+            index += rng.randrange(3)
+            today = self.day.take("meter", {"BASE": index}, wall)
+            if time.localtime(wall)[:3] != date:
+                date = time.localtime(wall)[:3]
+                counted[date] = index - 2 * 60
+            most = index - counted[date]
+            self.assertTrue(0 <= today.energy["BASE"] <= most, (wall - start, today))
 
 
 ######## The reader against an ESP8266 that misbehaves #################################
@@ -2798,7 +2984,7 @@ class EspCase(unittest.TestCase):
         return shown.fields if shown.state == "live" else None
 
     def reason(self):
-        return self.store.read()[1].reason
+        return str(self.store.read()[1].reason)
 
 
 class ReaderTest(EspCase):
@@ -2825,12 +3011,12 @@ class ReaderTest(EspCase):
             self.esp(frames(HC_FRAME), port=port)
             served = "INFO:ecolinky:teleinfo1 : compteur 021728123456, mode"
             wait_for(lambda: any(served in line for line in logs.output), 20)
-        first = "WARNING:ecolinky:teleinfo1 (127.0.0.1:%d) : allumé, mais" % port
+        first = "WARNING:ecolinky:teleinfo1 (127.0.0.1:%d) : l'ESP répond, mais" % port
         self.assertEqual(first, logs.output[0][: len(first)])
 
     def test_a_silent_esp_is_told_apart_from_one_that_fell_silent(self):
         for script, words in (
-            (once(silent=True), "aucun octet, vérifier port"),
+            (once(silent=True), "aucun octet n'en vient, vérifier port"),
             (once(b"x", silent=True), "plus aucun octet"),
         ):
             self.store = ecolinky.Store()
@@ -3122,6 +3308,13 @@ class RelayTest(EspCase):
         client.connect(("127.0.0.1", self.relay_port))
         return client
 
+    def test_who_reads_the_relay_is_told_too(self):
+        self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
+        wait_for(self.live)
+        self.assertEqual({}, self.store.clients())
+        self.client()
+        wait_for(lambda: "127.0.0.1" in self.store.clients())
+
     def test_a_piece_ends_with_the_start_of_the_next_frame(self):
         relay, now = self.relay(), time.monotonic()
         clients = [self.client()]
@@ -3161,7 +3354,7 @@ class RelayTest(EspCase):
             connection.recv.side_effect = BlockingIOError
             rest = len(first) - taken
             connection.send.side_effect = [taken, BlockingIOError, rest, 5]
-            reader = ecolinky.RelayReader(connection, 100.0)
+            reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
             pieces = [body + start] + [other + start] * 3
             for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
                 self.assertTrue(reader.send(piece, now))
@@ -3637,19 +3830,69 @@ class ProtocolTest(HttpCase):
         self.assertNotIn("Content-Security-Policy", ask(self.port, T1).headers)
 
     def test_the_inputs_in_json_are_each_its_own(self):
-        publish(self.store, 2, live(HCHP=5), 31, reason="l'ESP : rien")
+        reason = ecolinky.Reason(ecolinky.ESP, "l'ESP : rien", "mettre l'IP")
+        publish(self.store, 2, live(HCHP=5), 31, reason=reason)
         content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
         self.assertEqual([1, 2], [each["input"] for each in content["inputs"]])
         first, second = content["inputs"]
         self.assertEqual(("live", live()), (first["state"], first["fields"]))
         self.assertEqual(("stale", None), (second["state"], second["fields"]))
         self.assertEqual(
-            ("l\u2019ESP\u00a0: rien", None), (second["reason"], second["relay_port"])
+            ("l\u2019ESP\u00a0: rien, mettre l\u2019IP", None),
+            (second["reason"], second["relay_port"]),
         )
+        fault = {"station": "esp", "cause": "l\u2019ESP\u00a0: rien"}
+        fault["remedy"] = "mettre l\u2019IP"
+        self.assertEqual(fault, second["fault"])
         self.assertEqual([self.port, 4001], content["ports"])
         self.assertEqual(8889, first["relay_port"])
-        keys = ["version", "uptime", "hostname", "ports", "inputs"]
+        keys = ["version", "uptime", "hostname", "ports", "clients", "inputs"]
         self.assertEqual(keys, list(content))
+
+    def test_who_has_read_a_document_is_told_with_the_time_and_the_page_is_none(self):
+        clients = lambda: json.loads(  # noqa: E731
+            ask(self.port, "/ecolinky.json").body.decode()
+        )["clients"]
+        for path in ("/", "/index.htm", "/ecolinky.json", "/nothing", "/ecolinky.json?a"):
+            ask(self.port, path)
+        self.assertEqual([], clients())
+        for path in PATHS + ("/api/xdevices.htm?cmd=20",):
+            with self.subTest(path=path):
+                self.store.note_client("10.0.0.7", time.monotonic() - 100)
+                ask(self.port, path)
+                first, second = clients()
+                self.assertEqual("127.0.0.1", first["address"])
+                self.assertLess(first["age"], 10)
+                self.assertEqual("10.0.0.7", second["address"])
+                self.assertAlmostEqual(100, second["age"], delta=10)
+                self.store.note_client("127.0.0.1", time.monotonic() - 50)
+
+    def test_of_many_readers_the_last_eight_are_told(self):
+        for number in range(20):
+            self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
+        expected = {"10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)}
+        self.assertEqual(expected, self.store.clients())
+
+    def test_the_page_gets_the_minutes_that_it_asks_for(self):
+        minutes = tuple(
+            ecolinky.Minute(100 * number, False, 0, ecolinky.NO_COUNTS)
+            for number in range(5)
+        )
+        publish(self.store, 1, live(), minutes=minutes, running_minute=1005)
+        for query, expected in (
+            ("", [0, 100, 200, 300, 400]),
+            ("?since=1003", [300, 400]),
+            ("?since=1005", []),
+            ("?since=999999", [0, 100, 200, 300, 400]),
+            ("?since=-3", [0, 100, 200, 300, 400]),
+            ("?since=x", [0, 100, 200, 300, 400]),
+            ("?since=99999999999999999999", [0, 100, 200, 300, 400]),
+        ):
+            with self.subTest(query=query):
+                content = json.loads(ask(self.port, "/ecolinky.json" + query).body.decode())
+                history = content["inputs"][0]["history"]
+                self.assertEqual(expected, history["power"])
+                self.assertEqual(1005 - len(expected), history["first"])
 
     def test_a_head_that_is_too_long_is_refused_as_it_comes(self):
         line = b"X: " + b"y" * 1000 + b"\r\n"
@@ -4478,7 +4721,7 @@ class ProgramTest(ProgramCase):
 
     def test_check_is_an_option_whose_exit_code_tells(self):
         for port, code, words in (
-            (free_port(), 1, "ÉCHEC     teleinfo1 : rien ne sera transmis, allumé"),
+            (free_port(), 1, "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond"),
             (
                 self.esp(frames(HC_FRAME)).port,
                 0,
@@ -5388,7 +5631,7 @@ class Wire:
         if not self._is_new:
             raise BlockingIOError
         self._is_new = False
-        return self, None
+        return self, ("10.0.0.9", 50000)
 
     def recv(self, size):
         raise BlockingIOError
@@ -5684,14 +5927,14 @@ class ReasonsTest(InputCase):
         for label, _ in HC[1:]:
             data = without(label, data)
         self.connect(*[data] * 20)
-        self.assertIn("abîmés", self.snapshot().reason)
+        self.assertIn("abîmés", str(self.snapshot().reason))
 
     def test_what_loses_nothing_is_not_why_a_group_is_missing(self):
         less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
         eight = less.replace(b"\r", b"\x8d")
         self.connect(*[eight] * 20)
-        self.assertIn("HCHC", self.snapshot().reason)
-        self.assertIn(ecolinky.NEVER_SENT, self.snapshot().reason)
+        self.assertIn("HCHC", str(self.snapshot().reason))
+        self.assertIn(ecolinky.NEVER_SENT.remedy, str(self.snapshot().reason))
 
     def test_an_unknown_contract_without_its_period_is_said_a_little_later(self):
         data = without("LTARF", encoded(standard(NGTF="   SUPER OFFRE  ")))
@@ -5703,7 +5946,7 @@ class ReasonsTest(InputCase):
     def test_what_was_wrong_half_an_hour_ago_is_still_said(self):
         self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
         self.feed(*[HC_FRAME] * 900)
-        self.assertEqual([ecolinky.READ_AS_8N1], self.snapshot().remarks)
+        self.assertEqual([str(ecolinky.READ_AS_8N1)], self.snapshot().remarks)
 
     def test_an_index_that_falls_a_little_for_good_is_warned_of(self):
         self.connect(*[HC_FRAME] * 3)
@@ -5820,7 +6063,7 @@ class TimeoutSettingTest(unittest.TestCase):
 class LinesOfTheLogTest(InputCase):
     def test_an_easf_that_never_comes_is_named(self):
         self.connect(*[without("EASF03", encoded(standard()))] * 20)
-        self.assertIn("manquent (EASF03)", self.snapshot().reason)
+        self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
 
     def test_an_unknown_contract_with_its_period_is_said_at_once(self):
         self.connect(*[encoded(standard(NGTF="   SUPER OFFRE  "))] * 4)
@@ -5920,7 +6163,7 @@ class JudgeTest(InputCase):
         for case, data, verdict in (
             ("good", HC_FRAME, "ok ses valeurs seront transmises"),
             ("8N1", eight, "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
-            ("log", log, "ATTENTION le journal de l'ESP s'y mêle, Serial Log Level"),
+            ("log", log, "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial"),
             ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
             (
                 "cut in a group",
@@ -5930,7 +6173,7 @@ class JudgeTest(InputCase):
             (
                 "damaged",
                 damaged,
-                "ATTENTION beaucoup de groupes abîmés, vérifier l'opto",
+                "ATTENTION beaucoup de groupes sont abîmés, vérifier l'opto",
             ),
             (
                 "never whole",
@@ -5938,7 +6181,7 @@ class JudgeTest(InputCase):
                 "ÉCHEC rien ne sera transmis, il manque PAPP",
             ),
             ("old contracts", encoded(frozen), "ok dont 19843 kWh d'anciens contrats"),
-            ("spaces", spaces, "ATTENTION espaces ou fins de ligne remplacés"),
+            ("spaces", spaces, "ATTENTION l'ESP remplace des espaces ou des fins de ligne"),
         ):
             with self.subTest(case):
                 self.begin()
@@ -5987,7 +6230,7 @@ class JudgeTest(InputCase):
         self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
         self.begin()
         self.connect(*[without("HCHP", HC_FRAME)] * 20)
-        self.assertIn("(HCHP), beaucoup de groupes abîmés", self.judged()[-1])
+        self.assertIn("(HCHP), beaucoup de groupes sont abîmés", self.judged()[-1])
 
     def test_frames_that_the_meter_gives_up_are_told_as_such(self):
         for data in (HC_FRAME, encoded(standard())):
@@ -6066,7 +6309,7 @@ class CheckTest(EspCase):
         code, text = self.check(ini)
         self.assertEqual(1, code)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-        self.assertIn("ÉCHEC     teleinfo2 : rien ne sera transmis, allumé, mais", text)
+        self.assertIn("ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text)
         self.assertEqual(2, text.count("matériel Eco Devices"))
         self.assertEqual(2, text.count(" : libre"))
 
@@ -6170,7 +6413,7 @@ class HomePageTest(EspCase):
         wait_for(lambda: "transmise" in program.output(), 10)
         dom = self.dom(program.port)
         program.end()
-        self.assertTrue("allumé, mais rien n’écoute sur ce port" in dom)
+        self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
         self.assertTrue("en attente du compteur" in dom)
         self.assertRegex(dom, 'id="power-1">–<')
 
