@@ -1474,12 +1474,12 @@ TO_BE_CONFIRMED = Reason(
 AWAY = Reason(
     ESP,
     "l'ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
-    "vérifier l'ESP et host",
+    "vérifier l'ESP, et host dans ecolinky.ini",
 )
 NOTHING_LISTENS = Reason(
     ESP,
     "l'ESP répond, mais rien n'écoute sur ce port",
-    "vérifier port et le Serial Server d'ESPEasy",
+    "vérifier le Serial Server d'ESPEasy, et port dans ecolinky.ini",
 )
 UNKNOWN_NAME = Reason(
     ESP, "le nom de l'ESP est inconnu sur ce réseau", "mettre son adresse IP"
@@ -2583,9 +2583,7 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
         "step": History.STEP,
         "first": first,
         "age": round(now - snapshot.running_minute * History.STEP, 1),
-        "power": [minute.power for minute in minutes],
-        "lost": [minute.lost for minute in minutes],
-        "cheap": [int(minute.is_cheap) for minute in minutes],
+        "minutes": [(each.power, each.lost, int(each.is_cheap)) for each in minutes],
     }
 
 
@@ -2593,14 +2591,14 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return what /ecolinky.json says of one input."""
     view = snapshot.view_at(now)
     fields = view.fields
-    is_live = fields is not None
     age = None
     if snapshot.time > -math.inf:
         age = round(now - snapshot.time, 1)
     state = STALE if snapshot.ever_served else "waiting"
+    today = snapshot.today
     return {
         "source": snapshot.source,
-        "state": LIVE if is_live else state,
+        "state": state if fields is None else LIVE,
         "reason": french(str(snapshot.reason)),
         "fault": {
             "station": snapshot.reason.station,
@@ -2610,14 +2608,14 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
         "remarks": [french(remark) for remark in snapshot.remarks],
         "age": age,
         "mode": view.mode,
-        "phases": phase_count(fields) if is_live else None,
+        "phases": None if fields is None else phase_count(fields),
         "labels": view.labels,
         "fields": fields,
         "injection": view.injection,
-        "tariff": describe_tariff(fields) if is_live else None,
-        "today": snapshot.today._asdict() if is_live and snapshot.today else None,
+        "tariff": None if fields is None else describe_tariff(fields),
+        "today": None if fields is None or not today else today._asdict(),
         "counters": snapshot.counters,
-        "last": None if is_live else describe_last(snapshot, now),
+        "last": describe_last(snapshot, now) if fields is None else None,
     }
 
 
@@ -3795,34 +3793,20 @@ HOME_PAGE = r"""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>ecolinky</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+<link rel="icon" id="icon"
+  href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
   viewBox='0 0 32 32'%3E%3Crect width='32' height='32' rx='9' fill='%23128a63'/%3E
   %3Cpath d='M18 5 8 18h7l-1 9 10-13h-7z' fill='white'/%3E%3C/svg%3E">
 <style>
 /* Colours: every text has a contrast of 4.5 or more on what is behind it. */
 body {
-  --page: #f1f4f1;
-  --card: #fff;
-  --ink: #15211b;
-  --soft: #5d6b63;
-  --line: #e3e8e4;
-  --good: #0d7d58;
-  --warn: #a15c00;
-  --bad: #c92d28;
-  --blue: #2a66d9;
-  --on-colour: #fff;
+  --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
+  --good: #0d7d58; --warn: #a15c00; --bad: #c92d28; --blue: #2a66d9; --on-colour: #fff;
 }
 @media (prefers-color-scheme: dark) {
   body {
-    --page: #0d1210;
-    --card: #161d1a;
-    --ink: #e9f0ec;
-    --soft: #95a49b;
-    --line: #27312c;
-    --good: #35c892;
-    --warn: #f5ad3c;
-    --bad: #ff6a61;
-    --blue: #5b92ff;
+    --page: #0d1210; --card: #161d1a; --ink: #e9f0ec; --soft: #95a49b; --line: #27312c;
+    --good: #35c892; --warn: #f5ad3c; --bad: #ff6a61; --blue: #5b92ff;
     --on-colour: #0b0f0d;
   }
 }
@@ -3830,206 +3814,174 @@ body {
 /* The page. */
 * { box-sizing: border-box; margin: 0; }
 body {
-  background: var(--page);
-  color: var(--ink);
-  max-width: 1160px;
-  margin: 0 auto;
-  padding: 12px;
-  font: 15px/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
+  background: var(--page); color: var(--ink); max-width: 1160px; margin: 0 auto;
+  padding: 12px; font: 15px/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
   font-variant-numeric: tabular-nums;
 }
 body > header { display: flex; align-items: center; padding: 4px 4px 16px; }
-body > header svg { width: 30px; margin-right: 10px; }
+#logo { width: 30px; margin-right: 10px; }
 h1 { flex: 1; font-size: 20px; }
 h2 { font-size: 16px; }
 #clock { font-size: 20px; }
-#down:not(:empty), noscript p {
-  background: var(--bad);
-  color: var(--on-colour);
-  border-radius: 14px;
-  padding: 12px 18px;
-  margin-bottom: 16px;
+#down:not(:empty), #todo:not(:empty), noscript p {
+  border-radius: 14px; padding: 12px 18px; margin-bottom: 16px; font-size: 18px;
 }
-noscript a { color: inherit; }
+#down, noscript p { background: var(--bad); color: var(--on-colour); }
+#todo:not(:empty) { border: 2px solid var(--good); }
+a { color: inherit; }
 #cards {
-  display: grid;
-  grid-template-columns: minmax(0, 1fr);
-  align-items: start;
-  gap: 20px;
+  display: grid; grid-template-columns: minmax(0, 1fr); align-items: start; gap: 20px;
 }
 footer { color: var(--soft); font-size: 13px; margin: 20px 4px 0; }
-footer p { margin-bottom: 4px; }
-footer code { color: var(--ink); font-size: 15px; }
+footer p, summary { margin-bottom: 4px; }
+code { color: var(--ink); font-size: 1.1em; font-weight: 600; }
+summary { cursor: pointer; }
 
-/* A card: its head, then two columns side by side where there is room, then the link.
-   The colour --load says how near the power is to the subscription. */
+/* How good a thing is. */
+.good { --mark: var(--good); }
+.warn { --mark: var(--warn); }
+.bad { --mark: var(--bad); }
+.soft { --mark: var(--soft); }
+
+/* A card: its head, the way of the values, one or two columns, details. */
 .card {
-  background: var(--card);
-  border-radius: 22px;
-  padding: 16px;
+  background: var(--card); border-radius: 22px; padding: 16px;
   box-shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512;
 }
 .card > header {
-  display: flex;
-  flex-wrap: wrap;
-  align-items: center;
-  justify-content: space-between;
+  display: flex; flex-wrap: wrap; align-items: center; justify-content: space-between;
   gap: 4px 12px;
 }
 .pill {
-  border: 1px solid;
-  border-radius: 99px;
-  padding: 3px 12px;
-  font-size: 13px;
-  font-weight: 600;
-  text-align: center;
+  border: 1px solid; border-radius: 99px; padding: 3px 12px; color: var(--mark);
+  font-size: 13px; font-weight: 600; text-align: center;
 }
-.live .pill { color: var(--good); }
-.live .pill.to-better { color: var(--warn); }
-.live .pill.overload { color: var(--bad); }
-.waiting .pill { color: var(--warn); }
-.stale .pill { color: var(--bad); }
-.reason:not(:empty), .alert:not(:empty) { color: var(--bad); padding-top: 4px; }
-.remark { color: var(--warn); padding-top: 4px; }
-.load-good { --load: var(--good); }
-.load-warn { --load: var(--warn); }
-.load-bad { --load: var(--bad); }
+.alert { color: var(--bad); }
+.remark { color: var(--warn); }
 .caption { color: var(--soft); font-size: 13px; padding: 6px 0 4px; }
 
-/* What is not live is grey: its colours become the soft one, still easy to read. */
-.stale .columns, .waiting .columns {
-  --good: var(--soft);
-  --bad: var(--soft);
-  color: var(--soft);
+/* The way of the values: four stations, each with its sign. */
+.way {
+  display: grid; gap: 6px 18px; list-style: none; margin-top: 12px; padding: 10px 0;
+  border-top: 1px solid var(--line); font-size: 13px; overflow-wrap: anywhere;
 }
-.stale .day, .waiting .day { background: none; color: inherit; }
+.way li { display: grid; grid-template-columns: 20px 74px 1fr; gap: 0 8px; }
+.way i {
+  width: 20px; height: 20px; border-radius: 50%; background: var(--mark);
+  color: var(--card); font: 700 13px/20px system-ui, sans-serif; text-align: center;
+}
+.way .bad span { color: var(--bad); }
+
+/* What is wrong, where the gauge would be. */
+.trouble:not(:empty) { padding: 12px 0 20px; font-size: 17px; }
+.trouble b { display: block; color: var(--mark); font-size: 24px; line-height: 1.3; }
+
+/* What is not live is grey: its colours become the soft one, still easy to read. */
+.stale .energy, .waiting .energy, .stale .gauge, .stale .days {
+  --good: var(--soft); --bad: var(--soft); --warn: var(--soft); color: var(--soft);
+}
+.stale .day { background: none; color: inherit; }
 
 /* The gauge, the power written in the middle of it. */
-.gauge {
-  position: relative;
-  max-width: 310px;
-  margin: 10px auto 0;
-  text-align: center;
-}
+.gauge { position: relative; max-width: 310px; margin: 10px auto 0; }
+.gauge { text-align: center; }
 .gauge svg { display: block; }
 .gauge path {
-  fill: none;
-  stroke: var(--line);
-  stroke-width: 13;
-  stroke-linecap: round;
+  fill: none; stroke: var(--line); stroke-width: 13; stroke-linecap: round;
 }
-.gauge .value { stroke: var(--load); }
+.gauge .value { stroke: var(--mark); }
 .power { position: absolute; left: 0; right: 0; top: 34%; }
 .power b { display: block; font-size: 54px; line-height: 60px; }
 .limit { margin-top: -6.5%; min-height: 44px; color: var(--soft); font-size: 13px; }
-.limit b { display: block; color: var(--load); font-size: 15px; }
+.limit b { display: block; color: var(--mark); font-size: 15px; }
 
-/* Rows: a name at the left, a value at the right, sometimes a bar between them. */
+/* Rows: a name at the left, a value at the right, or several; perhaps a bar. */
 .row {
-  display: flex;
-  align-items: center;
-  justify-content: space-between;
-  gap: 14px;
-  padding: 8px 0;
-  border-top: 1px solid var(--line);
+  display: flex; align-items: center; justify-content: space-between; gap: 14px;
+  padding: 8px 0; border-top: 1px solid var(--line);
 }
-.row b { text-align: right; }
-.row.running > * { color: var(--good); font-weight: 600; }
+.running > * { color: var(--good); font-weight: 600; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: 7px 0 7px 12px; border-top: 1px solid var(--line); }
+th { padding-left: 0; text-align: left; font-weight: inherit; }
+thead th, .mark { color: var(--soft); font-size: 13px; font-weight: 400; }
+td, th + th { text-align: right; padding-left: 12px; }
+td { white-space: nowrap; }
 .bar {
-  flex: 1;
-  height: 6px;
-  border-radius: 3px;
-  overflow: hidden;
-  background: var(--line);
+  flex: 1; height: 6px; border-radius: 3px; overflow: hidden; background: var(--line);
 }
-.bar i { display: block; height: 100%; background: var(--load); }
+.bar i { display: block; height: 100%; background: var(--mark); }
 
 /* The days of the Tempo tariff, in their colours. */
 .days { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; padding: 6px 0; }
 .day { border: 1px solid var(--line); border-radius: 14px; padding: 9px 14px; }
-.day small, .day b { display: block; }
+small, .day b { display: block; }
 .day-blue { background: var(--blue); color: var(--on-colour); }
 .day-white { background: #fff; color: #15211b; }
 .day-red { background: var(--bad); color: var(--on-colour); }
 
-/* The curve of the power. */
-.chart { height: 210px; margin-bottom: 6px; }
+/* The curve of the power, what was lost of the line under it. */
+.chart { height: 230px; margin-bottom: 6px; touch-action: pan-y; }
 .chart svg { display: block; width: 100%; height: 100%; }
 .chart text { font-size: 12px; fill: var(--soft); }
-.chart .step-line { stroke: var(--line); }
+.chart path { fill: none; stroke: var(--line); }
 .chart .limit-line { stroke: var(--bad); stroke-dasharray: 5 5; }
-.chart .curve {
-  fill: none;
-  stroke: var(--good);
-  stroke-width: 1.8;
-  stroke-linecap: round;
-  stroke-linejoin: round;
-}
-.chart .area { fill: var(--good); opacity: .14; }
-.chart p {
-  display: grid;
-  place-items: center;
-  height: 100%;
-  padding: 16px;
-  border: 1px dashed var(--line);
-  border-radius: 14px;
-  color: var(--soft);
-  text-align: center;
-}
+.chart .curve { stroke: var(--good); stroke-width: 1.5; stroke-linecap: round; }
+.chart .area { fill: var(--good); stroke: none; opacity: .14; }
+.chart .cheap, .swatch { fill: var(--blue); background: var(--blue); opacity: .13; }
+.chart .lost { stroke: var(--warn); stroke-width: 3; }
+.chart .pointed { stroke: var(--ink); }
+.chart .pointed + text { fill: var(--ink); font-weight: 600; }
+.swatch { display: inline-block; width: 14px; height: 10px; margin-left: 10px; }
+.chart p { border: 1px dashed var(--line); border-radius: 14px; padding: 80px 16px 0; }
+.chart p { height: 100%; color: var(--soft); text-align: center; }
 
 /* What is known of the link to the meter. */
+.card > details { border-top: 1px solid var(--line); margin-top: 10px; }
+.card summary { color: var(--soft); font-size: 13px; padding-top: 10px; }
 .link {
-  display: grid;
-  grid-template-columns: repeat(auto-fill, minmax(124px, 1fr));
-  gap: 8px 18px;
-  margin-top: 4px;
-  padding-top: 12px;
-  border-top: 1px solid var(--line);
-  font-size: 13px;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
+  gap: 8px 18px; font-size: 13px;
 }
 .link dt { color: var(--soft); }
-.link dd { overflow-wrap: anywhere; }
 
 @media (min-width: 720px) {
   body { padding: 20px; }
   .card { padding: 20px 24px; }
   .one-input .columns {
-    display: grid;
-    grid-template-columns: minmax(0, 310px) minmax(0, 1fr);
-    gap: 36px;
+    display: grid; grid-template-columns: minmax(0, 310px) minmax(0, 1fr); gap: 36px;
   }
+  .one-input .way { grid-template-columns: repeat(4, 1fr); }
+  .one-input .way li { grid-template-columns: 20px 1fr; align-content: start; }
+  .one-input .way span { grid-column: 2; }
   .two-inputs #cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 </style>
 </head>
 <body>
 <header>
-  <svg viewBox="0 0 32 32" aria-hidden="true">
-    <rect width="32" height="32" rx="9" fill="#128a63"/>
-    <path d="M18 5 8 18h7l-1 9 10-13h-7z" fill="#fff"/>
-  </svg>
+  <img id="logo" alt="">
   <h1>ecolinky</h1>
   <span id="clock"></span>
 </header>
-<noscript>
-  <p>Cette page a besoin de JavaScript. Les mêmes valeurs, sans mise en page :
-  <a href="ecolinky.json">ecolinky.json</a>.</p>
-</noscript>
+<noscript><p>Cette page a besoin de JavaScript. Les mêmes valeurs sont dans
+<a href="ecolinky.json">ecolinky.json</a>.</p></noscript>
 <p id="down" role="alert"></p>
-<main id="cards"></main>
+<main><div id="todo"></div><div id="cards"></div></main>
 <footer id="domoticz"></footer>
 <script>
 "use strict";
 
-// Every two seconds poll() asks for /ecolinky.json.  model() makes of each input what a
-// person shall read, the templates make HTML of that, and show() changes in the page
-// what differs.
+// Every two seconds poll() asks for /ecolinky.json, model() makes of each input what is
+// read, the templates make HTML of that, and show() changes what differs.
 
 const POLL_MS = 2000;
 const TIMEOUT_MS = 5000;
 const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asleep
 const MINUTE_MS = 60000;
-const DAY_MS = 1440 * MINUTE_MS;
+const MOST_MINUTES = 1440;  // that the program keeps
+const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads each minute or more often
+const DAY_MS = MOST_MINUTES * MINUTE_MS;
 
 const MAINS_VOLTS = 230;  // of a subscription: 30 A are 6900 VA
 const CONTRACT_VOLTS = 200;  // of its name: 30 A are "6 kVA"
@@ -4041,11 +3993,13 @@ const NBSP = "\u00a0";  // the space that French wants before : ; ? ! and a unit
 const MODES = { historic: "historique", standard: "standard" };
 const DAY_CLASSES = { bleu: "day-blue", blanc: "day-white", rouge: "day-red" };
 
-const FILLING = "La courbe se remplit" + NBSP + ": un point par minute.";
-const NO_CURVE = "Pas de puissance à tracer.";
-const UNREACHABLE = "ecolinky ne répond pas" + NBSP
-  + ": le programme est arrêté, ou le réseau coupé.";
-const REFUSED = "ecolinky demande nom et mot de passe" + NBSP + ": recharger la page.";
+const NO_CURVE = "Pas encore de courbe\u00a0: un point par minute.";
+const NO_READER = "Les valeurs arrivent, mais rien ne les lit plus. Vérifier que"
+  + " Domoticz tourne et que son matériel Eco Devices est activé.";
+const NOTHING_FRESH = "rien de frais n’arrive du compteur";
+const UNREACHABLE
+  = "ecolinky ne répond pas\u00a0: le programme est arrêté, ou le réseau coupé.";
+const REFUSED = "ecolinky demande nom et mot de passe\u00a0: recharger la page.";
 const CUT_SHORT = "La réponse d’ecolinky est coupée ou illisible.";
 
 //////// Words and numbers ////////////////////////////////////////////////////////////
@@ -4058,10 +4012,6 @@ function number(value, digits = 0) {
 
 function quantity(value, unit, digits = 0) {
   return number(value, digits) + NBSP + unit;
-}
-
-function kilowattHours(wattHours) {
-  return quantity(wattHours / 1000, "kWh", 3);
 }
 
 function clockTime(time) {
@@ -4077,7 +4027,16 @@ function clockOrDate(time, now) {
   return `le ${date} à ${clockTime(time)}`;
 }
 
-// In the largest unit of which there are two, about: 90 s, 90 min, 40 h, 3 j.
+// With its capital and its full stop.
+function sentence(text) {
+  return text && text[0].toUpperCase() + text.slice(1) + ".";
+}
+
+function ago(time, now) {
+  return "il y a " + duration((now - time) / 1000);
+}
+
+// As 90 s, 90 min, 40 h, 3 j.
 function duration(seconds) {
   const hours = seconds / 3600;
   if (seconds < 100) return quantity(Math.max(0, seconds), "s");
@@ -4088,57 +4047,100 @@ function duration(seconds) {
 
 //////// Model: what is shown of an input, as plain values ////////////////////////////
 
-// `input` is one of the program's answer, with the fields that it last had if it has
-// none now.  `seen` says when the answer came (receivedAt), what time it is (now), and
-// whether the program answers (connected): where it does not, nothing is live.
+// `input` is one of the answer, with the fields that it had last if it has none now.
+// `seen` says when the answer came (receivedAt), what time it is (now), whether the
+// program answers (connected; else nothing is live), who read (clients), its uptime.
 function model(input, seen) {
   const fields = input.fields || {};
   const state = stateOf(input, seen);
   const live = state === "live";
-  const limit = limitOf(input);
-  const share = shareOf(live, fields, limit);
-  const lastFrame = input.age === null ? null : seen.receivedAt - input.age * 1000;
+  const limit = live && limitOf(input);
+  const share = limit ? fields.PAPP / limit : 0;
+  const lastFrame = seen.receivedAt - input.age * 1000;
   const remarks = live ? input.remarks : [];  // what could be better
   return {
     number: input.input,
     state,
     stateText: stateText(state, remarks, lastFrame, seen.now),
-    stateMark: stateMark(live, fields, remarks),
-    reason: seen.connected ? input.reason : "",
-    remarks,
+    stateMark: stateMark(state, fields, remarks),
+    ...wayOf(input, live, lastFrame, seen),
+    trouble: live || !seen.connected ? null : troubleOf(input),
+    remarks: remarks.map(sentence),
     power: live ? number(fields.PAPP) : DASH,
     share,
-    shareText: limit && live ? quantity(100 * share, "%") : "",
+    shareText: limit ? quantity(100 * share, "%") : "",
     limitText: limitText(input, live),
     load: loadOf(share),
     alert: live ? alertOf(fields) : "",
     currents: currentsOf(input, live),
     injection: injectionOf(input, live),
-    ...tariffOf(input, live),
+    ...tariffOf(input, live, seen),
     chart: chartOf(input, live, seen),
-    link: linkOf(input, lastFrame, seen.now),
+    link: linkOf(input, seen),
+  };
+}
+
+// The four stations of a value, each good, bad or not known (soft), with its one fact.
+function wayOf(input, live, lastFrame, seen) {
+  const { station, cause } = input.fault;
+  const mark = (isWell) => isWell && seen.connected ? "good" : "soft";
+  const at = (name, isWell, fact) => station === name && seen.connected && !live
+    ? { mark: "bad", fact: cause } : { mark: mark(isWell), fact };
+  const isHeard = input.age !== null;
+  const frame = isHeard ? "trame " + ago(lastFrame, seen.now) : "pas encore entendu";
+  const ecolinky = seen.connected
+    ? at("ecolinky", true, "en marche depuis " + duration(seen.uptime))
+    : { mark: "bad", fact: "ne répond pas" };
+  const domoticz = domoticzOf(seen, mark(true));
+  return {
+    way: [
+      { name: "Linky", ...at("linky", live, frame) },
+      { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
+      { name: "ecolinky", ...ecolinky },
+      { name: "Domoticz", ...domoticz },
+    ],
+    advice: live && domoticz.mark === "bad" ? NO_READER : "",
+  };
+}
+
+function domoticzOf(seen, mark) {
+  if (!seen.clients.length) return { mark: "soft", fact: "n’a pas encore lu" };
+  const { address, age } = seen.clients[0];
+  const time = seen.receivedAt - age * 1000;
+  if (seen.connected && seen.now - time > READ_LATELY_MS) {
+    const since = clockOrDate(time, seen.now);
+    return { mark: "bad", fact: `${address} ne lit plus depuis ${since}` };
+  }
+  return { mark, fact: `lu par ${address} ${ago(time, seen.now)}` };
+}
+
+// Why nothing is live, what to do, and where; in grey while it only takes a while.
+function troubleOf(input) {
+  const { station, cause, remedy } = input.fault;
+  const host = input.source.replace(/:\d+$/, "");
+  const isEsp = station === "esp" || station === "linky";
+  return {
+    mark: station ? "bad" : "soft",
+    cause: sentence(cause || NOTHING_FRESH),
+    remedy: sentence(remedy),
+    page: isEsp ? `http://${host}/` : "",
   };
 }
 
 function stateOf(input, seen) {
-  if (seen.connected || input.state === "waiting") return input.state;
-  return "stale";
+  return seen.connected || input.state === "waiting" ? input.state : "stale";
 }
 
 function stateText(state, remarks, lastFrame, now) {
   if (state === "live") return "en direct" + (remarks.length ? ", à améliorer" : "");
   if (state === "waiting") return "en attente du compteur";
-  if (lastFrame === null) return "données périmées";
   return "données périmées depuis " + clockOrDate(lastFrame, now);
 }
 
-function shareOf(live, fields, limit) {
-  return live && limit ? fields.PAPP / limit : 0;
-}
-
-function stateMark(live, fields, remarks) {
-  if (live && fields.ADPS > 0) return "overload";
-  return remarks.length ? "to-better" : "";
+function stateMark(state, fields, remarks) {
+  if (state === "waiting") return "warn";
+  if (state === "stale" || fields.ADPS > 0) return "bad";
+  return remarks.length ? "warn" : "good";
 }
 
 // The power of the subscription in VA, 0 if it is not known.
@@ -4149,117 +4151,126 @@ function limitOf(input) {
 
 function limitText(input, live) {
   if (!limitOf(input)) return "";
-  const times = input.phases === 3 ? `3${NBSP}×${NBSP}` : "";
-  const contract = input.fields.ISOUSC * CONTRACT_VOLTS * input.phases / 1000;
-  const amperes = `${times}${quantity(input.fields.ISOUSC, "A")} `
-    + `(${quantity(contract, "kVA")})`;
-  return live ? "de l’abonnement, " + amperes : `Abonnement${NBSP}: ${amperes}`;
+  const { ISOUSC, IINST } = input.fields;
+  const single = input.phases !== 3;
+  const contract = quantity(ISOUSC * CONTRACT_VOLTS * input.phases / 1000, "kVA");
+  const times = single ? "" : `3${NBSP}×${NBSP}`;
+  const limit = `${times}${quantity(ISOUSC, "A")} (${contract})`;
+  if (!live) return `Abonnement${NBSP}: ${limit}`;
+  return single ? `${quantity(IINST, "A")} sur ${limit}` : "de " + limit;
 }
 
 function loadOf(share) {
-  if (share > BAD_SHARE) return "load-bad";
-  if (share > WARN_SHARE) return "load-warn";
-  return "load-good";
+  if (share > BAD_SHARE) return "bad";
+  return share > WARN_SHARE ? "warn" : "good";
 }
 
 // ADPS: the current is above the subscription.  PEJP: dear hours (EJP) are near.
 function alertOf(fields) {
   if (fields.ADPS > 0) {
     const limit = fields.ISOUSC ? " pour " + quantity(fields.ISOUSC, "A") : "";
-    return `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}${limit}`;
+    const excess = `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}${limit}.`;
+    return excess + " Éteindre un appareil, sinon le compteur coupe.";
   }
   if (fields.PEJP > 0) return "Pointe mobile dans " + quantity(fields.PEJP, "min");
   return "";
 }
 
+// Of three phases; the gauge tells one.
 function currentsOf(input, live) {
-  const fields = input.fields || {};
-  const current = (phase, name, amperes) => {
+  if (input.phases !== 3) return [];
+  const { fields } = input;
+  return [1, 2, 3].map((phase) => {
+    const amperes = fields["IINST" + phase];
     const share = live && fields.ISOUSC ? amperes / fields.ISOUSC : 0;
-    const value = quantity(live ? amperes : null, "A");
-    return { phase, name, value, share, load: loadOf(share) };
-  };
-  if (input.phases !== 3) return [current(1, "Intensité", fields.IINST)];
-  return [1, 2, 3].map((phase) =>
-    current(phase, "Phase " + phase, fields["IINST" + phase]));
+    const limit = fields.ISOUSC ? " sur " + quantity(fields.ISOUSC, "A") : "";
+    const value = quantity(live ? amperes : null, "A") + (live ? limit : "");
+    return { phase, name: "Phase " + phase, value, share, load: loadOf(share) };
+  });
 }
 
-// What solar panels send to the grid, by a meter that counts it.
+// What solar panels send to the grid.
 function injectionOf(input, live) {
   if (!input.injection) return null;
   return {
     power: quantity(live ? input.injection.PAPP : null, "VA"),
-    index: kilowattHours(input.injection.BASE),
     running: live && input.injection.PAPP > 0,
   };
 }
 
-function tariffOf(input, live) {
-  const tariff = input.tariff;
-  if (!tariff) return { tariff: "", period: DASH, days: [], indexes: [] };
+// The indexes, and what each has counted today.
+function tariffOf(input, live, seen) {
+  const { tariff } = input;
+  if (!tariff) return { tariff: "", days: [], indexes: [] };
+  const { since, energy } = live && input.today || { since: "", energy: {} };
+  const counted = (tag) => number(energy[tag] / 1000, 2);  // kWh
+  const time = seen.receivedAt - (input.last || input).age * 1000;
+  const indexes = tariff.indexes.map(({ tag, name, running }) => ({
+    tag,
+    name,
+    today: counted(tag),
+    value: number(input.fields[tag] / 1000, 3),
+    running: live && running,
+  }));
+  if (live && indexes.length > 1) {
+    energy.total = tariff.indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
+    indexes.push({ tag: "total", name: "Total", today: counted("total"), value: "" });
+  }
+  if (input.injection) {
+    indexes.push({ tag: "EAIT", name: "Injecté", today: counted("EAIT"),
+      value: number(input.injection.BASE / 1000, 3) });
+  }
   return {
     tariff: tariff.name,
-    period: tariff.period ? tariff.period.name : DASH,
     days: daysOf(tariff.days),
-    indexes: tariff.indexes.map((index) => ({
-      tag: index.tag,
-      name: index.name,
-      value: kilowattHours(input.fields[index.tag]),
-      running: live && index.running,
-    })),
+    since: since && "depuis " + since,
+    asOf: live ? "" : "figé depuis " + clockOrDate(time, seen.now),
+    indexes,
   };
 }
 
 function daysOf(days) {
-  if (!days) return [];
-  return [
-    dayOf("today", "Aujourd’hui", days.today),
-    dayOf("tomorrow", "Demain", days.tomorrow),
-  ];
+  const dayOf = (id, title, unknown) => ({ id, title, colour: days[id] || unknown,
+    mark: DAY_CLASSES[days[id]] || "" });
+  return days ? [dayOf("today", "Aujourd’hui", "inconnu"),
+    dayOf("tomorrow", "Demain", "pas encore annoncé")] : [];
 }
 
-function dayOf(id, title, colour) {
-  const unknown = id === "tomorrow" ? "pas encore annoncé" : "inconnu";
-  return { id, title, colour: colour || unknown, mark: DAY_CLASSES[colour] || "" };
-}
-
-// The minutes since the first that is known, then the power of now; a power is null
-// where it is not known.
+// The minutes since the first that is known, then now; a power is null where it is not
+// known, and below 0 where the house injects.
 function chartOf(input, live, seen) {
-  const minutes = input.history.power;
-  const step = input.history.step * 1000;
-  const end = seen.receivedAt - input.history.age * 1000;
-  const points = minutes.map((power, i) =>
-    ({ time: end - (minutes.length - i - 0.5) * step, power }));
+  const { minutes, age } = input.history;
+  const end = seen.receivedAt - age * 1000;
+  const points = minutes.map(([power, lost, cheap], i) =>
+    ({ time: end - (minutes.length - i - 0.5) * MINUTE_MS, power, lost, cheap }));
   while (points.length && points[0].power === null) points.shift();
   const known = points.filter((point) => point.power !== null).length;
-  if (live) points.push({ time: seen.now, power: input.fields.PAPP });
-  const notice = live ? FILLING : NO_CURVE;
+  if (live) {
+    const injected = input.injection ? input.injection.PAPP : 0;
+    const last = { lost: 0, cheap: 0, ...points[points.length - 1] };
+    points.push({ ...last, time: seen.now, power: input.fields.PAPP - injected });
+  }
   return {
-    points,
-    now: seen.now,
-    limit: limitOf(input),
-    notice: known < 2 ? notice : "",  // why there is no curve
+    number: input.input, points, now: seen.now, limit: limitOf(input),
+    cheap: points.some((point) => point.cheap),
+    notice: known < 2 ? NO_CURVE : "",
   };
 }
 
-function linkOf(input, lastFrame, now) {
-  const counters = input.counters;
-  const refused = counters.refused;
-  const good = counters.groups - refused.implausible;  // those are intact, too
-  const all = counters.groups + refused.checksum + refused.form;
-  const percent = quantity(100 * good / all, "%", 2);
-  const silence = duration((now - lastFrame) / 1000);
+function linkOf(input, seen) {
+  const { frames, groups, connections, refused } = input.counters;
+  const damaged = refused.checksum + refused.form;
+  const share = ` (${quantity(100 * groups / (groups + damaged), "%", 2)})`;
+  const readers = seen.clients.map(({ address, age }) =>
+    [address, "a lu " + ago(seen.receivedAt - age * 1000, seen.now)]);
   return [
-    ["Dernière trame", lastFrame === null ? DASH : "il y a " + silence],
-    ["Trames", number(counters.frames)],
-    ["Groupes bons", number(good) + (good ? ` (${percent})` : "")],
-    ["Somme fausse", number(refused.checksum)],
-    ["Forme fausse", number(refused.form)],
+    ["Trames", number(frames)],
+    ["Groupes intacts", number(groups) + (groups ? share : "")],
+    ["Groupes abîmés", number(damaged)],
     ["Invraisemblables", number(refused.implausible)],
-    ["Connexions", number(counters.connections)],
-    ["Source", input.source],
+    ["Connexions", number(connections)],
     ["Mode", MODES[input.mode] || DASH],
+    ...readers,
   ];
 }
 
@@ -4267,9 +4278,7 @@ function linkOf(input, lastFrame, now) {
 
 // What html`...` returns: a text that is already HTML.
 class Markup {
-  constructor(text) {
-    this.text = text;
-  }
+  constructor(text) { this.text = text; }
 }
 
 // All that is not Markup yet is a text, and is escaped.
@@ -4283,14 +4292,9 @@ function html(strings, ...values) {
   return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
 }
 
-function row(name, id, value, running = false) {
-  return html`<div class="row ${running ? "running" : ""}"><span>${name}</span>
-    <b id="${id}">${value}</b></div>`;
-}
-
-function injectionRow(injected, n) {
-  const name = "Injecté sur le réseau";
-  return row(name, "injection-" + n, injected.power, injected.running);
+function injectionRow({ running, power }, n) {
+  return html`<div class="row ${running ? "running" : ""}">
+    <span>Injecté sur le réseau</span><b id="injection-${n}">${power}</b></div>`;
 }
 
 function currentRow(current, n) {
@@ -4309,116 +4313,151 @@ function dayBox(day, n) {
 function gauge(share, shareText) {
   const arc = "M33.4 160A100 100 0 1 1 206.6 160";
   const length = 419;
-  const name = "Jauge" + NBSP + ": " + (shareText || "puissance inconnue");
+  const name = "Jauge\u00a0: " + (shareText || "puissance inconnue");
   const value = html`<path class="value" d="${arc}"
     stroke-dasharray="${length * Math.min(1, share)} 999"/>`;
   return html`<svg viewBox="0 0 240 184" role="img" aria-label="${name}">
     <path d="${arc}"/>${share > 0 ? value : ""}</svg>`;
 }
 
+const SIGNS = { good: "✓", bad: "!", soft: "?" };
+const SIGN_NAMES = { good: "en ordre", bad: "en défaut", soft: "pas connu" };
+
+function stationHtml({ name, mark, fact }, n) {
+  return html`<li class="${mark}">
+    <i role="img" aria-label="${SIGN_NAMES[mark]}">${SIGNS[mark]}</i> <b>${name}</b>
+    <span id="${name}-${n}">${fact}</span></li>`;
+}
+
 function cardHead(card, several) {
   const n = card.number;
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
-    <span class="pill ${card.stateMark}"
-      id="state-${n}">${card.stateText}</span></header>
-    <p class="reason" id="reason-${n}" role="status">${card.reason}</p>
-    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
+    <p class="pill ${card.stateMark}" id="state-${n}">${card.stateText}</p></header>
+    <ol class="way">${card.way.map((each) => stationHtml(each, n))}</ol>
+    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}
+    <p class="remark">${card.advice}</p>`;
 }
 
-// The left column: the power, the currents, the period.
+function troubleHtml({ mark, cause, remedy, page }) {
+  const link = html`<p><a href="${page}">La page de l’ESP8266</a></p>`;
+  return html`<b class="${mark}">${cause}</b><p>${remedy}</p>${page ? link : ""}`;
+}
+
+function powerHtml(card, n) {
+  return html`<div class="gauge ${card.load}">${gauge(card.share, card.shareText)}
+    <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
+    <p class="limit"><b id="share-${n}">${card.shareText}</b>
+      <span id="limit-${n}">${card.limitText}</span></p></div>
+    ${card.injection ? injectionRow(card.injection, n) : ""}
+    ${card.currents.map((current) => currentRow(current, n))}`;
+}
+
+// The left column: the power and the currents, or what is wrong.
 function powerColumn(card) {
   const n = card.number;
-  const injected = card.injection;
+  const { trouble } = card;
   const days = html`<div class="days">${card.days.map((day) => dayBox(day, n))}</div>`;
   return html`<div>
-    <div class="gauge">${gauge(card.share, card.shareText)}
-      <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
-      <p class="limit"><b id="share-${n}">${card.shareText}</b>${card.limitText}</p>
-    </div>
+    <div class="trouble" id="reason-${n}"
+      role="status">${trouble ? troubleHtml(trouble) : ""}</div>
     <p class="alert" id="alert-${n}" role="status">${card.alert}</p>
-    ${injected ? injectionRow(injected, n) : ""}
-    ${card.currents.map((current) => currentRow(current, n))}
-    ${row("Période", "period-" + n, card.period)}
+    <div>${trouble ? "" : powerHtml(card, n)}</div>
     ${card.days.length ? days : ""}</div>`;
 }
 
-// The right column: the curve, which drawChart() fills, and the indexes.
-function energyColumn(card) {
-  const n = card.number;
-  const injected = card.injection;
-  return html`<div><p class="caption">Puissance (VA)</p>
-    <div class="chart" id="chart-${n}"></div>
-    <p class="caption">${card.tariff ? "Index, tarif " + card.tariff : ""}</p>
-    ${card.indexes.map((index) =>
-      row(index.name, `index-${n}-${index.tag}`, index.value, index.running))}
-    ${injected ? row("Injecté", `index-${n}-injection`, injected.index) : ""}</div>`;
+function energyRow({ tag, name, today, value, running }, n) {
+  const mark = running ? html` <span class="mark">en cours</span>` : "";
+  return html`<tr class="${running ? "running" : ""}">
+    <th scope="row">${name}${mark}</th><td id="today-${n}-${tag}">${today}</td>
+    <td id="index-${n}-${tag}">${value}</td></tr>`;
 }
 
-function linkList(link) {
-  const entries = link.map(([name, value]) =>
-    html`<div><dt>${name}</dt><dd>${value}</dd></div>`);
-  return html`<dl class="link">${entries}</dl>`;
+function energyTable(card, n) {
+  return html`<table><thead><tr><th scope="col">Tarif ${card.tariff}</th>
+    <th scope="col">Aujourd’hui (kWh) <small id="since-${n}">${card.since}</small></th>
+    <th scope="col">Index (kWh) <small id="as-of-${n}">${card.asOf}</small></th></tr>
+    </thead><tbody>${card.indexes.map((index) => energyRow(index, n))}</tbody></table>`;
+}
+
+// The right column: the curve, which drawChart() fills, and the energy.
+function energyColumn(card) {
+  const n = card.number;
+  const legend = html`<span class="swatch"></span> heures creuses`;
+  return html`<div class="energy"><p class="caption">Puissance (VA)
+    ${card.chart.cheap ? legend : ""}</p>
+    <div class="chart" id="chart-${n}"></div>
+    ${card.tariff ? energyTable(card, n) : ""}</div>`;
+}
+
+function entry([name, value]) {
+  return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 }
 
 function cardHtml(card, several) {
   const n = card.number;
-  return html`<section class="card ${card.state} ${card.load}" id="input-${n}"
+  return html`<section class="card ${card.state}" id="input-${n}"
     aria-labelledby="title-${n}">${cardHead(card, several)}
     <div class="columns">${powerColumn(card)}${energyColumn(card)}</div>
-    ${linkList(card.link)}</section>`;
+    <details><summary>Détails</summary>
+    <dl class="link">${card.link.map(entry)}</dl></details></section>`;
 }
 
 // Where other programs find the values; each port is to be copied by hand.
-function footer(answer, host) {
-  const several = answer.inputs.length > 1;
-  const place = (port) => html`<code>${host}</code> port&nbsp;<code>${port}</code>`;
-  const second = several ? "le compteur 2" : "l’injection";
+function place(host, port) {
+  return html`adresse <code>${host}</code>, port <code>${port}</code>`;
+}
+
+function instructions(answer, host) {
+  const second = answer.inputs.length > 1 ? "le compteur 2" : "l’injection";
   const boxes = answer.ports.map((port, i) =>
-    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${place(port)}`);
-  const relays = answer.inputs.filter((input) => input.relay_port).map((input) => {
-    const meter = several ? " du compteur " + input.input : "";
-    return html`<p>TIC vérifiée${meter}, pour d’autres lecteurs${NBSP}:
-      ${place(input.relay_port)}</p>`;
-  });
-  return html`<p>Dans Domoticz, ajouter un matériel de type «&nbsp;Eco Devices&nbsp;»,
-    modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}</p>
-    ${relays}
-    <p>ecolinky ${answer.version}, en marche depuis ${duration(answer.uptime)}.</p>`;
+    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${place(host, port)}`);
+  return html`<p>Dans Domoticz, Réglages, Matériel, ajouter un matériel de type
+    «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}.</p>`;
+}
+
+// What to enter in Domoticz stands here when that is done, folded away.
+function footer(answer, host) {
+  const relays = answer.inputs.filter((input) => input.relay_port).map((input) =>
+    html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
+      ${place(host, input.relay_port)}</p>`);
+  const folded = html`<details><summary>À mettre dans Domoticz</summary>
+    ${instructions(answer, host)}</details>`;
+  return html`${folded}${relays}<p>ecolinky ${answer.version}</p>`;
 }
 
 //////// Chart: its scale, its grid, its curve ////////////////////////////////////////
 
-// In pixels: the height (that of .chart in the style), and the margins around the curve
-// where the axes are written.
-const HEIGHT = 210;
-const LEFT = 56;
-const RIGHT = 6;
-const TOP = 14;
-const BOTTOM = 24;
+// In pixels: the height (as in the style), the margins for the axes, and the ground of
+// the strip of what was lost, above the times.
+const HEIGHT = 230;
+const [LEFT, RIGHT, TOP, BOTTOM] = [56, 6, 18, 44];
+const STRIP = HEIGHT - 24;
+const LOST = { width: 4, height: 9, most: 25 };  // at that many percent no higher
 const LABEL_WIDTH = 58;  // of "10:55" and some space
 
 const LEAST_POWER = 400;  // VA at the top, or more: a quiet night is no mountain
-const MOST_STEPS = 4.2;  // from 0 to the highest power: at most five lines above 0
+const MOST_STEPS = 4.2;  // from the lowest power to the highest: about five lines
 const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
-const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180];  // minutes
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360];  // minutes
 
 // Which time and power stand where in a chart of that width.
 function scale(chart, width) {
   const powers = chart.points.map((point) => point.power || 0);
   const highest = Math.max(LEAST_POWER, ...powers);
-  const powerStep = POWER_STEPS.find((step) => highest / step <= MOST_STEPS) || highest;
+  const lowest = Math.min(0, ...powers);
+  const span = highest - lowest;
+  const powerStep = POWER_STEPS.find((step) => span / step <= MOST_STEPS) || span;
   const topPower = Math.ceil(highest / powerStep) * powerStep;
+  const bottomPower = Math.floor(lowest / powerStep) * powerStep;
   const first = chart.points[0].time;
   const pixelsPerMs = (width - LEFT - RIGHT) / (chart.now - first);
-  const pixelsPerVA = (HEIGHT - TOP - BOTTOM) / topPower;
+  const pixelsPerVA = (HEIGHT - TOP - BOTTOM) / (topPower - bottomPower);
+  const tenths = (pixels) => Math.round(10 * pixels) / 10;
   return {
-    width,
-    first,
-    now: chart.now,
-    topPower,
-    powerStep,
-    x: (time) => Math.round(10 * (LEFT + (time - first) * pixelsPerMs)) / 10,
-    y: (power) => Math.round(10 * (HEIGHT - BOTTOM - power * pixelsPerVA)) / 10,
+    width, first, now: chart.now, topPower, bottomPower, powerStep,
+    x: (time) => tenths(LEFT + (time - first) * pixelsPerMs),
+    y: (power) => tenths(HEIGHT - BOTTOM - (power - bottomPower) * pixelsPerVA),
+    time: (x) => first + (x - LEFT) / pixelsPerMs,
   };
 }
 
@@ -4432,18 +4471,13 @@ function roundTimes(axes) {
   // Three o'clock is round where the reader lives, not in Greenwich.
   const zone = new Date(axes.now).getTimezoneOffset() * MINUTE_MS;
   const firstRound = Math.ceil((axes.first - zone) / step) * step + zone;
-  const end = axes.width - LABEL_WIDTH / 2;
   const times = [];
-  for (let time = firstRound; time < axes.now; time += step) {
-    if (axes.x(time) < end) times.push(time);
-  }
+  for (let time = firstRound; time < axes.now; time += step) times.push(time);
   return times;
 }
 
 function gridLine(axes, power, name) {
-  const y = axes.y(power);
-  const path = `M${LEFT} ${y}H${axes.width}`;
-  return html`<path class="${name}" d="${path}"/>`;
+  return html`<path class="${name}" d="M${LEFT} ${axes.y(power)}H${axes.width}"/>`;
 }
 
 function axisText(x, y, anchor, text) {
@@ -4452,57 +4486,99 @@ function axisText(x, y, anchor, text) {
 
 function grid(axes, limit) {
   const parts = [];
-  for (let power = 0; power <= axes.topPower; power += axes.powerStep) {
-    parts.push(gridLine(axes, power, "step-line"));
+  for (let power = axes.bottomPower; power <= axes.topPower; power += axes.powerStep) {
+    parts.push(gridLine(axes, power, ""));
     parts.push(axisText(LEFT - 8, axes.y(power) + 4, "end", number(power)));
   }
   if (limit && limit <= axes.topPower) parts.push(gridLine(axes, limit, "limit-line"));
   for (const time of roundTimes(axes)) {
     const x = axes.x(time);
-    parts.push(html`<path class="step-line" d="M${x} ${HEIGHT - BOTTOM}v5"/>`);
-    parts.push(axisText(x, HEIGHT - 5, "middle", clockTime(time)));
+    parts.push(html`<path d="M${x} ${STRIP}v5"/>`);
+    const middle = Math.min(x, axes.width - 18);  // the last one has room
+    parts.push(axisText(middle, HEIGHT - 5, "middle", clockTime(time)));
   }
-  return html`<g aria-hidden="true">${parts}</g>`;
+  return parts;
 }
 
-// The points without those that are not known: a list for each run between two gaps.
-function runsOf(points) {
-  const runs = [];
-  let run = [];
+// The runs of points, one behind the other, that pass a test.
+function runsOf(points, test) {
+  const runs = [[]];
   for (const point of points) {
-    if (point.power === null) {
-      run = [];
-    } else {
-      if (!run.length) runs.push(run);
-      run.push(point);
-    }
+    if (test(point)) runs[runs.length - 1].push(point);
+    else runs.push([]);
   }
-  return runs;
+  return runs.filter((run) => run.length);
+}
+
+function cheapHours(axes, points) {
+  return runsOf(points, (point) => point.cheap).map((run) => {
+    const x = axes.x(run[0].time);
+    const width = axes.x(run[run.length - 1].time) - x;
+    return html`<rect class="cheap" x="${x}" y="${TOP}" width="${width}"
+      height="${HEIGHT - TOP - BOTTOM}"/>`;
+  });
+}
+
+// A bar a stretch of the time, as high as the share that was lost.
+function lostGroups(axes, points) {
+  const stretches = new Map();
+  for (const { time, lost } of points) {
+    const x = Math.round(axes.x(time) / LOST.width) * LOST.width;
+    stretches.set(x, Math.max(lost, stretches.get(x) || 0));
+  }
+  const bars = [...stretches].filter(([, lost]) => lost).map(([x, lost]) => {
+    const height = Math.max(1, LOST.height * Math.min(1, lost / LOST.most));
+    return `M${x} ${STRIP}v${-height.toFixed(1)}`;
+  });
+  return html`<path d="M${LEFT} ${STRIP}H${axes.width}"/>
+    ${axisText(LEFT - 8, STRIP + 2, "end", "pertes")}
+    <path class="lost" d="${bars.join("")}"/>`;
 }
 
 // A line and the area under it for each run: neither crosses a gap.
 function curve(axes, points) {
-  return runsOf(points).map((run) => {
+  return runsOf(points, (point) => point.power !== null).map((run) => {
     const places = run.map((point) => `${axes.x(point.time)} ${axes.y(point.power)}`);
     const line = places.join("L");
     const begin = axes.x(run[0].time);
-    const end = axes.x(run[run.length - 1].time);
     const ground = axes.y(0);
     // h0: a run of a single point is a dot.
-    return html`<path class="area" d="M${begin} ${ground}L${line}L${end} ${ground}z"/>
+    return html`<path class="area" d="M${begin} ${ground}L${line}V${ground}z"/>
       <path class="curve" d="M${line}h0"/>`;
   });
 }
 
-function chartHtml(chart, width) {
+// The point that is next to a time.
+function nearest(points, time) {
+  const gap = (point) => Math.abs(point.time - time);
+  return points.reduce((best, point) => gap(point) < gap(best) ? point : best);
+}
+
+function describePoint({ time, power, lost }) {
+  const losses = lost ? `, pertes ${quantity(lost, "%")}` : "";
+  return `${clockTime(time)}${NBSP}: ${quantity(power, "VA")}${losses}`;
+}
+
+function pointedAt(axes, point) {
+  const x = axes.x(point.time);
+  const [side, anchor] = x > axes.width / 2 ? [-6, "end"] : [6, "start"];
+  return html`<path class="pointed" d="M${x} 0V${STRIP}"/>
+    ${axisText(x + side, 12, anchor, describePoint(point))}`;
+}
+
+// `pointed` is the time that the pointer, a finger or the arrow keys have chosen.
+function chartHtml(chart, width, pointed) {
   if (chart.notice) return html`<p>${chart.notice}</p>`;
   const axes = scale(chart, width);
-  const powers = chart.points.map((point) => point.power);
-  const known = powers.filter((power) => power !== null);
-  const name = `Courbe de la puissance depuis ${clockTime(axes.first)}${NBSP}: de `
-    + `${number(Math.min(...known))} à ${quantity(Math.max(...known), "VA")}`;
-  return html`<svg viewBox="0 0 ${width} ${HEIGHT}" role="img" aria-label="${name}">
-    ${grid(axes, chart.limit)}${curve(axes, chart.points)}</svg>`;
+  const { points } = chart;
+  const name = "Courbe de la puissance depuis " + clockTime(axes.first);
+  const point = nearest(points, pointed === null ? axes.now : pointed);
+  return html`<svg viewBox="0 0 ${width} ${HEIGHT}" role="slider" tabindex="0"
+    aria-label="${name}" aria-valuemin="0" aria-valuemax="${points.length - 1}"
+    aria-valuenow="${points.indexOf(point)}" aria-valuetext="${describePoint(point)}">
+    <g aria-hidden="true">${cheapHours(axes, points)}${grid(axes, chart.limit)}
+    ${curve(axes, points)}${lostGroups(axes, points)}
+    ${pointed === null ? "" : pointedAt(axes, point)}</g></svg>`;
 }
 
 //////// Page: ask, remember, show ////////////////////////////////////////////////////
@@ -4512,6 +4588,8 @@ const page = {
   receivedAt: 0,  // when it came
   problem: "",  // why none came since, in the user's words
   asking: false,  // a question is on its way
+  charts: [],  // as they are shown
+  pointed: { chart: 0, time: null },  // what time is chosen in which of them
   timer: 0,  // of the next question
 };
 
@@ -4519,8 +4597,8 @@ function element(id) {
   return document.getElementById(id);
 }
 
-// Put that HTML into an element, and touch only what differs from what is there: a text
-// that someone has selected stays so, a screen reader hears only what is new.
+// Put HTML into an element, touching only what differs: a selected text stays so, a
+// screen reader hears only what is new.
 function show(target, content) {
   const template = document.createElement("template");
   template.innerHTML = markup(content);
@@ -4528,18 +4606,13 @@ function show(target, content) {
 }
 
 function patchChildren(old, fresh) {
-  const oldNodes = [...old.childNodes];
-  const freshNodes = [...fresh.childNodes];
-  if (oldNodes.length === freshNodes.length) {
-    oldNodes.forEach((node, i) => patch(node, freshNodes[i]));
-  } else {
-    old.replaceChildren(...freshNodes);
-  }
+  const nodes = [...fresh.childNodes];
+  if (old.childNodes.length !== nodes.length) old.replaceChildren(...nodes);
+  else [...old.childNodes].forEach((node, i) => patch(node, nodes[i]));
 }
 
 function patch(old, fresh) {
-  if (old.isEqualNode(fresh)) return;
-  if (old.className === "chart") return;  // drawChart() fills it
+  if (old.isEqualNode(fresh) || old.className === "chart") return;  // see drawChart()
   if (old.nodeName !== fresh.nodeName) {
     old.replaceWith(fresh);
   } else if (old.nodeType === Node.TEXT_NODE) {
@@ -4552,38 +4625,71 @@ function patch(old, fresh) {
 
 function patchAttributes(old, fresh) {
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+    const isFolding = name === "open";  // of <details>: that is the user's
+    if (!fresh.hasAttribute(name) && !isFolding) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
 }
 
-// An input that is stale has no fields: it shows those that it had last.
-function withLast(input) {
-  if (!input.last) return input;
-  const { fields, tariff, phases, injection } = input.last;
-  return { ...input, fields, tariff, phases, injection };
+// As wide as its column, which is known once the card is in the page.
+function drawChart(chart) {
+  const target = element("chart-" + chart.number);
+  const time = page.pointed.chart === chart.number ? page.pointed.time : null;
+  show(target, chartHtml(chart, target.clientWidth, time));
 }
 
-// As wide as its column, which is known once the card is in the page.
-function drawChart(card) {
-  const target = element("chart-" + card.number);
-  show(target, chartHtml(card.chart, target.clientWidth));
+// Choose a time in a chart; without one: none any more.
+function choose(chart, time = null) {
+  page.pointed = { chart: chart && chart.number, time };
+  page.charts.forEach(drawChart);
+}
+
+function chartOfEvent({ target }) {
+  const id = target.closest("svg[tabindex]") && target.closest(".chart").id;
+  return page.charts.find((chart) => "chart-" + chart.number === id);
+}
+
+function onPointer(event) {
+  const chart = chartOfEvent(event);
+  if (chart) {
+    const { left, width } = event.target.closest("svg").getBoundingClientRect();
+    choose(chart, scale(chart, width).time(event.clientX - left));
+  } else if (page.pointed.time) {
+    choose();
+  }
+}
+
+const KEYS = { ArrowLeft: -1, ArrowRight: 1, PageDown: -60, PageUp: 60 };
+
+function onKey(event) {
+  const chart = chartOfEvent(event);
+  if (!chart || !(event.key in KEYS)) return;
+  event.preventDefault();
+  const { points, now } = chart;
+  const from = points.indexOf(nearest(points, page.pointed.time || now));
+  const to = Math.max(0, Math.min(from + KEYS[event.key], points.length - 1));
+  choose(chart, points[to].time);
 }
 
 function paintCards(now) {
-  const inputs = page.answer.inputs;
+  const { answer, receivedAt } = page;
+  const { inputs, clients, uptime } = answer;
   const several = inputs.length > 1;
-  const fresh = now - page.receivedAt < PATIENCE_MS;
-  const connected = page.problem === "" && fresh;
-  const seen = { now, receivedAt: page.receivedAt, connected };
-  const cards = inputs.map((input) => model(withLast(input), seen));
+  const connected = page.problem === "" && now - receivedAt < PATIENCE_MS;
+  const seen = { now, receivedAt, connected, clients, uptime };
+  const known = inputs.map((input) => ({ ...input, ...input.last, age: input.age }));
+  const cards = known.map((input) => model(input, seen));
+  page.charts = cards.map((card) => card.chart);
   document.body.className = several ? "two-inputs" : "one-input";
   show(element("cards"), cards.map((card) => cardHtml(card, several)));
-  cards.forEach(drawChart);
+  page.charts.forEach(drawChart);
   document.title = `${cards.map((card) => card.power).join(" · ")} VA · ecolinky`;
-  show(element("domoticz"), footer(page.answer, location.hostname));
+  const host = location.hostname;
+  const isNew = !clients.length && cards.some((card) => card.state === "live");
+  show(element("todo"), isNew ? instructions(answer, host) : "");
+  show(element("domoticz"), footer(answer, host));
 }
 
 function paint() {
@@ -4594,27 +4700,50 @@ function paint() {
   document.body.dataset.ready = "1";
 }
 
+// Put an answer's minutes behind those of the last one.
+function joined(old, fresh) {
+  const overlap = old ? fresh.first - old.first : -1;
+  if (overlap < 0 || overlap > old.minutes.length) return fresh;
+  const all = [...old.minutes.slice(0, overlap), ...fresh.minutes];
+  const minutes = all.slice(-MOST_MINUTES);
+  return { ...fresh, minutes, first: old.first + all.length - minutes.length };
+}
+
+function remember(answer) {
+  const before = page.answer ? page.answer.inputs : [];
+  answer.inputs.forEach((input, i) => {
+    input.history = joined(before[i] && before[i].history, input.history);
+  });
+  page.answer = answer;
+  page.receivedAt = Date.now();
+}
+
+// The first minute that one of the inputs lacks.
+function firstWanted() {
+  const inputs = page.answer ? page.answer.inputs : [];
+  const ends = inputs.map(({ history }) => history.first + history.minutes.length);
+  return ends.length ? Math.min(...ends) : 0;
+}
+
 // Ask the program once.  `problem` is what is wrong unless a later step succeeds.
 async function ask(signal) {
   let problem = UNREACHABLE;
   try {
     // Not relative to a base with a name and a password, which fetch() refuses.
-    const url = new URL("ecolinky.json", location.origin + location.pathname);
+    const base = location.origin + location.pathname;
+    const url = new URL("ecolinky.json?since=" + firstWanted(), base);
     const response = await fetch(url, { signal });
     problem = problemOf(response.status);
     const answer = await response.json();
     if (response.ok && answer.inputs.length) return { answer, problem: "" };
-  } catch {
-    // No answer, or one that is not whole: `problem` says which.
-  }
+  } catch { /* `problem` says what */ }
   return { answer: null, problem };
 }
 
 // What is wrong with an answer of that status if it cannot be used.
 function problemOf(status) {
   if (status === 401) return REFUSED;
-  if (status !== 200) return `ecolinky répond par une erreur (${status}).`;
-  return CUT_SHORT;
+  return status === 200 ? CUT_SHORT : `ecolinky répond par une erreur (${status}).`;
 }
 
 // Ask, show, and do it again in two seconds; nobody looks at a hidden tab.
@@ -4630,8 +4759,7 @@ async function poll() {
   if (answer) {
     const running = page.answer && page.answer.version;
     if (running && running !== answer.version) location.reload();  // it was updated
-    page.answer = answer;
-    page.receivedAt = Date.now();
+    remember(answer);
   }
   page.asking = false;
   page.timer = setTimeout(poll, POLL_MS);
@@ -4640,13 +4768,16 @@ async function poll() {
 
 // Shown again, the tab may hold a power of an hour ago: it is stale until the answer.
 function shownAgain() {
-  if (document.hidden) return;
   paint();
   poll();
 }
 
+element("logo").src = element("icon").href;
 document.addEventListener("visibilitychange", shownAgain);
 addEventListener("resize", paint);
+addEventListener("pointermove", onPointer);
+addEventListener("pointerdown", onPointer);
+addEventListener("keydown", onKey);
 poll();
 </script>
 </body>

@@ -2289,10 +2289,18 @@ class InputTest(InputCase):
             ("no separators", HC_FRAME.replace(b" ", b""), "Replace spaces"),
             ("spaces", HC_FRAME.replace(b" ", b"_"), "Replace spaces"),
             ("no line ends", re.sub(b"[\r\n]+", b"#", HC_FRAME), "Replace newlines"),
-            ("damaged", re.sub(b".\r", b"~\r", HC_FRAME), "aucun groupe n'arrive intact"),
+            (
+                "damaged",
+                re.sub(b".\r", b"~\r", HC_FRAME),
+                "aucun groupe n'arrive intact",
+            ),
             ("above 36 kVA", jaune, "plus de 36 kVA"),
             ("never whole", frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
-            ("standard, spaces", no_spaces, "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins"),
+            (
+                "standard, spaces",
+                no_spaces,
+                "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins",
+            ),
             ("no period", no_period, "manquent (une période connue)"),
             (
                 "another contract's period",
@@ -2318,7 +2326,10 @@ class InputTest(InputCase):
 
     def test_why_nothing_comes_is_said_in_french(self):
         for error, words in (
-            (socket.gaierror(-2, "Name or service not known"), "est inconnu sur ce réseau"),
+            (
+                socket.gaierror(-2, "Name or service not known"),
+                "est inconnu sur ce réseau",
+            ),
             (socket.timeout("timed out"), "éteint, hors Wi-Fi"),
             (OSError(113, "No route to host"), "éteint, hors Wi-Fi"),
             (OSError(101, "Network is unreachable"), "n'est pas sur le réseau"),
@@ -2573,8 +2584,8 @@ class InputTest(InputCase):
             power = "%05d" % (600 + 10 * minute)
             self.connect(*[frame(changed(HC, PAPP=power))] * 3)
         self.now = 6300.0
-        every = ecolinky.describe_history(self.snapshot(), 0, self.now)
-        self.assertEqual(5, len(set(every["power"])))
+        every = ecolinky.describe_history(self.snapshot(), 0, self.now)["minutes"]
+        self.assertEqual(5, len(set(every)))
         for since, first in (
             (0, 100),
             (99, 100),
@@ -2588,8 +2599,7 @@ class InputTest(InputCase):
             with self.subTest(since=since):
                 told = ecolinky.describe_history(self.snapshot(), since, self.now)
                 self.assertEqual(first, told["first"])
-                for key in ("power", "lost", "cheap"):
-                    self.assertEqual(every[key][first - 100 :], told[key])
+                self.assertEqual(every[first - 100 :], told["minutes"])
 
     def test_another_meters_or_contracts_indexes_are_no_leap(self):
         other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
@@ -2847,7 +2857,11 @@ class DayTest(unittest.TestCase):
 
     def test_a_silence_over_midnight_leaves_the_index_of_midnight_unknown(self):
         midnight = paris(2026, 1, 16)
-        for silence, since, energy in ((60, "", 1), (61, "00:01", 0), (30000, "08:19", 0)):
+        for silence, since, energy in (
+            (60, "", 1),
+            (61, "00:01", 0),
+            (30000, "08:19", 0),
+        ):
             with self.subTest(silence=silence):
                 self.setUp()
                 self.run_until(midnight - 20, midnight - 1, step=1)
@@ -3853,7 +3867,13 @@ class ProtocolTest(HttpCase):
         clients = lambda: json.loads(  # noqa: E731
             ask(self.port, "/ecolinky.json").body.decode()
         )["clients"]
-        for path in ("/", "/index.htm", "/ecolinky.json", "/nothing", "/ecolinky.json?a"):
+        for path in (
+            "/",
+            "/index.htm",
+            "/ecolinky.json",
+            "/nothing",
+            "/ecolinky.json?a",
+        ):
             ask(self.port, path)
         self.assertEqual([], clients())
         for path in PATHS + ("/api/xdevices.htm?cmd=20",):
@@ -3870,12 +3890,14 @@ class ProtocolTest(HttpCase):
     def test_of_many_readers_the_last_eight_are_told(self):
         for number in range(20):
             self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
-        expected = {"10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)}
+        expected = {
+            "10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)
+        }
         self.assertEqual(expected, self.store.clients())
 
     def test_the_page_gets_the_minutes_that_it_asks_for(self):
         minutes = tuple(
-            ecolinky.Minute(100 * number, False, 0, ecolinky.NO_COUNTS)
+            ecolinky.Minute(100 * number, True, 7, ecolinky.NO_COUNTS)
             for number in range(5)
         )
         publish(self.store, 1, live(), minutes=minutes, running_minute=1005)
@@ -3889,10 +3911,15 @@ class ProtocolTest(HttpCase):
             ("?since=99999999999999999999", [0, 100, 200, 300, 400]),
         ):
             with self.subTest(query=query):
-                content = json.loads(ask(self.port, "/ecolinky.json" + query).body.decode())
+                content = json.loads(
+                    ask(self.port, "/ecolinky.json" + query).body.decode()
+                )
                 history = content["inputs"][0]["history"]
-                self.assertEqual(expected, history["power"])
+                powers = [power for power, _, _ in history["minutes"]]
+                self.assertEqual(expected, powers)
                 self.assertEqual(1005 - len(expected), history["first"])
+                for minute, power in zip(history["minutes"], expected):
+                    self.assertEqual([power, 7, 1], minute)
 
     def test_a_head_that_is_too_long_is_refused_as_it_comes(self):
         line = b"X: " + b"y" * 1000 + b"\r\n"
@@ -4721,7 +4748,11 @@ class ProgramTest(ProgramCase):
 
     def test_check_is_an_option_whose_exit_code_tells(self):
         for port, code, words in (
-            (free_port(), 1, "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond"),
+            (
+                free_port(),
+                1,
+                "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond",
+            ),
             (
                 self.esp(frames(HC_FRAME)).port,
                 0,
@@ -6163,7 +6194,11 @@ class JudgeTest(InputCase):
         for case, data, verdict in (
             ("good", HC_FRAME, "ok ses valeurs seront transmises"),
             ("8N1", eight, "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
-            ("log", log, "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial"),
+            (
+                "log",
+                log,
+                "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial",
+            ),
             ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
             (
                 "cut in a group",
@@ -6181,7 +6216,11 @@ class JudgeTest(InputCase):
                 "ÉCHEC rien ne sera transmis, il manque PAPP",
             ),
             ("old contracts", encoded(frozen), "ok dont 19843 kWh d'anciens contrats"),
-            ("spaces", spaces, "ATTENTION l'ESP remplace des espaces ou des fins de ligne"),
+            (
+                "spaces",
+                spaces,
+                "ATTENTION l'ESP remplace des espaces ou des fins de ligne",
+            ),
         ):
             with self.subTest(case):
                 self.begin()
@@ -6309,7 +6348,9 @@ class CheckTest(EspCase):
         code, text = self.check(ini)
         self.assertEqual(1, code)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-        self.assertIn("ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text)
+        self.assertIn(
+            "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text
+        )
         self.assertEqual(2, text.count("matériel Eco Devices"))
         self.assertEqual(2, text.count(" : libre"))
 

@@ -3,6 +3,7 @@
 // where the page is read.  CHROMIUM names the browser.
 
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -21,7 +22,9 @@ const PAGE = readPage();
 const NBSP = "\u00a0";
 const THIN = "\u202f";
 const NOW = Date.parse("2026-01-15T14:47:31+01:00");
-const SEEN = { now: NOW, receivedAt: NOW, connected: true };
+const CLIENTS = [{ address: "192.168.1.10", age: 4.2 }];
+const SEEN = { now: NOW, receivedAt: NOW, connected: true, clients: CLIENTS,
+  uptime: 93784 };
 const UNSEEN = { ...SEEN, connected: false };
 
 //////// The model, in node ///////////////////////////////////////////////////////////
@@ -32,7 +35,7 @@ function loadScript() {
   const context = vm.createContext({
     addEventListener: nothing,
     clearTimeout: nothing,
-    document: { addEventListener: nothing, hidden: true },
+    document: { addEventListener: nothing, getElementById: () => ({}), hidden: true },
     setTimeout: nothing,
   });
   vm.runInContext(scriptOf(PAGE), context);
@@ -46,19 +49,20 @@ function same(actual, expected) {
   assert.deepEqual(JSON.parse(JSON.stringify(actual)), expected);
 }
 
+// As paintCards() calls it.
 function model(input, seen = SEEN) {
-  return script.model(input, seen);
+  return script.model({ ...input, ...input.last, age: input.age }, seen);
 }
 
 describe("the model of an input", () => {
   test("says what could be better while values come, and not later", () => {
     const remarks = ["contrat inconnu"];
-    same(model(samples.input({ remarks })).remarks, remarks);
+    same(model(samples.input({ remarks })).remarks, ["Contrat inconnu."]);
     same(model(samples.input({ remarks }), UNSEEN).remarks, []);
     assert.equal(model(samples.input({ remarks })).stateText, "en direct, à améliorer");
-    assert.equal(model(samples.input({ remarks })).stateMark, "to-better");
+    assert.equal(model(samples.input({ remarks })).stateMark, "warn");
     assert.equal(model(samples.input()).stateText, "en direct");
-    assert.equal(model(samples.input()).stateMark, "");
+    assert.equal(model(samples.input()).stateMark, "good");
   });
 
   test("says the power and the share of the subscription", () => {
@@ -67,16 +71,16 @@ describe("the model of an input", () => {
     assert.equal(card.stateText, "en direct");
     assert.equal(card.power, `1${THIN}840`);
     assert.equal(card.shareText, `27${NBSP}%`);
-    assert.equal(card.limitText, `de l’abonnement, 30${NBSP}A (6${NBSP}kVA)`);
-    assert.equal(card.load, "load-good");
+    assert.equal(card.limitText, `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.equal(card.load, "good");
   });
 
   test("counts the subscription of each of three phases", () => {
     const card = model(samples.threePhase());
     assert.equal(card.shareText, `86${NBSP}%`);
     assert.equal(card.limitText,
-      `de l’abonnement, 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
-    assert.equal(card.load, "load-warn");
+      `de 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
+    assert.equal(card.load, "warn");
   });
 
   test("turns orange above 80 % and red above 90 %", () => {
@@ -85,31 +89,50 @@ describe("the model of an input", () => {
       input.fields.PAPP = power;
       return model(input).load;
     });
-    assert.deepEqual(loads, ["load-good", "load-warn", "load-warn", "load-bad"]);
+    assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
   });
 
   test("keeps the currents of the phases in order", () => {
     same(model(samples.threePhase()).currents.map(({ phase, name, value, load }) =>
       [phase, name, value, load]), [
-      [1, "Phase 1", `11${NBSP}A`, "load-good"],
-      [2, "Phase 2", `17${NBSP}A`, "load-warn"],
-      [3, "Phase 3", `24${NBSP}A`, "load-bad"],
+      [1, "Phase 1", `11${NBSP}A sur 20${NBSP}A`, "good"],
+      [2, "Phase 2", `17${NBSP}A sur 20${NBSP}A`, "warn"],
+      [3, "Phase 3", `24${NBSP}A sur 20${NBSP}A`, "bad"],
     ]);
+    same(model(samples.input()).currents, []);  // the gauge tells it
   });
 
-  test("shows one current of a meter with one phase", () => {
-    same(model(samples.input()).currents.map(({ phase, name, value }) =>
-      [phase, name, value]), [[1, "Intensité", `8${NBSP}A`]]);
+  test("tells what each period has counted today, and their sum", () => {
+    const card = model(samples.input());
+    same(card.indexes.map(({ tag, today, value }) => [tag, today, value]), [
+      ["HCHC", "4,12", `12${THIN}345,686`],
+      ["HCHP", "8,22", `9${THIN}876,543`],
+      ["total", "12,34", ""],
+    ]);
+    assert.equal(card.since, "");
+    const base = model(samples.threePhase());
+    same(base.indexes.map(({ tag, today }) => [tag, today]), [["BASE", "23,45"]]);
+    assert.equal(base.since, "depuis 14:20");
+  });
+
+  test("does not tell today's energy of an input that is not live", () => {
+    for (const card of [model(samples.stale()), model(samples.input(), UNSEEN)]) {
+      same(card.indexes.map(({ tag, today }) => [tag, today]),
+        [["HCHC", "–"], ["HCHP", "–"]]);
+      assert.match(card.asOf, /^figé depuis \d\d:\d\d$/);
+    }
+    const unknown = model(samples.input({ today: null }));
+    same(unknown.indexes.map(({ today }) => today), ["–", "–", "–"]);
   });
 
   test("names periods and indexes as the program does", () => {
     const card = model(samples.tempo());
     assert.equal(card.tariff, "Tempo");
-    assert.equal(card.period, "Heures pleines, jour bleu");
     same(card.indexes[1], {
       tag: "BBRHPJB",
       name: "Heures pleines, jour bleu",
-      value: `13${THIN}456,797${NBSP}kWh`,
+      today: "14,21",
+      value: `13${THIN}456,797`,
       running: true,
     });
     assert.deepEqual([...card.indexes].filter((index) => index.running).length, 1);
@@ -129,24 +152,28 @@ describe("the model of an input", () => {
 
   test("says nothing live of an input that is stale", () => {
     const known = samples.threePhase();
-    const card = model({ ...known, state: "stale", age: 95, reason: "l’ESP dort" });
+    const why = samples.fault("esp", "l’ESP dort", "le réveiller");
+    const card = model({ ...known, state: "stale", age: 95, ...why });
     assert.equal(card.power, "–");
     assert.equal(card.shareText, "");
     assert.equal(card.share, 0);
     assert.equal(card.alert, "");
     assert.equal(card.stateText, "données périmées depuis 14:45");
-    assert.equal(card.reason, "l’ESP dort");
-    assert.equal(card.indexes[0].value, `45${THIN}678,901${NBSP}kWh`);
+    same(card.trouble, { mark: "bad", cause: "L’ESP dort.", remedy: "Le réveiller.",
+      page: "http://192.168.1.50/" });
+    assert.equal(card.indexes[0].value, `45${THIN}678,901`);
     assert.equal(card.indexes[0].running, false);
     same(card.currents.map((current) => current.value), Array(3).fill(`–${NBSP}A`));
     assert.ok(card.chart.points.every((point) => point.time < NOW - 20000));
   });
 
   test("says nothing live when the program does not answer", () => {
-    const card = model(samples.input({ reason: "x" }), UNSEEN);
+    const card = model(samples.input(samples.AWAY), UNSEEN);
     assert.equal(card.state, "stale");
     assert.equal(card.power, "–");
-    assert.equal(card.reason, "");
+    assert.equal(card.trouble, null);
+    same(card.way.map(({ mark }) => mark), ["soft", "soft", "bad", "soft"]);
+    assert.equal(card.way[2].fact, "ne répond pas");
     assert.equal(model(samples.waiting(), UNSEEN).stateText, "en attente du compteur");
   });
 
@@ -159,17 +186,77 @@ describe("the model of an input", () => {
     const card = model(samples.waiting());
     assert.equal(card.stateText, "en attente du compteur");
     assert.equal(card.power, "–");
-    assert.equal(card.period, "–");
     assert.equal(card.limitText, "");
-    assert.equal(card.chart.notice, "Pas de puissance à tracer.");
-    same(card.link[0], ["Dernière trame", "–"]);
-    same(card.link[8], ["Mode", "–"]);
+    assert.match(card.chart.notice, /^Pas encore de courbe/);
+    same(card.link[5], ["Mode", "–"]);
+  });
+
+  const marks = (card) => [...card.way].map(({ mark }) => mark);
+  const facts = (card) => [...card.way].map(({ fact }) => fact);
+
+  test("shows the way of a value: four stations, each with its one fact", () => {
+    const card = model(samples.input());
+    same(marks(card), ["good", "good", "good", "good"]);
+    same(facts(card), [`trame il y a 1${NBSP}s`, "192.168.1.50:8888",
+      `en marche depuis 26${NBSP}h`, `lu par 192.168.1.10 il y a 4${NBSP}s`]);
+  });
+
+  test("marks the station at fault, which carries the reason", () => {
+    for (const [station, expected] of [
+      ["linky", ["bad", "good", "good", "good"]],
+      ["esp", ["soft", "bad", "good", "good"]],
+      ["ecolinky", ["soft", "soft", "bad", "good"]],
+      ["", ["soft", "soft", "good", "good"]],
+    ]) {
+      const why = samples.fault(station, "c’est cassé", "réparer");
+      const card = model(samples.stale(95, samples.input(), why));
+      same(marks(card), expected);
+      assert.equal(facts(card).includes("c’est cassé"), station !== "");
+    }
+  });
+
+  test("says in grey what only takes some seconds", () => {
+    const why = samples.fault("", "ecolinky se connecte à l’ESP", "");
+    same(model({ ...samples.waiting(), ...why }).trouble, { mark: "soft",
+      cause: "Ecolinky se connecte à l’ESP.", remedy: "", page: "" });
+  });
+
+  test("says who read last, and that nobody does any more", () => {
+    const seen = (clients, changes) => ({ ...SEEN, clients, ...changes });
+    const last = (...options) => model(samples.input(), seen(...options)).way[3];
+    same(last([]), { name: "Domoticz", mark: "soft", fact: "n’a pas encore lu" });
+    const two = [{ address: "10.0.0.2", age: 599 }, { address: "10.0.0.1", age: 900 }];
+    same(last(two), { name: "Domoticz", mark: "good",
+      fact: `lu par 10.0.0.2 il y a 10${NBSP}min` });
+    const late = [{ address: "10.0.0.2", age: 3600 }];
+    same(last(late), { name: "Domoticz", mark: "bad",
+      fact: "10.0.0.2 ne lit plus depuis 13:47" });
+    assert.equal(last(late, { connected: false }).mark, "soft");
+    const { advice } = model(samples.input(), seen(late));
+    assert.match(advice, /^Les valeurs arrivent, mais rien ne les lit plus/);
+    assert.equal(model(samples.stale(), seen(late)).advice, "");
+    assert.equal(model(samples.input(), seen(two)).advice, "");
+    same([...model(samples.input(), seen(two)).link].slice(-2), [
+      ["10.0.0.2", `a lu il y a 10${NBSP}min`],
+      ["10.0.0.1", `a lu il y a 15${NBSP}min`],
+    ]);
+  });
+
+  test("links to the page of the ESP where that may help", () => {
+    for (const [source, page] of [["192.168.1.50:8888", "http://192.168.1.50/"],
+      ["linky.local:23", "http://linky.local/"]]) {
+      const card = model({ ...samples.stale(), source });
+      assert.equal(card.trouble.page, page);
+    }
+    const offline = samples.fault("ecolinky", "pas de réseau", "vérifier le Wi-Fi");
+    assert.equal(model({ ...samples.stale(), ...offline }).trouble.page, "");
   });
 
   test("marks an injection only while there is one", () => {
     const injected = model(samples.injecting(1230)).injection;
-    same(injected, { power: `1${THIN}230${NBSP}VA`, index: `1${THIN}234,567${NBSP}kWh`,
-      running: true });
+    same(injected, { power: `1${THIN}230${NBSP}VA`, running: true });
+    same([...model(samples.injecting()).indexes].pop(), { tag: "EAIT", name: "Injecté",
+      today: "7,65", value: `1${THIN}234,567` });
     assert.equal(model(samples.injecting(0)).injection.running, false);
     const stale = model(samples.injecting(), UNSEEN).injection;
     assert.equal(stale.running, false);
@@ -179,8 +266,9 @@ describe("the model of an input", () => {
 
   test("announces an excess, and the dear hours that are near", () => {
     assert.equal(model(samples.threePhase()).alert,
-      `Dépassement${NBSP}: 24${NBSP}A pour 20${NBSP}A`);
-    assert.equal(model(samples.threePhase()).stateMark, "overload");
+      `Dépassement${NBSP}: 24${NBSP}A pour 20${NBSP}A. Éteindre un appareil, sinon`
+      + " le compteur coupe.");
+    assert.equal(model(samples.threePhase()).stateMark, "bad");
     const ejp = samples.input();
     ejp.fields.PEJP = 30;
     assert.equal(model(ejp).alert, `Pointe mobile dans 30${NBSP}min`);
@@ -190,11 +278,9 @@ describe("the model of an input", () => {
   test("groups the digits of every counter, and tells the share of good groups", () => {
     const link = Object.fromEntries(model(samples.input()).link);
     assert.equal(link["Trames"], `123${THIN}456`);
-    assert.equal(link["Somme fausse"], `4${THIN}321`);
-    assert.equal(link["Forme fausse"], "12");
+    assert.equal(link["Groupes abîmés"], `4${THIN}333`);
     assert.equal(link["Invraisemblables"], "3");
-    assert.equal(link["Groupes bons"], `1${THIN}234${THIN}564 (99,65${NBSP}%)`);
-    assert.equal(link["Dernière trame"], `il y a 1${NBSP}s`);
+    assert.equal(link["Groupes intacts"], `1${THIN}234${THIN}567 (99,65${NBSP}%)`);
     assert.equal(link["Mode"], "historique");
   });
 
@@ -202,7 +288,7 @@ describe("the model of an input", () => {
     const big = samples.input();
     big.fields.ISOUSC = 1200;
     assert.equal(model(big).limitText,
-      `de l’abonnement, 1${THIN}200${NBSP}A (240${NBSP}kVA)`);
+      `8${NBSP}A sur 1${THIN}200${NBSP}A (240${NBSP}kVA)`);
   });
 
   test("tells a duration in the unit that is easy to read", () => {
@@ -211,25 +297,25 @@ describe("the model of an input", () => {
       .map((words) => words.replace(" ", NBSP)));
   });
 
-  test("says that the curve is filling until it has two minutes", () => {
-    const filling = `La courbe se remplit${NBSP}: un point par minute.`;
-    const notice = (power) =>
-      model(samples.input({ history: { step: 60, age: 0, power } })).chart.notice;
-    assert.equal(notice([]), filling);
-    assert.equal(notice([null, 500, null]), filling);
+  test("says that there is no curve until it has two minutes", () => {
+    const notice = (powers) =>
+      model(samples.input({ history: samples.historyOf(powers) })).chart.notice;
+    const none = `Pas encore de courbe${NBSP}: un point par minute.`;
+    assert.equal(notice([]), none);
+    assert.equal(notice([null, 500, null]), none);
     assert.equal(notice([null, 500, 510]), "");
   });
 });
 
 describe("the chart", () => {
   const axesOf = (power, width = 304) => {
-    const input = samples.input({ history: { step: 60, age: 0, power } });
+    const input = samples.input({ history: samples.historyOf(power) });
     return script.scale(model(input).chart, width);
   };
 
   test("begins at the first minute that is known and ends now", () => {
-    const { chart } = model(samples.input({ history: { step: 60, age: 0,
-      power: [null, null, 500, null, 600] } }));
+    const history = samples.historyOf([null, null, 500, null, 600]);
+    const { chart } = model(samples.input({ history }));
     same(chart.points.map((point) => [(point.time - NOW) / 1000, point.power]),
       [[-150, 500], [-90, null], [-30, 600], [0, 1840]]);
   });
@@ -240,20 +326,20 @@ describe("the chart", () => {
     assert.equal(axes.powerStep, 5000);
     assert.equal(axes.x(NOW), 298);
     assert.equal(axes.y(0), 186);
-    assert.equal(axes.y(10000), 14);
+    assert.equal(axes.y(10000), 18);
   });
 
   test("marks round times with room between them at every span and width", () => {
-    for (const minutes of [2, 3, 7, 20, 61, 150, 300, 480]) {
+    for (const minutes of [2, 3, 7, 20, 61, 150, 300, 480, 960, 1440]) {
       for (const width of [280, 304, 334, 480, 716]) {
         const axes = axesOf(Array(minutes).fill(500), width);
         const times = [...script.roundTimes(axes)];
         const places = times.map(axes.x);
         assert.ok(times.every((time) => time % 60000 === 0), "not a whole minute");
-        assert.ok(places.every((x) => x >= 56 && x <= width - 29), "no room");
+        assert.ok(places.every((x) => x >= 56 && x <= width - 6), "no room");
         const apart = places.length > 1 ? places[1] - places[0] : width;
         const last = places[places.length - 1];
-        assert.ok(last > width - 30 - apart, "the end has no time");
+        assert.ok(last >= width - 6.1 - apart, "the end has no time");
         places.slice(1).forEach((x, i) => assert.ok(x - places[i] >= 50, "too near"));
       }
     }
@@ -267,8 +353,8 @@ describe("the chart", () => {
   });
 
   test("ends its minutes where the program's last minute ended", () => {
-    const power = [500, 600];
-    const { chart } = model(samples.input({ history: { step: 60, age: 47.5, power } }));
+    const history = { ...samples.historyOf([500, 600]), age: 47.5 };
+    const { chart } = model(samples.input({ history }));
     same(chart.points.map((point) => (point.time - NOW) / 1000), [-137.5, -77.5, 0]);
   });
 
@@ -280,15 +366,81 @@ describe("the chart", () => {
   test("leaves a gap where nothing is known", () => {
     const axes = axesOf([500, 600, null, 700]);
     const { chart } = model(samples.input({ state: "stale", age: 40,
-      history: { step: 60, age: 0, power: [500, 600, null, 700] } }));
+      history: samples.historyOf([500, 600, null, 700]) }));
     const paths = script.curve(axes, chart.points).map(script.markup).join("");
     assert.equal(paths.match(/class="curve"/g).length, 2);
-    const areas = [...paths.matchAll(/class="area" d="M(\S+) 186L(.*)L(\S+) 186z"/g)];
+    const areas = [...paths.matchAll(/class="area" d="M(\S+) 186L(.*)V186z"/g)];
     assert.equal(areas.length, 2);
-    for (const [, begin, line, end] of areas) {
+    for (const [, begin, line] of areas) {
       assert.ok(line.startsWith(begin + " "), "the area leans at its left");
-      assert.ok(line.split("L").pop().startsWith(end + " "), "it leans at its right");
     }
+  });
+
+  test("draws what is injected below zero", () => {
+    const axes = axesOf([500, -2600, -300]);
+    assert.ok(axes.bottomPower <= -2600 && axes.topPower >= 1840);
+    assert.ok(axes.y(0) > 18 && axes.y(0) < 186);
+    assert.ok(axes.y(-2600) > axes.y(0));
+    const { chart } = model(samples.injecting(1230));
+    assert.equal([...chart.points].pop().power, -1230);
+  });
+
+  test("shades each run of cheap hours", () => {
+    const cheap = (minute) => Number(minute === 1 || minute === 2 || minute > 3);
+    const history = samples.historyOf(Array(6).fill(500), () => 0, cheap);
+    const { chart } = model(samples.input({ history }));
+    const axes = script.scale(chart, 304);
+    const shades = script.cheapHours(axes, chart.points).map(script.markup);
+    assert.equal(shades.length, 2);
+    const x = axes.x(chart.points[1].time);
+    assert.match(shades[0], new RegExp(`x="${x}"`));
+    assert.equal(chart.cheap, true);
+    assert.equal(model(samples.threePhase()).chart.cheap, true);
+    const none = samples.historyOf([500, 500]);
+    assert.equal(model(samples.input({ history: none })).chart.cheap, false);
+  });
+
+  test("has a bar as high as the share that was lost", () => {
+    const bars = (lost) => {
+      const history = samples.historyOf(Array(4).fill(500), (minute) => lost[minute]);
+      const { chart } = model(samples.input({ history }));
+      const strip = script.markup(script.lostGroups(script.scale(chart, 304),
+        chart.points));
+      return [...strip.matchAll(/v-([\d.]+)/g)].map(([, height]) => Number(height));
+    };
+    assert.deepEqual(bars([0, 0, 0, 0]), []);
+    assert.deepEqual(bars([1, 10, 0, 0]), [1, 3.6]);
+    assert.deepEqual(bars([25, 100, 0, 0]), [9, 9]);
+  });
+
+  test("puts the minutes of an answer behind those of the last one", () => {
+    const history = (first, ...powers) => ({ ...samples.historyOf(powers), first });
+    const joined = (old, fresh) => {
+      const { first, minutes } = script.joined(old, fresh);
+      return [first, ...[...minutes].map(([power]) => power)];
+    };
+    same(joined(undefined, history(7, 1, 2)), [7, 1, 2]);
+    same(joined(history(7, 1, 2), history(9)), [7, 1, 2]);
+    same(joined(history(7, 1, 2), history(9, 3)), [7, 1, 2, 3]);
+    same(joined(history(7, 1, 2), history(8, 4, 5)), [7, 1, 4, 5]);
+    same(joined(history(7, 1, 2), history(10, 3)), [10, 3]);  // a minute is missing
+    same(joined(history(7, 1, 2), history(3, 6)), [3, 6]);  // another start
+    const day = history(0, ...Array(1440).fill(5));
+    const next = joined(day, history(1440, 6, 7));
+    same([next[0], next.length, ...next.slice(-2)], [2, 1441, 6, 7]);
+  });
+
+  test("tells the point that is next to a time", () => {
+    const { chart } = model(samples.input({ history:
+      samples.historyOf([500, 600, 700], (minute) => 3 * minute) }));
+    const near = (seconds) => script.nearest(chart.points, NOW + 1000 * seconds).power;
+    assert.deepEqual([-1000, -150, -119, -59, -14, 0, 99].map(near),
+      [500, 500, 600, 700, 1840, 1840, 1840]);
+    const points = [...chart.points].map(script.describePoint);
+    assert.equal(points[0], `14:45${NBSP}: 500${NBSP}VA`);
+    assert.equal(points[1], `14:46${NBSP}: 600${NBSP}VA, pertes 3${NBSP}%`);
+    assert.equal(script.describePoint({ time: NOW, power: null, lost: 0 }),
+      `14:47${NBSP}: –${NBSP}VA`);
   });
 });
 
@@ -301,13 +453,20 @@ describe("the source of the page", () => {
   });
 
   test("asks nothing of anybody else", () => {
-    assert.deepEqual(PAGE.match(/(src|href)="(?!data:|ecolinky\.json)[^"]*"/g), null);
+    assert.deepEqual(PAGE.match(
+      /(src|href)="(?!data:|ecolinky\.json|\${page}")[^"]*"/g), null);
     assert.deepEqual(PAGE.match(/@import|url\(/g), null);
   });
 
   test("has one kind of apostrophe in what is shown", () => {
     const shown = PAGE.replace(/<style>[^]*<\/style>/, "").replace(/\/\/ .*$/gm, "");
     assert.deepEqual(shown.match(/[a-zé]'[a-zé]+/gi), null);
+  });
+
+  test("keeps to its limits: 40 kB and 1,000 lines", () => {
+    const size = Buffer.byteLength(PAGE);
+    assert.ok(size <= 40000, `${size} bytes`);
+    assert.ok(PAGE.split("\n").length <= 1001);
   });
 
   test("says a sentence to a browser without JavaScript", () => {
@@ -330,13 +489,15 @@ describe("the page in a browser", { concurrency: false }, () => {
   let tab;
   let answer;  // what /ecolinky.json says: an object, or a function of the response
   let polls;
+  let asked;  // from which minute on
   let failures;  // requests that failed, errors of the script
 
   function reply(request, response) {
     if (request.url === "/") {
       response.writeHead(200, { "Content-Type": "text/html; charset=utf-8" });
       response.end(PAGE);
-    } else if (request.url === "/ecolinky.json") {
+    } else if (/^\/ecolinky\.json\?since=\d+$/.test(request.url)) {
+      asked.push(Number(request.url.split("=")[1]));
       polls += 1;
       if (typeof answer === "function") answer(response);
       else response.end(JSON.stringify(answer));
@@ -388,6 +549,7 @@ describe("the page in a browser", { concurrency: false }, () => {
   beforeEach(async () => {
     answer = samples.answer();
     polls = 0;
+    asked = [];
     failures = [];
     tab = await browser.newPage();
     tab.on("requestfailed", (request) => failures.push(request.url()));
@@ -403,9 +565,12 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     assert.equal(await text("power-1"), `1${THIN}840`);
     assert.equal(await text("share-1"), `27${NBSP}%`);
-    assert.equal(await text("current-1-1"), `8${NBSP}A`);
-    assert.equal(await text("period-1"), "Heures pleines");
-    assert.equal(await text("index-1-HCHC"), `12${THIN}345,686${NBSP}kWh`);
+    assert.equal(await text("limit-1"), `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.equal(await text("index-1-HCHC"), `12${THIN}345,686`);
+    assert.equal(await text("today-1-HCHP"), "8,22");
+    const running = await tab.$$eval("tr.running th", (cells) =>
+      cells.map((cell) => cell.textContent));
+    assert.deepEqual(running, ["Heures pleines en cours"]);
     assert.equal(await tab.title(), `1${THIN}840 VA · ecolinky`);
     answer.inputs[0].fields.PAPP = 2050;
     await becomes("power-1", `2${THIN}050`);
@@ -424,24 +589,26 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer = samples.answer([samples.stale(95, samples.tempo())]);
     await refresh();
     await has(".card.stale");
-    assert.equal(await text("power-1"), "–");
-    assert.equal(await text("share-1"), "");
+    assert.equal(await tab.$("#power-1"), null);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
-    assert.equal(await text("reason-1"),
-      "l’ESP ferme chaque connexion, un autre programme le lit, l’arrêter");
-    assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686${NBSP}kWh`);
+    assert.equal((await text("reason-1")).replace(/\s+/g, " "),
+      "Un autre programme lit l’ESP, qui ferme chaque connexion.Arrêter cet autre"
+      + " programme.La page de l’ESP8266");
+    const [large, normal] = await tab.evaluate(() => ["#reason-1 b", "body"].map((at) =>
+      parseFloat(getComputedStyle(document.querySelector(at)).fontSize)));
+    assert.ok(large >= 1.5 * normal, `${large} px`);
+    assert.equal(await tab.$eval("#reason-1 a", (link) => link.href),
+      "http://192.168.1.50/");
+    assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686`);
     assert.equal(await text("tomorrow-1"), "rouge");
     assert.equal(await tab.title(), "– VA · ecolinky");
-    const opacity = await tab.$eval(".columns", (node) =>
-      getComputedStyle(node).opacity);
-    assert.equal(opacity, "1");
   });
 
   test("shows what was known last in a new tab too", async () => {
     answer = samples.answer([samples.stale(7200, samples.tempo())]);
     await open();
-    assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686${NBSP}kWh`);
-    assert.equal(await text("power-1"), "–");
+    assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686`);
+    assert.match(await text("as-of-1"), /^figé depuis \d\d:\d\d$/);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
   });
 
@@ -486,13 +653,14 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("announces a reason in a place that stays", async () => {
     await open();
     await tab.evaluate(() => {
-      window.place = document.getElementById("reason-1");
+      window.oldPlace = document.getElementById("reason-1");
     });
     answer = samples.answer([samples.stale()]);
     await refresh();
     await becomes("reason-1", "l’ESP");
-    assert.ok(await tab.evaluate(() =>
-      window.place.isConnected && window.place.getAttribute("role") === "status"));
+    const role = await tab.evaluate(() =>
+      window.oldPlace.isConnected && window.oldPlace.getAttribute("role"));
+    assert.equal(role, "status");
   });
 
   test("does not exchange phases", async () => {
@@ -500,7 +668,8 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     const shown = await Promise.all([1, 2, 3].map((phase) =>
       text("current-1-" + phase)));
-    assert.deepEqual(shown, [11, 17, 24].map((amperes) => `${amperes}${NBSP}A`));
+    assert.deepEqual(shown, [11, 17, 24].map((amperes) =>
+      `${amperes}${NBSP}A sur 20${NBSP}A`));
   });
 
   test("shows the colours of today and of tomorrow", async () => {
@@ -525,7 +694,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     await refresh();
     await becomes("injection-1", "900");
     assert.equal(await green(), true);
-    assert.equal(await text("index-1-injection"), `1${THIN}234,567${NBSP}kWh`);
+    assert.equal(await text("index-1-EAIT"), `1${THIN}234,567`);
     assert.match(await text("domoticz"), /second pour l’injection/);
   });
 
@@ -536,9 +705,9 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("title-2"), "Compteur 2");
     const footer = (await text("domoticz")).replace(/\s+/g, " ");
     assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices » : /);
-    assert.match(footer, / : 127.0.0.1 port 4000, et un second pour le compteur 2 : /);
-    assert.match(footer, / : 127.0.0.1 port 4001 TIC vérifiée du compteur 2, pour /);
-    assert.match(footer, /pour d’autres lecteurs : 127.0.0.1 port 8890/);
+    assert.match(footer, / : adresse 127.0.0.1, port 4000, et un second pour le c/);
+    assert.match(footer, /le compteur 2 : adresse 127.0.0.1, port 4001\./);
+    assert.match(footer, /lecteurs : adresse 127.0.0.1, port 8890/);
   });
 
   test("says nothing of a relay that there is not", async () => {
@@ -559,27 +728,28 @@ describe("the page in a browser", { concurrency: false }, () => {
     const { state, fields, tariff, ...rest } = input;
     const tags = tariff.indexes.map((index) => ({ ...evil(index), tag: index.tag }));
     const wrong = { ...evil(rest), state, fields: evil(fields),
-      tariff: { ...evil(tariff), indexes: tags }, reason: bad };
+      tariff: { ...evil(tariff), indexes: tags }, today: input.today, history:
+      input.history, fault: { station: "", cause: bad, remedy: bad }, remarks: [bad] };
     answer = { ...samples.answer([wrong]), version: bad };
     await open();
-    await becomes("reason-1", "<img");
-    assert.match(await text("period-1"), /<img src=x/);
+    await becomes("input-1", "<img");
     assert.match(await text("tomorrow-1"), /<img src=x/);
     assert.match(await text("domoticz"), /<img src=x.*&amp;/);
     assert.match(await text("input-1"), /192.168.1.50:8888<img/);
-    assert.match(await text("input-1"), /Index, tarif Tempo<img/);
+    assert.match(await text("input-1"), /Tarif Tempo<img/);
     assert.match(await text("input-1"), /jour rouge<img/);
-    assert.equal(await tab.$("img"), null);
+    assert.equal(await tab.$("img:not(#logo)"), null);
     assert.equal(await tab.evaluate(() => window.stolen), undefined);
   });
 
   test("keeps what is selected while new values come", async () => {
     await open();
     await tab.evaluate(() => {
+      document.querySelector("#domoticz details").open = true;
       getSelection().selectAllChildren(document.querySelector("#domoticz p"));
     });
     const selected = await tab.evaluate(() => String(getSelection()));
-    assert.match(selected, /127\.0\.0\.1 port.4000/);
+    assert.match(selected, /127\.0\.0\.1, port.4000/);
     answer.inputs[0].fields.PAPP = 3333;
     answer.uptime += 3600;
     await becomes("power-1", `3${THIN}333`);
@@ -661,7 +831,7 @@ describe("the page in a browser", { concurrency: false }, () => {
       assert.doesNotMatch(await text("down"), / [:;?!]|'/);
       assert.equal(await text("power-1"), "–");
       assert.match(await text("state-1"), /^données périmées depuis/);
-      assert.equal(await text("index-1-HCHC"), `12${THIN}345,686${NBSP}kWh`);
+      assert.equal(await text("index-1-HCHC"), `12${THIN}345,686`);
       answer = good;
       await refresh();
       await becomes("power-1", `1${THIN}840`);
@@ -691,6 +861,11 @@ describe("the page in a browser", { concurrency: false }, () => {
     live: () => samples.answer([samples.input({ relay_port: 8889 })]),
     stale: () => samples.answer([samples.stale()]),
     waiting: () => samples.answer([samples.waiting()]),
+    damaged: () => samples.answer([samples.input({ remarks: ["l’ESP lit en 8N1"],
+      history: samples.damagedHistory() })]),
+    "never read": () => samples.answer(undefined, { clients: [] }),
+    "read no more": () => samples.answer(undefined,
+      { clients: [{ address: "192.168.1.10", age: 3600 }] }),
     tempo: () => samples.answer([samples.tempo("blanc")]),
     "three-phase": () => samples.answer([samples.threePhase()]),
     injection: () => samples.answer([samples.injecting()], { ports: [4000, 4001] }),
@@ -741,17 +916,16 @@ describe("the page in a browser", { concurrency: false }, () => {
         await refresh();
         const wide = await tab.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(wide <= width, `${name} scrolls`);
-        const broken = await tab.$$eval(".row b", (cells) => cells.filter((cell) =>
+        const broken = await tab.$$eval(".row b, td", (cells) => cells.filter((cell) =>
           /\d/.test(cell.textContent) && cell.getClientRects().length !== 1
-          || cell.offsetHeight > 30).map((cell) => cell.id));
+          || cell.clientWidth < cell.scrollWidth).map((cell) => cell.id));
         assert.deepEqual(broken, [], name);
       }
     });
 
     test(`keeps the time labels apart at ${width} px`, async () => {
-      for (const minutes of [3, 40, 480]) {
-        const power = samples.history().power.slice(0, minutes);
-        const history = { step: 60, age: 0, power };
+      for (const minutes of [3, 40, 480, 1440]) {
+        const history = samples.historyOf(samples.powersOfADay().slice(0, minutes));
         answer = samples.answer([samples.input({ history })]);
         await open(width);
         const boxes = await tab.$$eval(".chart text", (labels) => labels
@@ -801,17 +975,121 @@ describe("the page in a browser", { concurrency: false }, () => {
     const name = (selector) => tab.$eval(selector, (svg) =>
       svg.getAttribute("role") === "img" && svg.getAttribute("aria-label"));
     assert.equal(await name(".gauge svg"), `Jauge${NBSP}: 27${NBSP}%`);
-    assert.match(await name(".chart svg"), /^Courbe de la puissance depuis \d\d:\d\d/);
+    const chart = await tab.$eval(".chart svg", (svg) =>
+      svg.getAttribute("aria-label"));
+    assert.match(chart, /^Courbe de la puissance depuis \d\d:\d\d/);
     assert.ok(await tab.$$eval(".chart text", (labels) =>
       labels.length && labels.every((label) => label.closest("[aria-hidden=true]"))));
   });
 
-  test("says that the curve is filling instead of an empty axis", async () => {
-    const nothing = { step: 60, age: 0, power: [] };
-    answer = samples.answer([samples.input({ history: nothing })]);
+  test("shows the value under the pointer, and by the arrow keys", async () => {
+    await open();
+    const svg = await tab.$(".chart svg");
+    const { x, y, width } = await svg.boundingBox();
+    const value = () => tab.$eval(".chart svg", (node) =>
+      node.getAttribute("aria-valuetext"));
+    const shown = () => tab.$$eval(".chart .pointed + text", (nodes) =>
+      nodes.map((node) => node.textContent));
+    assert.deepEqual(await shown(), []);
+    await tab.mouse.move(x + 56 + (width - 62) / 2, y + 60);
+    const middle = await value();
+    assert.match(middle, /^\d\d:\d\d\u00a0: [\d\u202f]+\u00a0VA$/);
+    assert.deepEqual(await shown(), [middle]);
+    await refresh();
+    assert.deepEqual(await shown(), [middle], "the next answer takes it away");
+    await tab.mouse.move(5, 5);
+    assert.deepEqual(await shown(), []);
+    await svg.evaluate((node) => node.focus());
+    await tab.keyboard.press("ArrowLeft");
+    const earlier = await value();
+    await tab.keyboard.press("PageDown");
+    assert.notEqual(await value(), earlier);
+    await tab.keyboard.press("PageUp");
+    assert.equal(await value(), earlier);
+    await tab.keyboard.press("ArrowRight");
+    assert.match(await value(), /1\u202f840\u00a0VA$/);
+    assert.deepEqual(await shown(), [await value()]);
+  });
+
+  test("shows the value under a finger, which stays", async () => {
+    await tab.setViewport({ width: 390, height: 800, hasTouch: true });
+    await tab.goto(origin, { waitUntil: "load" });
+    await has(".chart svg");
+    await tab.$eval(".chart", (chart) => chart.scrollIntoView());
+    const { x, y, width } = await (await tab.$(".chart svg")).boundingBox();
+    await tab.touchscreen.tap(x + width / 2, y + 60);
+    await has(".chart .pointed");
+    await refresh();
+    assert.ok(await tab.$(".chart .pointed"));
+  });
+
+  test("asks only for the minutes that it lacks", async () => {
+    await open();
+    assert.deepEqual(asked, [0]);
+    answer.inputs[0].history = { ...samples.historyOf([333]), first: 2440 };
+    await refresh();
+    assert.deepEqual(asked, [0, 2440]);
+    await refresh();
+    assert.equal(asked[2], 2441);
+    assert.equal(await tab.evaluate("page.answer.inputs[0].history.first"), 1001);
+    const last = await tab.evaluate("page.charts[0].points.slice(-2)[0].power");
+    assert.equal(last, 333);
+  });
+
+  test("says large what to enter in Domoticz until it reads", async () => {
+    answer = samples.answer(undefined, { clients: [] });
+    await open();
+    assert.match(await text("todo"), /type\s+«\u00a0Eco Devices\u00a0», modèle/);
+    answer = samples.answer();
+    await refresh();
+    assert.equal(await text("todo"), "");
+    const folded = () => tab.$eval("#domoticz details", (details) => !details.open);
+    assert.equal(await folded(), true);
+    await tab.click("#domoticz summary");
+    answer.uptime += 10000;
+    await refresh();
+    assert.equal(await folded(), false, "the next answer folds it");
+    answer = samples.answer([samples.waiting()], { clients: [] });
+    await refresh();
+    assert.equal(await text("todo"), "", "there is something else to do first");
+  });
+
+  test("folds the counters away", async () => {
+    await open();
+    const visible = () => tab.$eval(".link", (list) => list.checkVisibility());
+    assert.equal(await visible(), false);
+    await tab.click(".card summary");
+    assert.equal(await visible(), true);
+    await refresh();
+    assert.equal(await visible(), true);
+  });
+
+  test("gives each station a sign with a name", async () => {
+    answer = samples.answer([samples.stale()], { clients: [] });
+    await open();
+    const signs = await tab.$$eval(".way i", (nodes) => nodes.map((node) =>
+      [node.textContent, node.getAttribute("aria-label")]));
+    assert.deepEqual(signs, [["?", "pas connu"], ["!", "en défaut"], ["✓", "en ordre"],
+      ["?", "pas connu"]]);
+  });
+
+  test("takes little time of the processor in an open tab", async () => {
+    await open();
+    const spent = async () => (await tab.metrics()).TaskDuration;
+    const start = await spent();
+    for (let turn = 0; turn < 30; turn += 1) {  // those of a minute
+      answer.inputs[0].fields.PAPP += 1;
+      await refresh();
+    }
+    const seconds = await spent() - start;
+    assert.ok(seconds < 1, `${seconds} s`);
+  });
+
+  test("says that there is no curve yet instead of an empty axis", async () => {
+    answer = samples.answer([samples.input({ history: samples.historyOf([]) })]);
     await open();
     assert.equal(await text("chart-1"),
-      `La courbe se remplit${NBSP}: un point par minute.`);
+      `Pas encore de courbe${NBSP}: un point par minute.`);
     assert.equal(await tab.$(".chart svg"), null);
   });
 });

@@ -8,16 +8,53 @@ function fieldsOf(values) {
   return { ...Object.fromEntries(TAGS.map((tag) => [tag, 0])), ...values };
 }
 
-// A day's powers: 480 minutes, with a gap where the meter was away if one is wanted.
-export function history(gap = false) {
-  const power = [];
-  for (let minute = 0; minute < 480; minute += 1) {
-    const heater = minute % 90 < 25 ? 2100 : 0;
-    const away = gap && minute > 200 && minute < 260;
-    power.push(away ? null : Math.round(420 + heater + 90 * Math.sin(minute / 7)));
-  }
-  return { step: 60, age: 0, power };
+// What the program tells of minutes: of each the power, the share that was lost in
+// percent, and whether its hours were cheap.
+export function historyOf(powers, lost = () => 0, isCheap = () => 0) {
+  const minutes = powers.map((power, i) => [power, lost(i), isCheap(i)]);
+  return { step: 60, first: 1000, age: 0, minutes };
 }
+
+// The powers of a day, with a gap where the meter was away if one is wanted; its cheap
+// hours are those of a night, with a water heater.
+const isCheap = (minute) => Number(minute > 470 && minute < 950);
+
+export function powersOfADay(gap = false) {
+  return Array.from({ length: 1440 }, (_, minute) => {
+    const heater = isCheap(minute) && minute < 620 ? 2200 : 0;
+    const oven = minute % 480 < 25 ? 2100 : 0;
+    const away = gap && minute > 600 && minute < 780;
+    const base = 420 + 90 * Math.sin(minute / 7) + 40 * Math.sin(minute * minute);
+    return away ? null : Math.round(base + heater + oven);
+  });
+}
+
+export function history(gap = false) {
+  return historyOf(powersOfADay(gap), undefined, isCheap);
+}
+
+// A line that loses a fifth of its groups for some hours.
+export function damagedHistory() {
+  const lost = (minute) => minute > 900 ? 15 + minute % 10 : 1;
+  return historyOf(powersOfADay(), lost, isCheap);
+}
+
+// What stops a reader, as the program tells it.
+export function fault(station, cause, remedy) {
+  const reason = cause + (remedy ? `, ${remedy}` : "");
+  return { reason, fault: { station, cause, remedy } };
+}
+
+export const WELL = fault("", "", "");
+export const EVICTED = fault("esp",
+  "un autre programme lit l’ESP, qui ferme chaque connexion",
+  "arrêter cet autre programme");
+export const AWAY = fault("esp",
+  "l’ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
+  "vérifier l’ESP, et host dans ecolinky.ini");
+export const NOTHING_LISTENS = fault("esp",
+  "l’ESP répond, mais rien n’écoute sur ce port",
+  "vérifier le Serial Server d’ESPEasy, et port dans ecolinky.ini");
 
 // One phase, off-peak tariff; 1840 VA of 6900, which is 27 %.
 export function input(changes = {}) {
@@ -25,7 +62,7 @@ export function input(changes = {}) {
     input: 1,
     source: "192.168.1.50:8888",
     state: "live",
-    reason: "",
+    ...WELL,
     remarks: [],
     age: 0.8,
     mode: "historic",
@@ -44,6 +81,7 @@ export function input(changes = {}) {
       days: null,
     },
     injection: null,
+    today: { since: "", energy: { HCHC: 4120, HCHP: 8219 } },
     last: null,
     counters: {
       frames: 123456,
@@ -58,23 +96,20 @@ export function input(changes = {}) {
 }
 
 export function answer(inputs = [input()], changes = {}) {
-  return { version: "1.2.0", uptime: 93784, hostname: "ecolinky", ports: [4000], inputs,
-    ...changes };
+  return { version: "1.2.0", uptime: 93784, hostname: "ecolinky", ports: [4000],
+    clients: [{ address: "192.168.1.10", age: 4.2 }], inputs, ...changes };
 }
 
 // Silent: no fields, no tariff, no power now, but what `known` had last.
-export function stale(age = 95, known = input()) {
+export function stale(age = 95, known = input(), why = EVICTED) {
   const { fields, tariff, phases, injection } = known;
   return input({ state: "stale", age, fields: null, tariff: null, phases: null,
-    last: { age, fields, tariff, phases, injection },
-    reason: "l’ESP ferme chaque connexion, un autre programme le lit, l’arrêter" });
+    today: null, last: { age, fields, tariff, phases, injection }, ...why });
 }
 
 export function waiting() {
   return input({ state: "waiting", age: null, mode: null, phases: null, fields: null,
-    tariff: null, history: { step: 60, age: 0, power: [] },
-    reason: "allumé, mais rien n’écoute sur ce port, vérifier port et le Serial Server"
-      + " d’ESPEasy" });
+    tariff: null, today: null, history: historyOf([]), ...NOTHING_LISTENS });
 }
 
 const TEMPO = [
@@ -85,7 +120,9 @@ const TEMPO = [
 
 export function tempo(tomorrow = "rouge") {
   const counted = TEMPO.map(([tag], i) => [tag, 12345686 + 1111111 * i]);
+  const energy = TEMPO.map(([tag], i) => [tag, i < 2 ? 5210 + 9000 * i : 0]);
   return input({
+    today: { since: "", energy: Object.fromEntries(energy) },
     fields: fieldsOf({ OPTARIF: "BBR(", PTEC: "HPJB", ISOUSC: 45, IINST: 40, PAPP: 9600,
       IMAX: 90, DEMAIN: "ROUG", ...Object.fromEntries(counted) }),
     tariff: {
@@ -111,6 +148,7 @@ export function threePhase() {
     mode: "standard",
     phases: 3,
     tariff: BASE_TARIFF,
+    today: { since: "14:20", energy: { BASE: 23450 } },
     fields: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 20, PAPP: 11900,
       IINST1: 11, IINST2: 17, IINST3: 24, IMAX1: 60, IMAX2: 60, IMAX3: 60, ADPS: 24,
       BASE: 45678901 }),
@@ -118,9 +156,13 @@ export function threePhase() {
 }
 
 export function injecting(power = 1230) {
+  const sunny = powersOfADay().map((each, minute) =>
+    Math.round(each - 2600 * Math.max(0, Math.sin((minute - 850) / 180))));
   return input({
     mode: "standard",
     tariff: BASE_TARIFF,
+    history: historyOf(sunny),
+    today: { since: "", energy: { BASE: 3210, EAIT: 7654 } },
     fields: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, IMAX: 30, PAPP: 0,
       BASE: 45678901 }),
     injection: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, PAPP: power,
