@@ -10,13 +10,15 @@ they use:
     Translate   the trusted labels to the 31 fields of an Eco-Devices
     Meter       the three together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Input       one meter, its link and its history, made into a snapshot
+    Link        one ESP8266: how its connections end, what the log says of it
+    Input       one meter, its link, its history and its day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
+    Settings    the user's ini, checked
     Relay       the verified frames, over TCP, to other programs that read TIC
     Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
     Server      threads: Store --> Documents --HTTP--> Domoticz
-    Settings, Check, Demo, Home page, Main
+    Check, Demo, Main, Home page
 
 Down to Documents all is pure but for the Store's lock: no socket, no thread, no clock,
 no log.  Time is an argument, `now`, in seconds of the monotonic clock.
@@ -67,6 +69,7 @@ from typing import (
     Iterator,
     NamedTuple,
     NoReturn,
+    Optional,
     Pattern,
     TextIO,
     Union,
@@ -1796,6 +1799,9 @@ def describe_unknown_contract(labels: Labels) -> str:
     return UNKNOWN_CONTRACT % tuple(names)
 
 
+######## Link: one ESP8266, how its connections end, what the log says of it ###########
+
+
 class Hourly:
     """What is said at most once an hour, each kind of line for itself."""
 
@@ -1814,7 +1820,155 @@ class Hourly:
         self._last.clear()
 
 
-######## Input: one meter, its link and its history ####################################
+class Link:
+    """The connections to one ESP8266: how they end, and bytes that are no TIC."""
+
+    BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
+    EVICTED_AFTER = 3  # such connections in a row: another client takes them
+    FLOOD = 65536  # bytes without a valid group: no meter sends that
+    SAMPLE = 1024  # bytes of them that are kept
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.brief = 0  # connections in a row that the ESP ended soon
+        self.sample = b""  # the last bytes since the last valid group
+        self._senseless = 0  # how many bytes came since then
+        # Since when there is no valid group, or since that was last said.
+        self._waiting_since = 0.0
+        self._began = 0.0  # when the connection did
+
+    def begin(self, now: float) -> None:
+        """Note a new connection."""
+        self.connections += 1
+        self._began = now
+        self.understood(now)
+
+    def understood(self, now: float) -> None:
+        """Note that a valid group came."""
+        self._waiting_since = now
+        self.sample = b""
+        self._senseless = 0
+
+    def not_understood(self, data: bytes) -> None:
+        """Note bytes that ended no frame; raises LinkError when they are too many."""
+        self.sample = (self.sample + data)[-self.SAMPLE :]
+        self._senseless += len(data)
+        if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
+            raise LinkError(diagnose(self.sample))
+
+    def is_overdue(self, patience: float, now: float) -> bool:
+        """Return whether to say that no valid group comes; not again for a while."""
+        if now - self._waiting_since <= patience:
+            return False
+        self._waiting_since = now
+        return True
+
+    def end(self, error: Exception, now: float) -> bool:
+        """Note why the connection ended; return whether another client took it."""
+        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
+        if closed and now - self._began < self.BRIEF:
+            self.brief += 1
+        else:
+            self.brief = 0
+        return self.brief >= self.EVICTED_AFTER
+
+
+# What input 2 is: another meter, what meter 1 injects, or nothing.
+METER = "meter"
+INJECTION = "injection"
+NO_INPUT = "none"
+
+Say = Callable[[int, str], None]  # hands a line, with its level, to the log
+
+
+def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
+    """Return the tags whose index has fallen, or grown more than a meter counts.
+
+    The meter was replaced under its number, or its supplier has set an index.
+    """
+    most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
+    return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
+
+
+class Notices:
+    """What has been said of an input, and so is not said again."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._hourly = Hourly()
+        self._served = ("", "", "")  # identity, tariff's name and mode, said last
+        self._is_served = False  # the log's last word is that values are served
+        self.ever_served = False
+        self._indexes: Fields = {}  # the last that were served
+        self._indexes_time = -math.inf  # when that was
+        self._advised = False  # of what the meter injects, or does not
+        self._unknown_contract = ""  # NGTF, said last
+        self._change = ""  # of meter, contract or index, said last
+        self._change_time = -math.inf
+
+    def warn(self, kind: str, text: str, now: float) -> None:
+        """Say what is wrong: as a warning once an hour, in between for the curious."""
+        is_due = self._hourly.may_say(kind, now)
+        self._say(logging.WARNING if is_due else logging.DEBUG, text)
+
+    def changed(self, text: str, now: float) -> None:
+        """Say that the meter, its contract or an index has changed."""
+        self._say(logging.WARNING, text)
+        self._change = text
+        self._change_time = now
+
+    def change(self, now: float) -> str:
+        """Return what has changed in the last day, else an empty text."""
+        return self._change if now - self._change_time < DAY else ""
+
+    def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
+        """Say whose values are served, unless that has been said."""
+        old_identity, old_tariff, old_mode = self._served
+        is_same = (identity, tariff) == (old_identity, old_tariff)
+        if self._is_served and is_same and mode == old_mode:
+            return
+        self._served = (identity, tariff, mode)
+        self._is_served = True
+        self._hourly.forget()  # a failure after good values is news
+        self._say(logging.INFO, SERVED % (identity, mode, tariff))
+        if self.ever_served and not is_same:
+            change = (old_identity, old_tariff, identity, tariff)
+            self.changed(CHANGED % change, now)
+        if not is_same:
+            self._indexes = {}  # another meter's, or another contract's
+        self.ever_served = True
+
+    def indexes(self, indexes: Fields, now: float) -> None:
+        """Say which index, by tag, was replaced or set."""
+        before = self._indexes or indexes
+        for tag in leaps(before, indexes, now - self._indexes_time):
+            self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
+        self._indexes = indexes
+        self._indexes_time = now
+
+    def nothing_served(self) -> None:
+        """Note that none are: their return is to be said."""
+        self._is_served = False
+
+    def advise(self, injects: bool, second: str) -> None:
+        """Say once that what the meter injects could be shown, or does not come."""
+        if self._advised:
+            return
+        self._advised = True
+        if injects and second == NO_INPUT:
+            self._say(logging.INFO, INJECTS)
+        if not injects and second == INJECTION:
+            self._say(logging.WARNING, DOES_NOT_INJECT)
+
+    def unknown_contract(self, labels: Labels) -> None:
+        """Say once of each unknown contract that the total alone is served."""
+        name = labels["NGTF"]
+        if name != self._unknown_contract:
+            self._unknown_contract = name
+            self._say(logging.INFO, describe_unknown_contract(labels))
+
+
+######## Input: one meter, its link, its history and its day ###########################
 
 
 class Snapshot(NamedTuple):
@@ -1941,154 +2095,6 @@ class Day:
         self._last_time = wall
         energy = {tag: index - self._first[tag] for tag, index in indexes.items()}
         return DayEnergy(self._since, energy)
-
-
-def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
-    """Return the tags whose index has fallen, or grown more than a meter counts.
-
-    The meter was replaced under its number, or its supplier has set an index.
-    """
-    most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
-    return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
-
-
-class Link:
-    """The connections to one ESP8266: how they end, and bytes that are no TIC."""
-
-    BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
-    EVICTED_AFTER = 3  # such connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a valid group: no meter sends that
-    SAMPLE = 1024  # bytes of them that are kept
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.brief = 0  # connections in a row that the ESP ended soon
-        self.sample = b""  # the last bytes since the last valid group
-        self._senseless = 0  # how many bytes came since then
-        # Since when there is no valid group, or since that was last said.
-        self._waiting_since = 0.0
-        self._began = 0.0  # when the connection did
-
-    def begin(self, now: float) -> None:
-        """Note a new connection."""
-        self.connections += 1
-        self._began = now
-        self.understood(now)
-
-    def understood(self, now: float) -> None:
-        """Note that a valid group came."""
-        self._waiting_since = now
-        self.sample = b""
-        self._senseless = 0
-
-    def not_understood(self, data: bytes) -> None:
-        """Note bytes that ended no frame; raises LinkError when they are too many."""
-        self.sample = (self.sample + data)[-self.SAMPLE :]
-        self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
-            raise LinkError(diagnose(self.sample))
-
-    def is_overdue(self, patience: float, now: float) -> bool:
-        """Return whether to say that no valid group comes; not again for a while."""
-        if now - self._waiting_since <= patience:
-            return False
-        self._waiting_since = now
-        return True
-
-    def end(self, error: Exception, now: float) -> bool:
-        """Note why the connection ended; return whether another client took it."""
-        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._began < self.BRIEF:
-            self.brief += 1
-        else:
-            self.brief = 0
-        return self.brief >= self.EVICTED_AFTER
-
-
-# What input 2 is: another meter, what meter 1 injects, or nothing.
-METER = "meter"
-INJECTION = "injection"
-NO_INPUT = "none"
-
-Say = Callable[[int, str], None]  # hands a line, with its level, to the log
-
-
-class Notices:
-    """What has been said of an input, and so is not said again."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._hourly = Hourly()
-        self._served = ("", "", "")  # identity, tariff's name and mode, said last
-        self._is_served = False  # the log's last word is that values are served
-        self.ever_served = False
-        self._indexes: Fields = {}  # the last that were served
-        self._indexes_time = -math.inf  # when that was
-        self._advised = False  # of what the meter injects, or does not
-        self._unknown_contract = ""  # NGTF, said last
-        self._change = ""  # of meter, contract or index, said last
-        self._change_time = -math.inf
-
-    def warn(self, kind: str, text: str, now: float) -> None:
-        """Say what is wrong: as a warning once an hour, in between for the curious."""
-        is_due = self._hourly.may_say(kind, now)
-        self._say(logging.WARNING if is_due else logging.DEBUG, text)
-
-    def changed(self, text: str, now: float) -> None:
-        """Say that the meter, its contract or an index has changed."""
-        self._say(logging.WARNING, text)
-        self._change = text
-        self._change_time = now
-
-    def change(self, now: float) -> str:
-        """Return what has changed in the last day, else an empty text."""
-        return self._change if now - self._change_time < DAY else ""
-
-    def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
-        """Say whose values are served, unless that has been said."""
-        old_identity, old_tariff, old_mode = self._served
-        is_same = (identity, tariff) == (old_identity, old_tariff)
-        if self._is_served and is_same and mode == old_mode:
-            return
-        self._served = (identity, tariff, mode)
-        self._is_served = True
-        self._hourly.forget()  # a failure after good values is news
-        self._say(logging.INFO, SERVED % (identity, mode, tariff))
-        if self.ever_served and not is_same:
-            change = (old_identity, old_tariff, identity, tariff)
-            self.changed(CHANGED % change, now)
-        if not is_same:
-            self._indexes = {}  # another meter's, or another contract's
-        self.ever_served = True
-
-    def indexes(self, indexes: Fields, now: float) -> None:
-        """Say which index, by tag, was replaced or set."""
-        before = self._indexes or indexes
-        for tag in leaps(before, indexes, now - self._indexes_time):
-            self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
-        self._indexes = indexes
-        self._indexes_time = now
-
-    def nothing_served(self) -> None:
-        """Note that none are: their return is to be said."""
-        self._is_served = False
-
-    def advise(self, injects: bool, second: str) -> None:
-        """Say once that what the meter injects could be shown, or does not come."""
-        if self._advised:
-            return
-        self._advised = True
-        if injects and second == NO_INPUT:
-            self._say(logging.INFO, INJECTS)
-        if not injects and second == INJECTION:
-            self._say(logging.WARNING, DOES_NOT_INJECT)
-
-    def unknown_contract(self, labels: Labels) -> None:
-        """Say once of each unknown contract that the total alone is served."""
-        name = labels["NGTF"]
-        if name != self._unknown_contract:
-            self._unknown_contract = name
-            self._say(logging.INFO, describe_unknown_contract(labels))
 
 
 class Input:
@@ -2304,35 +2310,6 @@ class Store:
             return dict(self._clients)
 
 
-LIVE = "live"
-STALE = "stale"  # configured, but nothing fresh has come
-ABSENT = "absent"  # not configured
-
-
-class Shown(NamedTuple):
-    """What one input shows."""
-
-    state: str  # LIVE, STALE or ABSENT
-    fields: Fields  # of an input that is not live: EMPTY
-
-
-def served(snapshots: dict[int, Snapshot], now: float) -> dict[int, Shown]:
-    """Return what inputs 1 and 2 show now."""
-    # Input 1 is always configured, input 2 need not be.
-    inputs = {1: Shown(STALE, EMPTY), 2: Shown(ABSENT, EMPTY)}
-    for number, snapshot in snapshots.items():
-        view = snapshot.view_at(now)
-        inputs[number] = shown(view.fields)
-        if snapshot.shows_injection:  # there is no meter 2 then
-            inputs[2] = shown(view.injection)
-    return inputs
-
-
-def shown(fields: Fields | None) -> Shown:
-    """Return what a configured input shows."""
-    return Shown(STALE, EMPTY) if fields is None else Shown(LIVE, fields)
-
-
 ######## Documents: the Eco-Devices' answers ###########################################
 
 JSON = "application/json"
@@ -2352,6 +2329,21 @@ STATUS_TAGS = (
 ).split()
 
 
+# The fields of each configured input, 1 or 2; None: it is stale.
+Inputs = Dict[int, Optional[Fields]]
+
+
+def served(snapshots: dict[int, Snapshot], now: float) -> Inputs:
+    """Return what inputs 1 and 2 show now."""
+    inputs: Inputs = {1: None}  # it is always configured
+    for number, snapshot in snapshots.items():
+        view = snapshot.view_at(now)
+        inputs[number] = view.fields
+        if snapshot.shows_injection:  # there is no meter 2 then
+            inputs[2] = view.injection
+    return inputs
+
+
 class Device(NamedTuple):
     """An Eco-Devices as it presents itself."""
 
@@ -2365,9 +2357,17 @@ class Request(NamedTuple):
     """What a document is made of."""
 
     device: Device
-    inputs: dict[int, Shown]  # 1 and 2
+    inputs: Inputs
     numbers: tuple[int, ...]  # the inputs that the document is about
     local: time.struct_time
+
+    def is_stale(self, number: int) -> bool:
+        """Return whether an input is configured, but has nothing fresh."""
+        return number in self.inputs and self.inputs[number] is None
+
+    def fields(self, number: int) -> Fields:
+        """Return the fields of an input, EMPTY where it has none."""
+        return self.inputs.get(number) or EMPTY
 
 
 class Answer(NamedTuple):
@@ -2414,12 +2414,13 @@ def status_tags(request: Request) -> Fields:
     # Weekday (0: Monday), day and month, as the device has them.
     tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
     tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
-    for number, each in request.inputs.items():
-        tags[f"meter{number - 1}"] = needle(each.fields)
-        for tag, value in prefixed(number, each.fields).items():
+    for number in (1, 2):
+        fields = request.fields(number)
+        tags[f"meter{number - 1}"] = needle(fields)
+        for tag, value in prefixed(number, fields).items():
             if tag in tags:  # a few of the fields are in the summary
                 tags[tag] = value
-        if each.state == STALE:
+        if request.is_stale(number):
             # Jeedom reads PPAP here each minute, scripts and early versions of Home
             # Assistant's library read PAPP: all would record 0 VA.
             del tags[f"T{number}_PPAP"]
@@ -2434,9 +2435,9 @@ def teleinfo_tags(request: Request) -> Fields:
     """Return all fields of the inputs."""
     tags: Fields = {}
     for number in request.numbers:
-        each = request.inputs[number]
-        is_stale = each.state == STALE
-        tags.update(prefixed(number, STALE_FIELDS if is_stale else each.fields))
+        is_stale = request.is_stale(number)
+        fields = STALE_FIELDS if is_stale else request.fields(number)
+        tags.update(prefixed(number, fields))
     return tags
 
 
@@ -2453,8 +2454,8 @@ def power_and_indexes(request: Request) -> Fields:
     """Return the answer to cmd=10: of each input the indexes of its tariff."""
     tags: Fields = {"product": "Eco-devices"}
     for number in request.numbers:
-        state, fields = request.inputs[number]
-        if state == STALE:
+        fields = request.fields(number)
+        if request.is_stale(number):
             # No power is no 0 VA; a script that reads T1 alone goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
@@ -2514,7 +2515,7 @@ def name_of_document(path: str, query: str) -> str:
 
 
 def answer_document(
-    name: str, device: Device, inputs: dict[int, Shown], local: time.struct_time
+    name: str, device: Device, inputs: Inputs, local: time.struct_time
 ) -> Answer:
     """Return a document; with 503 where an input that it is about is stale.
 
@@ -2522,9 +2523,10 @@ def answer_document(
     of both inputs is refused when either is stale.
     """
     document = DOCUMENTS[name]
-    is_stale = any(inputs[number].state == STALE for number in document.fresh)
+    request = Request(device, inputs, document.numbers, local)
+    is_stale = any(request.is_stale(number) for number in document.fresh)
     status = 503 if is_stale else 200
-    tags = document.make_tags(Request(device, inputs, document.numbers, local))
+    tags = document.make_tags(request)
     if "json" not in name:
         return Answer(status, "text/xml", as_xml(tags))
     if is_stale:
@@ -2594,11 +2596,11 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     age = None
     if snapshot.time > -math.inf:
         age = round(now - snapshot.time, 1)
-    state = STALE if snapshot.ever_served else "waiting"
+    state = "stale" if snapshot.ever_served else "waiting"
     today = snapshot.today
     return {
         "source": snapshot.source,
-        "state": state if fields is None else LIVE,
+        "state": state if fields is None else "live",
         "reason": french(str(snapshot.reason)),
         "fault": {
             "station": snapshot.reason.station,
@@ -2664,6 +2666,287 @@ def describe_tariff(fields: Fields) -> Fields | None:
         "indexes": indexes,
         "days": days,
     }
+
+
+######## Settings: an ini to typed values ##############################################
+
+
+class ConfigError(Exception):
+    """What is wrong with the configuration and what to do, in one line."""
+
+
+class FirstInputSettings(NamedTuple):
+    """[teleinfo1]."""
+
+    host: str = ""  # there is no such input
+    port: int = 8888
+    timeout: float = 30.0  # seconds
+    relay_port: int | None = None
+
+
+class SecondInputSettings(NamedTuple):
+    """[teleinfo2]: the same, and a key more; a NamedTuple cannot be extended."""
+
+    host: str = ""
+    port: int = 8888
+    timeout: float = 30.0
+    relay_port: int | None = None
+    injection: bool = False  # show what the first meter injects instead
+
+
+InputSettings = Union[FirstInputSettings, SecondInputSettings]
+
+
+class HttpSettings(NamedTuple):
+    """[http]."""
+
+    address: str = "0.0.0.0"  # all addresses of this machine
+    port: int = 4000
+    second_port: int = 4001
+    username: str = ""
+    password: str = ""
+
+
+class DeviceSettings(NamedTuple):
+    """[ecodevice]."""
+
+    hostname: str = "ecolinky"
+    mac: str = ""  # one is made
+    discovery: bool = False
+
+
+class LogSettings(NamedTuple):
+    """[log]."""
+
+    level: str = "info"
+
+
+class Settings(NamedTuple):
+    """All that an ini sets: its sections, and their keys with type and default."""
+
+    teleinfo1: FirstInputSettings = FirstInputSettings()
+    teleinfo2: SecondInputSettings = SecondInputSettings()
+    http: HttpSettings = HttpSettings()
+    ecodevice: DeviceSettings = DeviceSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def inputs(self) -> dict[int, InputSettings]:
+        """Return those of the inputs that read an ESP8266, by number."""
+        inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
+        return {number: each for number, each in inputs.items() if each.host}
+
+    @property
+    def second(self) -> str:
+        """Return what input 2 is."""
+        if self.teleinfo2.host:
+            return METER
+        return INJECTION if self.teleinfo2.injection else NO_INPUT
+
+    @property
+    def ports(self) -> list[int]:
+        """Return the HTTP ports: there is a second device when there is an input 2."""
+        if self.second == NO_INPUT:
+            return [self.http.port]
+        return [self.http.port, self.http.second_port]
+
+    @property
+    def relay_ports(self) -> dict[int, int]:
+        """Return the port of each input's relay, by number, where there is one."""
+        inputs = self.inputs.items()
+        return {number: each.relay_port for number, each in inputs if each.relay_port}
+
+    @property
+    def named_ports(self) -> list[tuple[str, int]]:
+        """Return all ports that it listens on, with the keys that say them."""
+        keys = ("[http] port", "[http] second_port")
+        ports = list(zip(keys, self.ports))
+        for number, port in self.relay_ports.items():
+            ports.append((f"[teleinfo{number}] relay_port", port))
+        return ports
+
+
+class Form(NamedTuple):
+    """What a value looks like, and how that is said to the user."""
+
+    pattern: str
+    expected: str
+
+
+UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+A_LETTER = "(?=.*[A-Za-z])"  # in a name; else 192.168.1 would be one
+WORD = "[A-Za-z0-9_-]{1,63}"
+ADDRESS_PATTERN = (
+    UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
+)
+FOUR_NUMBERS = "quatre nombres de 0 à 255 sans zéro devant, ou un nom, sans port"
+HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
+ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
+PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
+PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
+LEAST_TIMEOUT = 5  # seconds: a frame can take three
+SECONDS = Form(
+    "[0-9]{1,5}([.][0-9]+)?",
+    f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
+)
+YES_NO = Form("(?i)yes|no", "yes ou no")
+LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
+FORM_OF_KEY = {
+    "host": HOST,
+    "port": PORT,
+    "timeout": SECONDS,
+    "relay_port": PORT_OR_NONE,
+    "injection": YES_NO,
+    "address": ADDRESS,
+    "second_port": PORT,
+    "username": LOGIN,
+    "password": LOGIN,
+    "hostname": Form(
+        "[A-Za-z0-9-]{1,32}", "1 à 32 lettres sans accent, chiffres ou tirets"
+    ),
+    "mac": Form(
+        "(([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2})?", "six paires comme 02:00:5e:10:00:01"
+    ),
+    "discovery": YES_NO,
+    "level": Form("(?i)debug|info|warning|error", "debug, info, warning ou error"),
+}
+
+
+def parse_settings(text: str) -> Settings:
+    """Return what the text of an ini sets; raises ConfigError."""
+    # configparser gives the keys of [DEFAULT] to all sections.  Here none does so:
+    # read_settings() refuses a text with the name that stands in its place.
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0")
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise ConfigError(_what_is_broken(error)) from None
+    sections = Settings()._asdict()
+    for section in parser.sections():
+        if section not in sections:
+            names = f"il y a {', '.join(sections)}"
+            if section.lower() in sections:
+                names = f"écrire [{section.lower()}]"
+            raise ConfigError(f"section inconnue [{section}], {names}")
+        values = sections[section]._asdict()  # the defaults, for now
+        for key, written in parser.items(section):
+            if key not in values:
+                names = ", ".join(values)
+                raise ConfigError(f"clé inconnue [{section}] {key}, il y a {names}")
+            form = FORM_OF_KEY[key]
+            try:
+                values[key] = _value(written, values[key], form)
+            except ValueError:
+                raise ConfigError(_complaint(section, key, written, form)) from None
+        sections[section] = sections[section]._replace(**values)
+    settings = Settings(**sections)
+    _cross_check(settings)
+    return settings
+
+
+def _value(written: str, default: object, form: Form) -> object:
+    """Return the value that is written, of the default's type; raises ValueError."""
+    if not re.fullmatch(form.pattern, written):
+        raise ValueError
+    if isinstance(default, bool):
+        return written.lower() == "yes"
+    if isinstance(default, str):
+        return written
+    if not written:
+        return None
+    is_timeout = isinstance(default, float)
+    value = float(written) if is_timeout else int(written)
+    least = LEAST_TIMEOUT if is_timeout else 1
+    if not least <= value <= 65535:
+        raise ValueError
+    return value
+
+
+def _complaint(section: str, key: str, written: str, form: Form) -> str:
+    """Return what is wrong with a value."""
+    name = f"[{section}] {key}"
+    if "\n" in written:  # configparser takes an indented line for more of the value
+        return f"{name}, la ligne d'après commence par un espace, l'ôter"
+    if re.search(r"(^|\s)[#;]", written):
+        return f"{name}, mettre le commentaire sur une ligne à lui"
+    if form is not LOGIN:  # no password in a log
+        name = f"{name} = {written}".rstrip()
+    return f"{name} n'est pas valable, attendu : {form.expected}"
+
+
+def _cross_check(settings: Settings) -> None:
+    """Raise ConfigError where two values do not go together."""
+    second = settings.teleinfo2
+    if second.host and second.injection:
+        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
+    if second.host and second[:2] == settings.teleinfo1[:2]:  # host and port
+        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
+    if second.relay_port and not second.host:
+        raise ConfigError(
+            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
+        )
+    names: dict[int, str] = {}
+    for name, port in settings.named_ports:
+        if port in names:
+            both = f"{names[port]} et {name}"
+            raise ConfigError(f"les ports {both} sont égaux, en changer un")
+        names[port] = name
+    if bool(settings.http.username) != bool(settings.http.password):
+        raise ConfigError("[http] username et password, donner les deux, ou aucun")
+
+
+def _what_is_broken(error: configparser.Error) -> str:
+    """Say where a text is no ini, and what its writer may have forgotten."""
+    line = getattr(error, "lineno", 0)
+    advice = "à corriger, attendu : clé = valeur, ou [section]"
+    if isinstance(error, configparser.DuplicateOptionError):
+        advice = (
+            f"{error.option} est déjà dans [{error.section}], ôter l'un des deux,"
+            " ou le # resté devant une [section]"
+        )
+    elif isinstance(error, configparser.DuplicateSectionError):
+        advice = f"[{error.section}] est déjà plus haut, n'en garder qu'un"
+    elif isinstance(error, configparser.MissingSectionHeaderError):
+        advice = "une [section] manque au-dessus, comme [teleinfo1]"
+    elif isinstance(error, configparser.ParsingError):
+        line = error.errors[0][0]
+    return f"ligne {line}, {advice}"
+
+
+def read_settings(path: str, demo: bool = False) -> Settings:
+    """Return the settings of the file (a demo needs none); ConfigError names it."""
+    if demo and not os.path.exists(path):
+        return Settings()
+    try:
+        # An old Notepad's accents may be lost: they stand in comments only.
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            text = file.read()
+    except OSError as error:
+        advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
+        if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
+            advice = f"mais {path}.txt est là, ôter .txt de son nom"
+        raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
+    try:
+        if "\0" in text:
+            raise ConfigError("ce n'est pas du texte simple, l'enregistrer en UTF-8")
+        settings = parse_settings(text)
+        if not demo and not settings.teleinfo1.host:
+            raise ConfigError("[teleinfo1] host manque, donner l'adresse de l'ESP8266")
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {error}") from None
+    return settings
+
+
+def lasting_mac() -> str:
+    """Return a locally administered MAC address that this machine always makes."""
+    seed = socket.gethostname().encode()
+    with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
+        seed = file.read().strip() or seed
+    # Not to be changed: Home Assistant would take it for another device.
+    high = binascii.crc32(b"ecolinky" + seed)
+    low = binascii.crc32(seed) & 0xFF
+    digits = f"02{high:08x}{low:02x}"
+    return ":".join(re.findall("..", digits))
 
 
 ######## Relay: the verified TIC for other readers #####################################
@@ -2964,7 +3247,7 @@ class Server(ThreadingHTTPServer):
             return NOT_FOUND
         inputs = served(self._store.read(), now)
         if self.device.is_second:
-            inputs = {1: inputs[2], 2: Shown(ABSENT, EMPTY)}
+            inputs = {1: inputs[2]} if 2 in inputs else {}
         return answer_document(name, self.device, inputs, time.localtime())
 
     def note_client(self, path: str, query: str, address: str) -> None:
@@ -3132,287 +3415,6 @@ def answer_discovery(device: Device) -> None:
             request, sender = listener.recvfrom(64)
             if request == DISCOVERY_REQUEST:
                 listener.sendto(lines.encode("ascii"), sender)
-
-
-######## Settings: an ini to typed values ##############################################
-
-
-class ConfigError(Exception):
-    """What is wrong with the configuration and what to do, in one line."""
-
-
-class FirstInputSettings(NamedTuple):
-    """[teleinfo1]."""
-
-    host: str = ""  # there is no such input
-    port: int = 8888
-    timeout: float = 30.0  # seconds
-    relay_port: int | None = None
-
-
-class SecondInputSettings(NamedTuple):
-    """[teleinfo2]: the same, and a key more; a NamedTuple cannot be extended."""
-
-    host: str = ""
-    port: int = 8888
-    timeout: float = 30.0
-    relay_port: int | None = None
-    injection: bool = False  # show what the first meter injects instead
-
-
-InputSettings = Union[FirstInputSettings, SecondInputSettings]
-
-
-class HttpSettings(NamedTuple):
-    """[http]."""
-
-    address: str = "0.0.0.0"  # all addresses of this machine
-    port: int = 4000
-    second_port: int = 4001
-    username: str = ""
-    password: str = ""
-
-
-class DeviceSettings(NamedTuple):
-    """[ecodevice]."""
-
-    hostname: str = "ecolinky"
-    mac: str = ""  # one is made
-    discovery: bool = False
-
-
-class LogSettings(NamedTuple):
-    """[log]."""
-
-    level: str = "info"
-
-
-class Settings(NamedTuple):
-    """All that an ini sets: its sections, and their keys with type and default."""
-
-    teleinfo1: FirstInputSettings = FirstInputSettings()
-    teleinfo2: SecondInputSettings = SecondInputSettings()
-    http: HttpSettings = HttpSettings()
-    ecodevice: DeviceSettings = DeviceSettings()
-    log: LogSettings = LogSettings()
-
-    @property
-    def inputs(self) -> dict[int, InputSettings]:
-        """Return those of the inputs that read an ESP8266, by number."""
-        inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
-        return {number: each for number, each in inputs.items() if each.host}
-
-    @property
-    def second(self) -> str:
-        """Return what input 2 is."""
-        if self.teleinfo2.host:
-            return METER
-        return INJECTION if self.teleinfo2.injection else NO_INPUT
-
-    @property
-    def ports(self) -> list[int]:
-        """Return the HTTP ports: there is a second device when there is an input 2."""
-        if self.second == NO_INPUT:
-            return [self.http.port]
-        return [self.http.port, self.http.second_port]
-
-    @property
-    def relay_ports(self) -> dict[int, int]:
-        """Return the port of each input's relay, by number, where there is one."""
-        inputs = self.inputs.items()
-        return {number: each.relay_port for number, each in inputs if each.relay_port}
-
-    @property
-    def named_ports(self) -> list[tuple[str, int]]:
-        """Return all ports that it listens on, with the keys that say them."""
-        keys = ("[http] port", "[http] second_port")
-        ports = list(zip(keys, self.ports))
-        for number, port in self.relay_ports.items():
-            ports.append((f"[teleinfo{number}] relay_port", port))
-        return ports
-
-
-class Form(NamedTuple):
-    """What a value looks like, and how that is said to the user."""
-
-    pattern: str
-    expected: str
-
-
-UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-A_LETTER = "(?=.*[A-Za-z])"  # in a name; else 192.168.1 would be one
-WORD = "[A-Za-z0-9_-]{1,63}"
-ADDRESS_PATTERN = (
-    UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
-)
-FOUR_NUMBERS = "quatre nombres de 0 à 255 sans zéro devant, ou un nom, sans port"
-HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
-ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
-PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
-PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
-LEAST_TIMEOUT = 5  # seconds: a frame can take three
-SECONDS = Form(
-    "[0-9]{1,5}([.][0-9]+)?",
-    f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
-)
-YES_NO = Form("(?i)yes|no", "yes ou no")
-LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
-FORM_OF_KEY = {
-    "host": HOST,
-    "port": PORT,
-    "timeout": SECONDS,
-    "relay_port": PORT_OR_NONE,
-    "injection": YES_NO,
-    "address": ADDRESS,
-    "second_port": PORT,
-    "username": LOGIN,
-    "password": LOGIN,
-    "hostname": Form(
-        "[A-Za-z0-9-]{1,32}", "1 à 32 lettres sans accent, chiffres ou tirets"
-    ),
-    "mac": Form(
-        "(([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2})?", "six paires comme 02:00:5e:10:00:01"
-    ),
-    "discovery": YES_NO,
-    "level": Form("(?i)debug|info|warning|error", "debug, info, warning ou error"),
-}
-
-
-def parse_settings(text: str) -> Settings:
-    """Return what the text of an ini sets; raises ConfigError."""
-    # configparser gives the keys of [DEFAULT] to all sections.  Here none does so:
-    # read_settings() refuses a text with the name that stands in its place.
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0")
-    try:
-        parser.read_string(text)
-    except configparser.Error as error:
-        raise ConfigError(_what_is_broken(error)) from None
-    sections = Settings()._asdict()
-    for section in parser.sections():
-        if section not in sections:
-            names = f"il y a {', '.join(sections)}"
-            if section.lower() in sections:
-                names = f"écrire [{section.lower()}]"
-            raise ConfigError(f"section inconnue [{section}], {names}")
-        values = sections[section]._asdict()  # the defaults, for now
-        for key, written in parser.items(section):
-            if key not in values:
-                names = ", ".join(values)
-                raise ConfigError(f"clé inconnue [{section}] {key}, il y a {names}")
-            form = FORM_OF_KEY[key]
-            try:
-                values[key] = _value(written, values[key], form)
-            except ValueError:
-                raise ConfigError(_complaint(section, key, written, form)) from None
-        sections[section] = sections[section]._replace(**values)
-    settings = Settings(**sections)
-    _cross_check(settings)
-    return settings
-
-
-def _value(written: str, default: object, form: Form) -> object:
-    """Return the value that is written, of the default's type; raises ValueError."""
-    if not re.fullmatch(form.pattern, written):
-        raise ValueError
-    if isinstance(default, bool):
-        return written.lower() == "yes"
-    if isinstance(default, str):
-        return written
-    if not written:
-        return None
-    is_timeout = isinstance(default, float)
-    value = float(written) if is_timeout else int(written)
-    least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= 65535:
-        raise ValueError
-    return value
-
-
-def _complaint(section: str, key: str, written: str, form: Form) -> str:
-    """Return what is wrong with a value."""
-    name = f"[{section}] {key}"
-    if "\n" in written:  # configparser takes an indented line for more of the value
-        return f"{name}, la ligne d'après commence par un espace, l'ôter"
-    if re.search(r"(^|\s)[#;]", written):
-        return f"{name}, mettre le commentaire sur une ligne à lui"
-    if form is not LOGIN:  # no password in a log
-        name = f"{name} = {written}".rstrip()
-    return f"{name} n'est pas valable, attendu : {form.expected}"
-
-
-def _cross_check(settings: Settings) -> None:
-    """Raise ConfigError where two values do not go together."""
-    second = settings.teleinfo2
-    if second.host and second.injection:
-        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
-    if second.host and second[:2] == settings.teleinfo1[:2]:  # host and port
-        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
-    if second.relay_port and not second.host:
-        raise ConfigError(
-            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
-        )
-    names: dict[int, str] = {}
-    for name, port in settings.named_ports:
-        if port in names:
-            both = f"{names[port]} et {name}"
-            raise ConfigError(f"les ports {both} sont égaux, en changer un")
-        names[port] = name
-    if bool(settings.http.username) != bool(settings.http.password):
-        raise ConfigError("[http] username et password, donner les deux, ou aucun")
-
-
-def _what_is_broken(error: configparser.Error) -> str:
-    """Say where a text is no ini, and what its writer may have forgotten."""
-    line = getattr(error, "lineno", 0)
-    advice = "à corriger, attendu : clé = valeur, ou [section]"
-    if isinstance(error, configparser.DuplicateOptionError):
-        advice = (
-            f"{error.option} est déjà dans [{error.section}], ôter l'un des deux,"
-            " ou le # resté devant une [section]"
-        )
-    elif isinstance(error, configparser.DuplicateSectionError):
-        advice = f"[{error.section}] est déjà plus haut, n'en garder qu'un"
-    elif isinstance(error, configparser.MissingSectionHeaderError):
-        advice = "une [section] manque au-dessus, comme [teleinfo1]"
-    elif isinstance(error, configparser.ParsingError):
-        line = error.errors[0][0]
-    return f"ligne {line}, {advice}"
-
-
-def read_settings(path: str, demo: bool = False) -> Settings:
-    """Return the settings of the file (a demo needs none); ConfigError names it."""
-    if demo and not os.path.exists(path):
-        return Settings()
-    try:
-        # An old Notepad's accents may be lost: they stand in comments only.
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            text = file.read()
-    except OSError as error:
-        advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
-        if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
-            advice = f"mais {path}.txt est là, ôter .txt de son nom"
-        raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
-    try:
-        if "\0" in text:
-            raise ConfigError("ce n'est pas du texte simple, l'enregistrer en UTF-8")
-        settings = parse_settings(text)
-        if not demo and not settings.teleinfo1.host:
-            raise ConfigError("[teleinfo1] host manque, donner l'adresse de l'ESP8266")
-    except ConfigError as error:
-        raise ConfigError(f"{path}, {error}") from None
-    return settings
-
-
-def lasting_mac() -> str:
-    """Return a locally administered MAC address that this machine always makes."""
-    seed = socket.gethostname().encode()
-    with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
-        seed = file.read().strip() or seed
-    # Not to be changed: Home Assistant would take it for another device.
-    high = binascii.crc32(b"ecolinky" + seed)
-    low = binascii.crc32(seed) & 0xFF
-    digits = f"02{high:08x}{low:02x}"
-    return ":".join(re.findall("..", digits))
 
 
 ######## Check: what is wrong with the link ############################################
@@ -3782,6 +3784,253 @@ def start_demo(mode: str, settings: Settings) -> Settings:
         teleinfo1=settings.teleinfo1._replace(host=host, port=port),
         teleinfo2=settings.teleinfo2._replace(host=""),
     )
+
+
+######## Main ##########################################################################
+
+VERSION = "ecolinky " + __version__
+HELP = """\
+usage : python3 ecolinky.py [--config FICHIER] [--check] [--demo [MODE]] [--verbose]
+Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
+
+  --config FICHIER  les réglages (sinon : ecolinky.ini à côté d'ecolinky.py)
+  --check           examiner la liaison et dire ce qui ne va pas
+  --demo [MODE]     un compteur simulé : historic, standard, tempo ou three-phase
+  --verbose         montrer chaque trame et chaque requête
+  --version         dire la version"""
+LEVEL_NAMES = {
+    logging.DEBUG: "détail",
+    logging.INFO: "info",
+    logging.WARNING: "ATTENTION",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line's parser that speaks French."""
+
+    def error(self, _message: str) -> NoReturn:
+        """End with one line that names what was written."""
+        written = " ".join(sys.argv[1:])
+        complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
+        tell(complaint, sys.stderr)
+        sys.exit(2)
+
+    def print_help(self, _file: object = None) -> None:
+        """Print what --help prints."""
+        tell(HELP, sys.stdout)
+
+
+class LogHandler(logging.Handler):
+    """Writes the log, but drops a line rather than wait for who does not read it."""
+
+    # A pipe that is ready takes 4096 bytes (PIPE_BUF), which are so many characters.
+    LONGEST = 1000
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line if that can be done at once."""
+        ready = [sys.stderr]
+        # Windows knows no select() of a file.
+        with contextlib.suppress(OSError, ValueError):
+            _, ready, _ = select.select([], [sys.stderr], [], 0)
+        if ready:
+            tell(self.format(record)[: self.LONGEST], sys.stderr)
+
+
+def start_log(level: str) -> None:
+    """Let the log go to standard error, from that level on."""
+    for number, name in LEVEL_NAMES.items():
+        logging.addLevelName(number, name)
+    line = "%(asctime)s %(levelname)s %(message)s"
+    handler = LogHandler()
+    handler.setFormatter(logging.Formatter(line, "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler])
+    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
+
+
+def main() -> int:
+    """Run the program; return its exit code: 0 stopped, 1 cannot run, 2 usage."""
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    options = parser.parse_args()
+    if options.version:
+        tell(VERSION, sys.stdout)
+        return 0
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
+    try:
+        settings = read_settings(options.config or beside, bool(options.demo))
+    except ConfigError as error:
+        tell(f"ecolinky : {error}", sys.stderr)
+        return 2
+    level = settings.log.level
+    if options.check:
+        level = "critical"  # --check says itself what the log would
+    if options.verbose:
+        level = "debug"
+    start_log(level)
+    if options.demo:
+        settings = start_demo(options.demo, settings)
+    if options.check:
+        return check(settings)
+    return serve(settings, bool(options.demo))
+
+
+def devices_of(settings: Settings) -> list[Device]:
+    """Return the Eco-Devices to show: one, or one more for input 2."""
+    mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
+    first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
+    return [first] + [second_device(first, port) for port in settings.ports[1:]]
+
+
+def wait_for_address(address: str) -> None:
+    """Wait until an address, or the name of one, is this machine's.
+
+    Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
+    """
+    is_said = False
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, 0))
+                return
+            except socket.gaierror:
+                pass  # the name is not known yet
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    return  # what is wrong is said when the ports are opened
+        if not is_said:
+            log.warning(NOT_OUR_ADDRESS_YET, address)
+        is_said = True
+        time.sleep(1)
+
+
+class CannotListen(Exception):
+    """A port that cannot be opened, and what to do, in one line."""
+
+
+@contextlib.contextmanager
+def opening(name: str, port: int, address: str) -> Iterator[None]:
+    """Turn what goes wrong when a port is opened into CannotListen."""
+    try:
+        yield
+    except OSError as error:
+        advice = f"corriger {name} ou [http] address"
+        if error.errno == errno.EADDRINUSE:
+            advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
+        reason = words_of(error)
+        raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None
+
+
+def open_readers(settings: Settings, store: Store) -> list[Reader]:
+    """Return the readers of the inputs, not yet started; raises CannotListen."""
+    address = settings.http.address
+    readers = []
+    for number, source in settings.inputs.items():
+        relay = None
+        if source.relay_port:
+            name = f"[teleinfo{number}] relay_port"
+            with opening(name, source.relay_port, address):
+                now = time.monotonic()
+                relay = Relay(address, source.relay_port, source.timeout, now)
+        readers.append(Reader(number, source, store, settings.second, relay))
+    return readers
+
+
+def open_servers(settings: Settings, store: Store) -> list[Server]:
+    """Return the HTTP servers of the devices; raises CannotListen."""
+    http = settings.http
+    login = f"{http.username}:{http.password}" if http.username else ""
+    program = Program(time.monotonic(), settings.ports, settings.relay_ports)
+    servers = []
+    for device in devices_of(settings):
+        name = "[http] second_port" if device.is_second else "[http] port"
+        with opening(name, device.port, http.address):
+            servers.append(Server(http.address, device, program, store, login))
+    return servers
+
+
+def serve(settings: Settings, demo: bool) -> int:
+    """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    wait_for_address(settings.http.address)
+    store = Store()
+    try:
+        readers = open_readers(settings, store)
+        servers = open_servers(settings, store)
+    except CannotListen as error:
+        tell(f"ecolinky : {error}", sys.stderr)
+        return 1
+    threads: list[threading.Thread] = [*readers]
+    for server in servers[1:]:
+        threads.append(threading.Thread(target=server.serve_forever, daemon=True))
+    if settings.ecodevice.discovery:
+        first = (servers[0].device,)
+        discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
+        threads.append(discovery)
+    where = f"le port {settings.ports[0]}"
+    if len(settings.ports) > 1:
+        where = "les ports {} et {}".format(*settings.ports)
+    if demo:
+        where += " (compteur simulé)"
+    log.info("%s répond sur %s", VERSION, where)
+    for thread in threads:
+        thread.start()
+    servers[0].serve_forever()
+    return 0
+
+
+def stop(*_: object) -> NoReturn:
+    """End the program on a signal; its threads end with it."""
+    # A second signal ends it at once.  Python 3.7 runs no handler inside another.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log.info("ecolinky s'arrête")
+    sys.exit(0)
+
+
+PLAIN = {"\u00a0": " ", "’": "'"}
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a terminal cannot show: an error handler for codecs.
+
+    Returns what to print instead, and where to go on.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
+
+
+def printable(stream: TextIO | None) -> TextIO:
+    """Return a stream that one can print on: under any locale, even if it is closed."""
+    if stream is None:  # as by >&-
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="plain")
+    return stream
+
+
+def run() -> int:
+    """Run main whatever its standard output and error are; return the exit code."""
+    codecs.register_error("plain", plain)
+    sys.stdout = printable(sys.stdout)
+    sys.stderr = printable(sys.stderr)
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # nobody reads it (--check | head), or the disk is full
+                # The interpreter would complain when it closes it.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 ######## Home page: what a person looks at; it reads /ecolinky.json ####################
@@ -4796,253 +5045,6 @@ HOME_PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-
-######## Main ##########################################################################
-
-VERSION = "ecolinky " + __version__
-HELP = """\
-usage : python3 ecolinky.py [--config FICHIER] [--check] [--demo [MODE]] [--verbose]
-Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
-
-  --config FICHIER  les réglages (sinon : ecolinky.ini à côté d'ecolinky.py)
-  --check           examiner la liaison et dire ce qui ne va pas
-  --demo [MODE]     un compteur simulé : historic, standard, tempo ou three-phase
-  --verbose         montrer chaque trame et chaque requête
-  --version         dire la version"""
-LEVEL_NAMES = {
-    logging.DEBUG: "détail",
-    logging.INFO: "info",
-    logging.WARNING: "ATTENTION",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line's parser that speaks French."""
-
-    def error(self, _message: str) -> NoReturn:
-        """End with one line that names what was written."""
-        written = " ".join(sys.argv[1:])
-        complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
-        tell(complaint, sys.stderr)
-        sys.exit(2)
-
-    def print_help(self, _file: object = None) -> None:
-        """Print what --help prints."""
-        tell(HELP, sys.stdout)
-
-
-class LogHandler(logging.Handler):
-    """Writes the log, but drops a line rather than wait for who does not read it."""
-
-    # A pipe that is ready takes 4096 bytes (PIPE_BUF), which are so many characters.
-    LONGEST = 1000
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line if that can be done at once."""
-        ready = [sys.stderr]
-        # Windows knows no select() of a file.
-        with contextlib.suppress(OSError, ValueError):
-            _, ready, _ = select.select([], [sys.stderr], [], 0)
-        if ready:
-            tell(self.format(record)[: self.LONGEST], sys.stderr)
-
-
-def start_log(level: str) -> None:
-    """Let the log go to standard error, from that level on."""
-    for number, name in LEVEL_NAMES.items():
-        logging.addLevelName(number, name)
-    line = "%(asctime)s %(levelname)s %(message)s"
-    handler = LogHandler()
-    handler.setFormatter(logging.Formatter(line, "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler])
-    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
-
-
-def main() -> int:
-    """Run the program; return its exit code: 0 stopped, 1 cannot run, 2 usage."""
-    parser = Parser(allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    options = parser.parse_args()
-    if options.version:
-        tell(VERSION, sys.stdout)
-        return 0
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
-    try:
-        settings = read_settings(options.config or beside, bool(options.demo))
-    except ConfigError as error:
-        tell(f"ecolinky : {error}", sys.stderr)
-        return 2
-    level = settings.log.level
-    if options.check:
-        level = "critical"  # --check says itself what the log would
-    if options.verbose:
-        level = "debug"
-    start_log(level)
-    if options.demo:
-        settings = start_demo(options.demo, settings)
-    if options.check:
-        return check(settings)
-    return serve(settings, bool(options.demo))
-
-
-def devices_of(settings: Settings) -> list[Device]:
-    """Return the Eco-Devices to show: one, or one more for input 2."""
-    mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
-    first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
-    return [first] + [second_device(first, port) for port in settings.ports[1:]]
-
-
-def wait_for_address(address: str) -> None:
-    """Wait until an address, or the name of one, is this machine's.
-
-    Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
-    """
-    is_said = False
-    while True:
-        with socket.socket() as probe:
-            try:
-                probe.bind((address, 0))
-                return
-            except socket.gaierror:
-                pass  # the name is not known yet
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    return  # what is wrong is said when the ports are opened
-        if not is_said:
-            log.warning(NOT_OUR_ADDRESS_YET, address)
-        is_said = True
-        time.sleep(1)
-
-
-class CannotListen(Exception):
-    """A port that cannot be opened, and what to do, in one line."""
-
-
-@contextlib.contextmanager
-def opening(name: str, port: int, address: str) -> Iterator[None]:
-    """Turn what goes wrong when a port is opened into CannotListen."""
-    try:
-        yield
-    except OSError as error:
-        advice = f"corriger {name} ou [http] address"
-        if error.errno == errno.EADDRINUSE:
-            advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
-        reason = words_of(error)
-        raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None
-
-
-def open_readers(settings: Settings, store: Store) -> list[Reader]:
-    """Return the readers of the inputs, not yet started; raises CannotListen."""
-    address = settings.http.address
-    readers = []
-    for number, source in settings.inputs.items():
-        relay = None
-        if source.relay_port:
-            name = f"[teleinfo{number}] relay_port"
-            with opening(name, source.relay_port, address):
-                now = time.monotonic()
-                relay = Relay(address, source.relay_port, source.timeout, now)
-        readers.append(Reader(number, source, store, settings.second, relay))
-    return readers
-
-
-def open_servers(settings: Settings, store: Store) -> list[Server]:
-    """Return the HTTP servers of the devices; raises CannotListen."""
-    http = settings.http
-    login = f"{http.username}:{http.password}" if http.username else ""
-    program = Program(time.monotonic(), settings.ports, settings.relay_ports)
-    servers = []
-    for device in devices_of(settings):
-        name = "[http] second_port" if device.is_second else "[http] port"
-        with opening(name, device.port, http.address):
-            servers.append(Server(http.address, device, program, store, login))
-    return servers
-
-
-def serve(settings: Settings, demo: bool) -> int:
-    """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    wait_for_address(settings.http.address)
-    store = Store()
-    try:
-        readers = open_readers(settings, store)
-        servers = open_servers(settings, store)
-    except CannotListen as error:
-        tell(f"ecolinky : {error}", sys.stderr)
-        return 1
-    threads: list[threading.Thread] = [*readers]
-    for server in servers[1:]:
-        threads.append(threading.Thread(target=server.serve_forever, daemon=True))
-    if settings.ecodevice.discovery:
-        first = (servers[0].device,)
-        discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
-        threads.append(discovery)
-    where = f"le port {settings.ports[0]}"
-    if len(settings.ports) > 1:
-        where = "les ports {} et {}".format(*settings.ports)
-    if demo:
-        where += " (compteur simulé)"
-    log.info("%s répond sur %s", VERSION, where)
-    for thread in threads:
-        thread.start()
-    servers[0].serve_forever()
-    return 0
-
-
-def stop(*_: object) -> NoReturn:
-    """End the program on a signal; its threads end with it."""
-    # A second signal ends it at once.  Python 3.7 runs no handler inside another.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log.info("ecolinky s'arrête")
-    sys.exit(0)
-
-
-PLAIN = {"\u00a0": " ", "’": "'"}
-
-
-def plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what a terminal cannot show: an error handler for codecs.
-
-    Returns what to print instead, and where to go on.
-    """
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    wrong = error.object[error.start : error.end]
-    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
-
-
-def printable(stream: TextIO | None) -> TextIO:
-    """Return a stream that one can print on: under any locale, even if it is closed."""
-    if stream is None:  # as by >&-
-        return open(os.devnull, "w")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="plain")
-    return stream
-
-
-def run() -> int:
-    """Run main whatever its standard output and error are; return the exit code."""
-    codecs.register_error("plain", plain)
-    sys.stdout = printable(sys.stdout)
-    sys.stderr = printable(sys.stderr)
-    try:
-        return main()
-    except KeyboardInterrupt:
-        return 1
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:  # nobody reads it (--check | head), or the disk is full
-                # The interpreter would complain when it closes it.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

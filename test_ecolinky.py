@@ -2224,6 +2224,17 @@ def publish(store, number=1, fields=None, age=0.0, **changes):
 ######## An input between two frames: no socket, no thread, no clock ###################
 
 
+Shown = collections.namedtuple("Shown", "state fields")
+
+
+def shown(inputs, number):
+    """Return what an input shows, with the name of its state."""
+    if number not in inputs:
+        return Shown("absent", ecolinky.EMPTY)
+    fields = inputs[number]
+    return Shown("stale", ecolinky.EMPTY) if fields is None else Shown("live", fields)
+
+
 class InputCase(unittest.TestCase):
     """An Input, its clock, and the lines that it says."""
 
@@ -2259,7 +2270,7 @@ class InputCase(unittest.TestCase):
         return self.input.snapshot(self.now)
 
     def shown(self, number=1):
-        return ecolinky.served({1: self.snapshot()}, self.now)[number]
+        return shown(ecolinky.served({1: self.snapshot()}, self.now), number)
 
 
 class InputTest(InputCase):
@@ -2994,8 +3005,7 @@ class EspCase(unittest.TestCase):
 
     def live(self, number=1):
         """Return the fields of an input that is live, else None."""
-        shown = ecolinky.served(self.store.read(), time.monotonic())[number]
-        return shown.fields if shown.state == "live" else None
+        return ecolinky.served(self.store.read(), time.monotonic()).get(number)
 
     def reason(self):
         return str(self.store.read()[1].reason)
@@ -3464,7 +3474,7 @@ class DocumentsTest(unittest.TestCase):
     def answer(self, path):
         inputs = ecolinky.served(self.store.read(), time.monotonic())
         if self.device.is_second:
-            inputs = {1: inputs[2], 2: ecolinky.Shown("absent", ecolinky.EMPTY)}
+            inputs = {1: inputs[2]} if 2 in inputs else {}
         return ecolinky.answer_document(path, self.device, inputs, time.localtime())
 
     def tags(self, path, status=200):
