@@ -1353,6 +1353,7 @@ class Meter:
     WAIT_FOR_SUBSCRIPTION = 15  # frames
 
     def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
+        self.timeout = timeout
         self.decoder = Decoder()
         self.guard = Guard(timeout)
         self._is_relayed = is_relayed  # else nobody asks for `verified`
@@ -1395,6 +1396,31 @@ class Meter:
         All is: identity, tariff, period, all indexes of the tariff, and power.
         """
         return self.view(now).fields
+
+    @property
+    def last_frame(self) -> float:
+        """When the last frame of this meter came; -inf before the first."""
+        return self.guard.last_frame
+
+    def is_silent(self, now: float) -> bool:
+        """Return whether no frame has come for so long that nothing may be served."""
+        return self.guard.is_silent(now)
+
+    def was_unbalanced(self, since: float) -> bool:
+        """Return whether the EASF of a frame since then were not its EAST."""
+        return self.guard.unbalanced_time >= since
+
+    def has_ever_sent(self, label: str) -> bool:
+        """Return whether a label was ever heard of this meter."""
+        return label in self.guard.labels
+
+    def counts(self) -> Counts:
+        """Return what the decoder has counted since the start."""
+        return self.decoder.counts()
+
+    def refused(self) -> dict[str, int]:
+        """Return how many groups were refused since the start, by cause."""
+        return dict(self.decoder.refused, implausible=self.guard.implausible)
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels of a meter that is live, else none."""
@@ -2137,7 +2163,7 @@ class Input:
         Raises LinkError when the connection is better closed.
         """
         frames = self.meter.feed(data, now)
-        self.history.count(self.meter.decoder.counts(), now)
+        self.history.count(self.meter.counts(), now)
         if frames:
             self.link.understood(now)
             self._take_view(now)
@@ -2160,7 +2186,7 @@ class Input:
             self._trouble(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
-        if self.meter.guard.last_frame < now:
+        if self.meter.last_frame < now:
             # The frames were another meter's, or nobody knows whose.
             if now - self._complete_at > self.patience:
                 self.view = self.meter.view(now)
@@ -2176,8 +2202,7 @@ class Input:
             self._add_power(fields, now)
             self._say_what_comes(fields, now)
         elif now - self._complete_at > self.patience:
-            age = now - self.meter.guard.unbalanced_time
-            is_unbalanced = age < self.patience
+            is_unbalanced = self.meter.was_unbalanced(now - self.patience)
             counts = self.history.last_hour()
             reason = why_incomplete(self.view, counts, is_unbalanced)
             self._trouble(reason, now, INCOMPLETE)
@@ -2207,7 +2232,7 @@ class Input:
         All reasons of a kind are one line an hour; a kind is a reason, or its template.
         """
         self.reason = reason
-        if self.view.fields is None or self.meter.guard.is_silent(now):
+        if self.view.fields is None or self.meter.is_silent(now):
             self.notices.nothing_served()
             text = str(reason) + NOTHING_SERVED
             self.notices.warn(kind or reason.cause, text, now)
@@ -2217,7 +2242,7 @@ class Input:
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
         self.notices.indexes(indexes_of(fields), now)
-        has_had_time = self.meter.decoder.frames > self.FEW_FRAMES
+        has_had_time = self.meter.counts().frames > self.FEW_FRAMES
         has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
         if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
             self.notices.unknown_contract(self.view.labels)
@@ -2239,22 +2264,21 @@ class Input:
 
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows now."""
-        decoder = self.meter.decoder
-        guard = self.meter.guard
+        counts = self.meter.counts()
         counters = {
-            "frames": decoder.frames,
-            "groups": decoder.groups,
-            "refused": dict(decoder.refused, implausible=guard.implausible),
+            "frames": counts.frames,
+            "groups": counts.groups,
+            "refused": self.meter.refused(),
             "connections": self.link.connections,
         }
         minutes = self.history.minutes(now)
-        is_early = decoder.frames <= self.FEW_FRAMES
+        is_early = counts.frames <= self.FEW_FRAMES
         # What was ever heard: of a silent meter input 2 is stale, not absent.
-        may_inject = is_early or "EAIT" in guard.labels
+        may_inject = is_early or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
-            timeout=guard.timeout,
-            time=guard.last_frame,
+            timeout=self.meter.timeout,
+            time=self.meter.last_frame,
             view=self.view,
             shows_injection=self.second == INJECTION and may_inject,
             last_view=self._last_view,
