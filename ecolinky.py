@@ -429,375 +429,517 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
-WH_PER_SECOND = 10  # a meter is cut off at 36 kVA
-SLACK_WH = 10  # more than that: a stalled network delivers old frames all at once
-# Seconds, at the most, between two readings that agree; short frames are not counted.
-CONFIRM_WITHIN = 10
-CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
-TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
-FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
-# The same of what changes fast.  In overload a three-phase meter sends 20 short frames
-# of 0.65 s, then a whole frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
-FORGET_FAST_AFTER = 30
-ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
-# An index that two false readings have made too high by so little stands still until
-# the meter has caught up with it, or for so long.
+# On a bad line some damaged groups have a right checksum and a right form.  These rules
+# keep them out.  FIGURES
+#
+# 1. Identity.    A frame that carries another meter's identity changes nothing, until
+#                 eight such frames in a row: two damaged identities can be equal.
+# 2. Two readings.  A label changes only when two readings in a row agree, at most ten
+#                 seconds apart.  The first of the two becomes the trusted reading: an
+#                 index is served a frame late, but the meter has certainly reached it.
+# 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
+#                 reading that breaks this rule needs eight in a row: only then was the
+#                 trusted reading wrong.  So does a change of contract.
+# 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame.  If
+#                 they do not, no index of that frame counts as a reading.
+# 5. Neighbour.   An index does not count as a reading while the label that always
+#                 follows it is missing from the frame: a full buffer joins the head of
+#                 one group to the tail of another, and leaves no damage.
+# 6. Power.       A power that matches the currents is trusted immediately, any other
+#                 power by rule 2.
+# 7. Moving values.  Currents and voltages are trusted immediately: they change all the
+#                 time, and no client adds them up.
+# 8. Silence.     A label that is no longer read is forgotten: after 30 s if it changes
+#                 fast, else after 300 s.
+# 9. End.         An alert ends with the second complete frame in a row without it.
+
+CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
+TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
+WH_PER_SECOND = 10  # rule 3: 36 kVA
+SLACK_WH = 10  # above that: a stalled network delivers old frames all at once
+# Rule 3: an index that two damaged readings have made too high by so little is not
+# replaced: the meter will soon have caught up.
 SMALL_FALL_WH = 30
-SMALL_FALL_LASTS = 120  # seconds
+SMALL_FALL_LASTS = 120  # seconds; then rule 3 replaces the index after all
+CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
+FORGET_AFTER = 300  # seconds (rule 8)
+# Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
+# a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
+FORGET_FAST_AFTER = 30
+ALL_READ_WITHIN = 60  # seconds in which a meter sends every label of its frames
 
 IDENTITIES = ("ADCO", "ADSC")
-# What decides which index is whose: another one needs TAKEOVER readings in a row.
-DECISIVE = frozenset(IDENTITIES + ("OPTARIF", "NGTF"))
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
-POWER = DRAWN_POWER | {"SINSTI"}  # SINSTI: injected
-CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 BALANCE = frozenset(EASF + ("EAST",))
+CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
 PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
 VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
-# Trusted at the first reading: they change all the time, and no client adds them up.
-MOVING = CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES, ["DATE"])
-# Forgotten as soon as a silent meter is: an old one would be drawn as a flat line.
-FAST = MOVING | POWER | {"PTEC", "NTARF", "LTARF", "STGE"}
-# Sent only while they last: over as soon as two complete frames in a row lack them.
-PASSING = OVERLOADS + ("PEJP",)
-# One of these stands near the end of each complete frame, but not in the short ones
-# that three-phase meters in overload send in between.
+
+# Each label is of one kind, which selects the rules for a new reading.
+INDEX = "index"  # rules 2 to 5
+POWER = "power"  # rule 6
+MOVING = "moving"  # rule 7
+DECISIVE = "decisive"  # rule 3: it decides whose the indexes are, or what they mean
+ORDINARY = "ordinary"  # rule 2
+KINDS = {
+    **dict.fromkeys(INDEXES, INDEX),
+    **dict.fromkeys([*DRAWN_POWER, "SINSTI"], POWER),  # SINSTI: injected
+    **dict.fromkeys(CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES), MOVING),
+    "DATE": MOVING,
+    **dict.fromkeys([*IDENTITIES, "OPTARIF", "NGTF"], DECISIVE),
+}
+
+# Forgotten early (rule 8): an old value would be drawn as a flat line.
+FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
+FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
+TRANSIENT = OVERLOADS + ("PEJP",)  # sent only while it lasts (rule 9)
+# A complete frame has one of these near its end.  A short frame does not: three-phase
+# meters in overload send short frames in between.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
-class Claim(NamedTuple):
-    """A reading that is not trusted yet and waits for the next one to agree."""
+class Candidate(NamedTuple):
+    """The last reading of a label that differs from the trusted one."""
 
     group: Group
     time: float  # when it was read
-    until: float  # when it is too late for the next one
-    is_possible: bool  # the trusted reading allows it
-    times: int  # how many in a row agree, this one counted
-    since: float  # when the first of these was read
+    deadline: float  # a later reading does not confirm it (rule 2)
+    is_possible: bool  # rule 3 allows it after the trusted reading
+    agreeing: int  # readings in a row that agree, this one included
+    since: float  # when the first of them was read
 
 
-class Knowledge:
-    """What is known of one label: a trusted group, and a claim that it has changed."""
+class LabelState:
+    """One label: the trusted reading, and the candidate to replace it."""
 
     def __init__(self, label: str) -> None:
-        self.is_index = label in INDEXES
-        self.is_power = label in POWER
-        self.is_decisive = label in DECISIVE
-        self.group: Group | None = None  # trusted; None: none yet
-        self.time = -math.inf  # when that was last read
-        self.claim: Claim | None = None
-        self.follower = ""  # of an index: the label that always stands behind it
-        self.zero_time = -math.inf  # of a power: when it was last read as 0
+        self.kind = KINDS.get(label, ORDINARY)
+        self.group: Group | None = None  # trusted
+        self.time = -math.inf  # when the trusted group was last read
+        self.candidate: Candidate | None = None
+        self.follower = ""  # of an index: the label that always follows it (rule 5)
+        self.zero_time = -math.inf  # of a power: when it was last read as 0 (rule 6)
 
     def trust(self, group: Group, time: float) -> None:
-        """Take a group for true."""
+        """Trust a reading."""
         self.group = group
         self.time = time
-        self.claim = None
+        self.candidate = None
 
-    def repeat(self, group: Group, now: float) -> bool:
-        """Note a reading of what is trusted; return whether the group is one."""
-        known = self.group
-        if known is None or known.data != group.data or known.label != group.label:
+    def distrust(self) -> None:
+        """Forget all readings."""
+        self.group = None
+        self.candidate = None
+
+    def renew(self, group: Group, now: float) -> bool:
+        """Take a reading if it equals the trusted group; return whether it does."""
+        if self.group is None or not is_same(self.group, group):
             return False
         self.trust(group, now)
         return True
 
-    def hear(self, group: Group, now: float) -> bool:
-        """Take a reading of something else; return whether it can be true.
+    def observe(self, group: Group, now: float) -> bool:
+        """Take a reading that differs, by rules 2 and 3; return whether 3 allows it."""
+        earlier = self.candidate
+        candidate = next_candidate(self, group, now)
+        self.candidate = candidate
+        if earlier is not None and candidate.agreeing > 1:
+            self._confirm(earlier, candidate)
+        return candidate.is_possible
 
-        It is trusted once the next reading agrees: two in a row.  Of the two it is the
-        first that is trusted, so an index is served a frame late, and is never one that
-        the meter did not reach.  (Of powers, which agree when they are near, it is the
-        second.)  What cannot be true after the trusted one is believed after TAKEOVER
-        readings that agree: then the trusted one was wrong.
-        """
-        is_possible = self._allows(group, now)
-        earlier = self.claim
-        if earlier is None or not self._agree(earlier, group, now):
-            self.claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
-            return is_possible
-        claim = Claim(
-            group,
-            now,
-            now + CONFIRM_WITHIN,
-            is_possible,
-            earlier.times + 1,
-            earlier.since,
-        )
-        self._confirm(earlier, claim)
-        return is_possible
-
-    def forget(self) -> None:
-        """Trust nothing any more."""
-        self.group = None
-        self.claim = None
-
-    def wait(self, seconds: float) -> None:
-        """Give the next reading more time to confirm the claim."""
-        if self.claim is not None:
-            self.claim = self.claim._replace(until=self.claim.until + seconds)
-
-    def _confirm(self, earlier: Claim, claim: Claim) -> None:
+    def _confirm(self, earlier: Candidate, candidate: Candidate) -> None:
         """Take two readings in a row that agree."""
-        if self.is_power:
-            self.trust(claim.group, claim.time)
-            self.claim = claim  # for the next reading to agree with
+        if self.kind == POWER:
+            # The second reading is the newer one, and need not equal the first.
+            self.trust(candidate.group, candidate.time)
+            self.candidate = candidate
             return
-        # It is the earlier one that is trusted, so that is the one to be possible.
-        is_believed = claim.times >= TAKEOVER and not self._is_small_fall(earlier)
-        if earlier.is_possible or is_believed:
+        if earlier.is_possible or is_takeover(self, earlier, candidate):
             self.trust(earlier.group, earlier.time)
-        is_trusted = self.repeat(claim.group, claim.time)
-        if not is_trusted:
-            # An index has grown meanwhile, or more readings are needed.
-            self.claim = claim
+        if not self.renew(candidate.group, candidate.time):
+            self.candidate = candidate  # the index has grown, or it takes more readings
 
-    def _is_small_fall(self, claim: Claim) -> bool:
-        """Return whether an index has just fallen by what it will soon have grown."""
-        if self.group is None or not self.is_index:
-            return False
-        fall = int(self.group.data) - int(claim.group.data)
-        is_recent = claim.time - claim.since < SMALL_FALL_LASTS
-        return 0 < fall <= SMALL_FALL_WH and is_recent
+    def extend_deadline(self, seconds: float) -> None:
+        """Give the next reading more time to confirm the candidate."""
+        if self.candidate is not None:
+            deadline = self.candidate.deadline + seconds
+            self.candidate = self.candidate._replace(deadline=deadline)
 
-    def _allows(self, group: Group, now: float) -> bool:
-        """Say whether the group can be true after the trusted one."""
-        if self.group is None:
-            return True
-        if self.is_index:
-            return can_grow(self.group, self.time, group, now)
-        return not self.is_decisive
-
-    def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
-        """Say whether a reading of now confirms an earlier one."""
-        if now > earlier.until:
-            return False
-        if self.is_index:
-            return can_grow(earlier.group, earlier.time, group, now)
-        if self.is_power:
-            return is_near(int(group.data), int(earlier.group.data), 1)
-        return earlier.group.data == group.data and earlier.group.label == group.label
-
-    def last_heard(self) -> float:
+    def last_read(self) -> float:
         """Return when the label was last read, trusted or not."""
-        if self.claim is not None:
-            return self.claim.time
-        return self.time
+        return self.time if self.candidate is None else self.candidate.time
+
+
+def is_same(group: Group, other: Group) -> bool:
+    """Return whether two groups say the same."""
+    return group.data == other.data and group.label == other.label
+
+
+def next_candidate(state: LabelState, group: Group, now: float) -> Candidate:
+    """Return the candidate after one more reading (rule 2)."""
+    is_possible = can_replace(state, group, now)
+    earlier = state.candidate
+    if earlier is None or not agree(state.kind, earlier, group, now):
+        return Candidate(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
+    agreeing = earlier.agreeing + 1
+    deadline = now + CONFIRM_WITHIN
+    return Candidate(group, now, deadline, is_possible, agreeing, earlier.since)
+
+
+def agree(kind: str, earlier: Candidate, group: Group, now: float) -> bool:
+    """Return whether a reading of now confirms an earlier one (rule 2)."""
+    if now > earlier.deadline:
+        return False
+    if kind == INDEX:
+        return can_grow(earlier.group, earlier.time, group, now)
+    if kind == POWER:
+        return is_near(int(group.data), int(earlier.group.data), 1)
+    return is_same(earlier.group, group)
+
+
+def can_replace(state: LabelState, group: Group, now: float) -> bool:
+    """Return whether a reading is possible after the trusted one (rule 3)."""
+    if state.group is None:
+        return True
+    if state.kind == INDEX:
+        return can_grow(state.group, state.time, group, now)
+    return state.kind != DECISIVE
 
 
 def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
-    """Say whether an index can be `new` now when it was `old` then."""
+    """Return whether an index that was `old` then can be `new` now (rule 3)."""
     growth = int(new.data) - int(old.data)
     return 0 <= growth <= WH_PER_SECOND * (now - then) + SLACK_WH
 
 
-def is_near(power: int, other: int, phases: int) -> bool:
-    """Say whether a power, VA, is what another one of so many phases says.
+def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
+    """Return whether readings that rule 3 forbids have proved the trusted one wrong."""
+    return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
 
-    Currents are whole amperes, rounded or cut off: up to 230 VA each are missing.  The
-    mains may have 250 V for 230: a twelfth.
+
+def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
+    """Return whether an index has just fallen by what it will soon have grown."""
+    if state.group is None or state.kind != INDEX:
+        return False
+    fall = int(state.group.data) - int(candidate.group.data)
+    is_recent = candidate.time - candidate.since < SMALL_FALL_LASTS
+    return 0 < fall <= SMALL_FALL_WH and is_recent
+
+
+def is_balanced(groups: dict[str, Group]) -> bool:
+    """Return whether EASF01 to EASF10 add up to EAST (rule 4), as in every capture."""
+    if not groups.keys() >= BALANCE:
+        return True
+    total = sum([int(groups[label].data) for label in EASF])
+    return abs(int(groups["EAST"].data) - total) <= 1  # one may tick in between
+
+
+def has_follower(state: LabelState, label: str, frame: Frame, now: float) -> bool:
+    """Return whether the label behind an index is there (rule 5)."""
+    follower = frame.follower(label)
+    if not follower or follower in TRANSIENT:
+        return True
+    is_missing = bool(state.follower) and state.follower not in frame.groups
+    return not is_missing or now - state.last_read() > FORGET_AFTER
+
+
+def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
+    """Learn which label follows an index, of a frame that rule 5 lets pass."""
+    follower = frame.follower(label)
+    if not follower or follower in TRANSIENT:
+        return
+    if state.follower in frame.groups and follower != state.follower:
+        # The index was trusted while `follower`, which stands in between, was lost.
+        state.distrust()
+    state.follower = follower
+
+
+def is_near(power: int, other: int, phases: int) -> bool:
+    """Return whether two powers, VA, can be the same power of so many phases.
+
+    A current is in whole amperes, rounded or cut off: up to 230 VA a phase are missing.
+    The mains may have 250 V in place of 230: a twelfth more.
     """
     return abs(power - other) <= MAINS_VOLTS * phases + power / 12
 
 
-class Guard:
-    """What can be trusted of one meter; knows no bytes and no Eco-Devices.
+def matches_currents(power: Group, amperes: list[int]) -> bool:
+    """Return whether a power matches the currents of all phases (rule 6)."""
+    if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
+        return False  # such a meter counts in tens, as all captures show
+    return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
-    Two rules.  What is served, power and currents aside, changes only when two readings
-    in a row agree.  Currents change at once, and a power does where it fits them; where
-    it does not, it waits for a second reading like all else.
-    """
+
+# Whose frame it is (rule 1).
+OURS = "ours"
+NEW = "new"  # another meter's, from now on ours
+FOREIGN = "foreign"
+UNKNOWN_OWNER = "unknown"
+
+
+class Identity:
+    """Rule 1: decides whose frames are taken."""
+
+    def __init__(self) -> None:
+        self._state = LabelState("ADCO")  # or ADSC
+
+    def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
+        """Take the identity of a frame; return whose the frame is."""
+        state = self._state
+        group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
+        if group is None:
+            is_contested = state.candidate and now <= state.candidate.deadline
+            return UNKNOWN_OWNER if is_contested or was_silent else OURS
+        if state.renew(group, now):
+            return OURS
+        is_first = state.group is None
+        state.observe(group, now)
+        if state.candidate is None:  # this frame has confirmed it
+            return OURS if is_first else NEW
+        if is_first:
+            # Groups of two possible meters must not mix: each of them begins anew.
+            return NEW if state.candidate.agreeing == 1 else OURS
+        return FOREIGN
+
+    def label(self) -> str:
+        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
+        if self._state.group is not None:
+            return self._state.group.label
+        if self._state.candidate is not None:
+            return self._state.candidate.group.label
+        return ""
+
+
+class FrameOrder:
+    """The labels of a meter's frames, in the meter's order."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.last_whole: list[str] = []  # labels of the last undamaged frame
+        self.last_whole_time = -math.inf
+        self.whole_without_power = 0  # undamaged frames in a row
+
+    def learn(self, frame: Frame, now: float) -> bool:
+        """Learn the labels of a frame; return whether the frame is complete.
+
+        A flipped bit makes an STX of the LF before a group, and so cuts a frame in two,
+        neither with a damaged group.  The first half does not end as the frame before
+        did, the second half does not begin with the identity: neither is complete.
+        """
+        labels = list(frame.groups)
+        is_whole = has_both_ends(frame)
+        if not DRAWN_POWER.isdisjoint(labels):
+            self.whole_without_power = 0
+        elif is_whole:
+            self.whole_without_power += 1
+        is_complete = is_whole and labels[-1:] == self.last_whole[-1:]
+        if is_complete:
+            self.labels = list(labels)
+            if labels != self.last_whole:
+                self._insert(self.last_whole)
+        elif not is_short(frame):
+            self._insert(labels)
+        if is_whole:
+            self.last_whole = labels
+            self.last_whole_time = now
+        return is_complete
+
+    def _insert(self, labels: Iterable[str]) -> None:
+        """Insert each new label behind the label that it follows in a frame."""
+        place = 0  # 0: of half a frame, whose first label is not known
+        for label in labels:
+            if label in self.labels:
+                place = self.labels.index(label) + 1
+            elif place or label in IDENTITIES:
+                self.labels.insert(place, label)
+                place += 1
+
+
+def has_both_ends(frame: Frame) -> bool:
+    """Return whether a frame is undamaged, from its identity to a last label."""
+    if not frame.whole or frame.damaged:
+        return False
+    first = next(iter(frame.groups))
+    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
+
+
+def is_short(frame: Frame) -> bool:
+    """Return whether a frame has only identity and currents: an overload."""
+    labels = frame.groups.keys()
+    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
+
+
+class Guard:
+    """Applies the rules to the frames of one meter; knows no bytes, no Eco-Devices."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self._keep_slow = max(timeout, FORGET_AFTER)  # seconds; not for FAST labels
-        self.last_frame = -math.inf  # when the meter's last frame was over
-        self.unbalanced_time = -math.inf  # when a frame's EASF last were not its EAST
-        self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
-        self.labels: dict[str, Knowledge] = {}
-        # Whose frames are taken.  What is served of it is in `labels`, like all else.
-        self._identity = Knowledge("ADCO")  # or ADSC
-        self._order: list[str] = []  # the labels as the meter's frames have them
-        self._last_whole: list[str] = []  # labels of the last frame without damage
-        self._last_whole_time = -math.inf
+        self.identity = Identity()
+        self.last_frame = -math.inf  # when the last frame of this meter was complete
+        self.unbalanced_time = -math.inf  # when rule 4 was last broken
+        self.implausible = 0  # groups that rules 1 and 3 to 5 refused
         self._relay_from = math.inf  # when all labels of the meter have been read
-        self._frames_without_power = 0  # complete ones, in a row
-        self.frames = 0  # of this meter
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        """Begin with a meter of which nothing is known."""
+        self.labels: dict[str, LabelState] = {}
+        self.frames = 0
+        self._order = FrameOrder()
 
     def is_silent(self, now: float) -> bool:
-        """Say whether the meter has sent no frame for longer than the time-out."""
+        """Return whether the meter has sent no frame for longer than the time-out."""
         return now - self.last_frame > self.timeout
 
     def take(self, frame: Frame, now: float) -> bool:
-        """Take a frame that was over at `now` seconds; return whether it is ours."""
+        """Take a frame that ended at `now` seconds; return whether it is ours."""
         was_silent = self.is_silent(now)
-        if not self._take_identity(frame.groups, now):
+        owner = self.identity.owner_of(frame, now, was_silent)
+        if owner == FOREIGN:
+            self.implausible += len(frame.groups)
+        if owner in (FOREIGN, UNKNOWN_OWNER):
             return False
+        if owner == NEW:
+            self._forget_all()
         if was_silent or not self.labels:
-            self._relay_from = now + ALL_HEARD_WITHIN
-        if _is_short(frame) and not was_silent:
-            for known in self.labels.values():
-                known.wait(now - self.last_frame)
+            self._relay_from = now + ALL_READ_WITHIN
+        if is_short(frame) and not was_silent:
+            # A short frame confirms nothing: it does not count as time (rule 2).
+            for state in self.labels.values():
+                state.extend_deadline(now - self.last_frame)
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        self._take_order(frame, now)
+        self._learn(frame, now)
         return True
 
     def _take_groups(self, frame: Frame, now: float) -> None:
         for label, group in frame.groups.items():
-            known = self.labels.get(label)
-            if known is None:
-                known = self.labels[label] = Knowledge(label)
-            # What repeat() does, sooner: most are the same object, by decode_group's
-            # cache.
-            if known.group is group:
-                known.time = now
-                known.claim = None
-            elif not known.repeat(group, now):
-                self._take_change(known, group, frame, now)
-
-    def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
-        """Follow whose frames these are; return whether this one is the meter's."""
-        identity = self._identity
-        group = groups.get("ADCO") or groups.get("ADSC")
-        if group is None:
-            # Ours, but not while another identity is claimed, nor after a silence.
-            claim = identity.claim
-            is_claimed = claim is not None and now <= claim.until
-            return not is_claimed and not self.is_silent(now)
-        if identity.repeat(group, now):
-            return True
-        is_first = identity.group is None
-        identity.hear(group, now)
-        claim = identity.claim  # None: this frame has confirmed it
-        if is_first:
-            # Groups of two claimed meters must not mix: each new claim starts anew.
-            if claim is not None and claim.times == 1:
-                self._start_anew()
-            return True
-        if claim is None:  # at last it is believed: there is another meter now
-            self._start_anew()
-            return True
-        self.implausible += len(groups)
-        return False
-
-    def _start_anew(self) -> None:
-        self.labels = {}
-        self._order = []
-        self._last_whole = []
-        self._frames_without_power = 0
-        self.frames = 0
+            state = self.labels.get(label)
+            if state is None:
+                state = self.labels[label] = LabelState(label)
+            # renew(), only faster: decode_group's cache returns the same object.
+            if state.group is group:
+                state.time = now
+                state.candidate = None
+            elif not state.renew(group, now):
+                self._take_change(state, frame, group, now)
 
     def _take_change(
-        self, known: Knowledge, group: Group, frame: Frame, now: float
+        self, state: LabelState, frame: Frame, group: Group, now: float
     ) -> None:
-        """Take a group that says something else than before."""
-        if group.label in MOVING:
-            known.trust(group, now)
+        """Take a reading that differs from the trusted one."""
+        if state.kind == MOVING:
+            state.trust(group, now)
             return
-        if known.is_power and self._take_power(known, group, now):
+        if state.kind == POWER and self._take_power(state, group, now):
             return
-        is_refused = False
-        if known.is_index:
-            is_refused = not _take_follower(known, group.label, frame, now)
-            if group.label in BALANCE and not _is_balanced(frame.groups):
-                is_refused = True
-                self.unbalanced_time = now
-        if is_refused or not known.hear(group, now):
+        may_read = state.kind != INDEX or self._may_read(state, frame, group.label, now)
+        if not may_read or not state.observe(group, now):
             self.implausible += 1
 
-    def _take_power(self, known: Knowledge, power: Group, now: float) -> bool:
-        """Trust a power that fits the last seconds' currents; return whether it does.
+    def _may_read(
+        self, state: LabelState, frame: Frame, label: str, now: float
+    ) -> bool:
+        """Apply rules 4 and 5 to an index; return whether it counts as a reading."""
+        may_read = has_follower(state, label, frame, now)
+        if may_read:
+            learn_follower(state, label, frame)
+        if label in BALANCE and not is_balanced(frame.groups):
+            self.unbalanced_time = now
+            may_read = False
+        return may_read
+
+    def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
+        """Apply rule 6 to a power; return whether it is trusted.
 
         A house that injects has a power of 0 beside a current.  Panels and load can
-        pulse, so a second 0 is trusted, though it is not the next reading.
+        pulse, so a second 0 is trusted even if another power stood in between.
         """
+        is_trusted = matches_currents(power, self._amperes(now))
+        if not is_trusted and int(power.data) == 0:
+            is_trusted = now - state.zero_time <= FORGET_AFTER
+            state.zero_time = now
+        if is_trusted:
+            state.trust(power, now)
+        return is_trusted
+
+    def _amperes(self, now: float) -> list[int]:
+        """Return the currents that were read in the last seconds."""
         amperes = []
         for label in CURRENTS.intersection(self.labels):
-            current = self.labels[label]
-            if current.group is not None and now - current.time <= CURRENT_LASTS:
-                amperes.append(int(current.group.data))
-        fits = is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
-        if power.label == "PAPP" and len(amperes) == 1:
-            # This meter counts in tens, as the captures show: other powers are damaged.
-            fits = fits and power.data.endswith("0")
-        if not fits and int(power.data) == 0:
-            fits = now - known.zero_time <= FORGET_AFTER
-            known.zero_time = now
-        if fits:
-            known.trust(power, now)
-        return fits
+            state = self.labels[label]
+            if state.group is not None and now - state.time <= CURRENT_LASTS:
+                amperes.append(int(state.group.data))
+        return amperes
 
-    def _take_order(self, frame: Frame, now: float) -> None:
-        """Learn from a frame which labels the meter sends, and in which order.
-
-        A flipped bit makes an STX of the LF before a group, and so two frames of one,
-        each without a damaged group.  The first of the two does not end as the frame
-        before, the second does not begin with the identity: neither is complete.
-        """
+    def _learn(self, frame: Frame, now: float) -> None:
+        """Learn the order of the labels, and which labels have ended."""
         labels = list(frame.groups)
-        if not DRAWN_POWER.isdisjoint(labels):
-            self._frames_without_power = 0
-        elif _has_both_ends(frame):
-            self._frames_without_power += 1
-        if _has_both_ends(frame):
-            is_complete = labels[-1:] == self._last_whole[-1:]
-            if is_complete:
-                self._take_complete(frame, now)
-            self._last_whole = labels
-            self._last_whole_time = now
-            if is_complete:
-                return
-        if not _is_short(frame):
-            self._learn_order(labels)
-
-    def _take_complete(self, frame: Frame, now: float) -> None:
-        """Learn from a complete frame, and from the one before, what has ended.
-
-        A line can lose a whole group, so a label is over when both frames lack it.
-        """
+        previous = self._order.last_whole
+        previous_time = self._order.last_whole_time
+        if not self._order.learn(frame, now):
+            return
         self._relay_from = min(now, self._relay_from)
-        labels = list(frame.groups)
-        self._order = list(labels)
-        if labels != self._last_whole:
-            self._learn_order(self._last_whole)
+        if labels != previous:
             for label in INDEXES.intersection(labels):
-                _take_follower(self.labels[label], label, frame, now)
-        for label in PASSING:
-            known = self.labels.get(label)
-            if known is None or label in labels:
+                state = self.labels[label]
+                if has_follower(state, label, frame, now):
+                    learn_follower(state, label, frame)
+        for label in TRANSIENT:
+            ended = self.labels.get(label)
+            if ended is None or label in labels:
                 continue
-            if known.last_heard() < self._last_whole_time:
+            if ended.last_read() < previous_time:  # both frames lack it (rule 9)
                 del self.labels[label]
 
-    def _learn_order(self, labels: Iterable[str]) -> None:
-        """Put each new label of a frame behind the label that it follows there."""
-        place = 0  # behind the label before; 0: in half a frame that is not known
-        for label in labels:
-            if label in self._order:
-                place = self._order.index(label) + 1
-            elif place or label in IDENTITIES:
-                self._order.insert(place, label)
-                place += 1
+    def known(self, now: float) -> dict[str, Group]:
+        """Return the trusted groups that were read lately (rule 8), by label."""
+        keep_slow = max(self.timeout, FORGET_AFTER)
+        groups = {}
+        for label, state in self.labels.items():
+            limit = FORGET_FAST_AFTER if label in FAST else keep_slow
+            if state.group is not None and now - state.time <= limit:
+                groups[label] = state.group
+        return groups
 
-    def vouch(self, frame: Frame, now: float) -> list[Group]:
+    def unread(self, labels: Iterable[str], now: float) -> list[str]:
+        """Return the labels that have not been read for a while."""
+        unread = []
+        for label in labels:
+            state = self.labels.get(label)
+            if state is None or now - state.last_read() > FORGET_FAST_AFTER:
+                unread.append(label)
+        return unread
+
+    def is_power_lost(self, label: str, now: float) -> bool:
+        """Return whether it is no use to wait for a power that is not known.
+
+        Either the meter sends no power (two undamaged frames had none), or this label,
+        which was trusted once, has not come intact for a while.
+        """
+        state = self.labels.get(label)
+        is_lost = False
+        if state is not None and state.group is not None:
+            is_lost = now - state.last_read() > FORGET_FAST_AFTER
+        return is_lost or self._order.whole_without_power > 1
+
+    def trusted_frame(self, frame: Frame, now: float) -> list[Group]:
         """Return the trusted groups to relay in place of a frame that was taken.
 
-        They stand in the meter's order.  A group that was damaged, or is not trusted
-        yet, is there as it was last.  Return none until every label of the meter is
-        trusted: Domoticz stores 0 for an index that its first frame lacks.
+        They stand in the meter's order; a group that is damaged, or not trusted yet, is
+        replaced by the last trusted one.  The list is empty until every label of the
+        meter is trusted: Domoticz stores 0 for an index that its first frame lacks.
         """
         if now < self._relay_from:
             return []
-        if any(self._is_awaited(label, now) for label in self._order):
+        if any(self._is_awaited(label, now) for label in self._order.labels):
             return []
-        order = list(frame.groups) if _is_short(frame) else self._order
+        order = list(frame.groups) if is_short(frame) else self._order.labels
         if set(IDENTITIES).isdisjoint(order):
             return []  # half a short frame
         known = self.known(now)
@@ -806,93 +948,14 @@ class Guard:
     def _is_awaited(self, label: str, now: float) -> bool:
         """Return whether a label is read, but is not trusted yet.
 
-        For an index there is no end of that; another label may change all the time.
+        An index is awaited without end; another label may change all the time.
         """
-        known = self.labels.get(label)
-        if known is None or known.group is not None:
+        state = self.labels.get(label)
+        if state is None or state.group is not None:
             return False
-        is_early = now <= self._relay_from + ALL_HEARD_WITHIN
-        is_read = now - known.last_heard() <= ALL_HEARD_WITHIN
-        return is_read and (is_early or known.is_index)
-
-    def known(self, now: float) -> dict[str, Group]:
-        """Return the trusted groups that have been read lately, by label."""
-        groups = {}
-        for label, known in self.labels.items():
-            limit = FORGET_FAST_AFTER if label in FAST else self._keep_slow
-            if known.group is not None and now - known.time <= limit:
-                groups[label] = known.group
-        return groups
-
-    def unread(self, labels: Iterable[str], now: float) -> list[str]:
-        """Return the labels that have not been read for a while."""
-        unread = []
-        for label in labels:
-            known = self.labels.get(label)
-            if known is None or now - known.last_heard() > FORGET_FAST_AFTER:
-                unread.append(label)
-        return unread
-
-    def identity_label(self) -> str:
-        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
-        if self._identity.group is not None:
-            return self._identity.group.label
-        if self._identity.claim is not None:
-            return self._identity.claim.group.label
-        return ""
-
-    def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether there is no use in waiting for a power that is not known.
-
-        The meter sends none (two whole frames had none), or this label, which it did
-        send, has not come intact for a while.
-        """
-        known = self.labels.get(label)
-        is_lost = False
-        if known is not None and known.group is not None:
-            is_lost = now - known.last_heard() > FORGET_FAST_AFTER
-        return is_lost or self._frames_without_power > 1
-
-
-def _has_both_ends(frame: Frame) -> bool:
-    """Return whether a frame is undamaged, from its identity to a last label."""
-    if not frame.whole or frame.damaged:
-        return False
-    first = next(iter(frame.groups))
-    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
-
-
-def _is_short(frame: Frame) -> bool:
-    """Return whether a frame has identity and currents alone: an overload."""
-    labels = frame.groups.keys()
-    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
-
-
-def _take_follower(known: Knowledge, label: str, frame: Frame, now: float) -> bool:
-    """Learn which label always stands behind an index; return whether it does here.
-
-    Else the index may be the head of one group and the tail of another: a buffer that
-    is full loses the bytes in between, in each frame the same ones, and with them the
-    label behind the index.  That leaves no damage.
-    """
-    follower = frame.follower(label)
-    if not follower or follower in PASSING:
-        return True
-    is_gone = bool(known.follower) and known.follower not in frame.groups
-    if is_gone and now - known.last_heard() <= FORGET_AFTER:
-        return False
-    if known.follower and not is_gone and follower != known.follower:
-        known.forget()  # trusted while this label, which stands in between, was lost
-    known.follower = follower
-    return True
-
-
-def _is_balanced(groups: dict[str, Group]) -> bool:
-    """Say whether EASF01 + ... + EASF10 is EAST, as in every captured meter."""
-    if not groups.keys() >= BALANCE:
-        return True
-    parts = sum([int(groups[label].data) for label in EASF])
-    return abs(int(groups["EAST"].data) - parts) <= 1  # it may tick in between
+        is_early = now <= self._relay_from + ALL_READ_WITHIN
+        is_read = now - state.last_read() <= ALL_READ_WITHIN
+        return is_read and (is_early or state.kind == INDEX)
 
 
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
@@ -1381,7 +1444,7 @@ class Meter:
         is_tempo = view.fields["OPTARIF"] == TEMPO.option
         if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
             return
-        groups = self.guard.vouch(frame, now)
+        groups = self.guard.trusted_frame(frame, now)
         if groups:
             self.verified.append(encode_frame(group.raw for group in groups))
 
@@ -1431,7 +1494,7 @@ class Meter:
     def view(self, now: float) -> View:
         """Return what the meter says now, which is translated once for all of it."""
         labels = self.labels(now)
-        mode = MODES.get(self.guard.identity_label())
+        mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._complete(fields, labels, now)
