@@ -1583,8 +1583,8 @@ CUT_BY_ESP = Reason(
 )
 EVICTED = Reason(
     ESP,
-    "un autre programme lit l'ESP, qui ferme chaque connexion",
-    "arrêter cet autre programme",
+    "un autre programme lit l'ESP, qui ne sert qu'un lecteur",
+    "arrêter cet autre programme (nc, second ecolinky, autre domotique)",
 )
 NO_BYTE = Reason(
     ESP,
@@ -4192,7 +4192,7 @@ summary { cursor: pointer; }
   border: 1px solid; border-radius: 99px; padding: 3px 12px; color: var(--mark);
   font-size: 13px; font-weight: 600; text-align: center;
 }
-.alert { color: var(--bad); }
+.alert { color: var(--bad); font-size: 20px; font-weight: 600; }
 .remark { color: var(--warn); }
 .caption { color: var(--soft); font-size: 13px; padding: 6px 0 4px; }
 
@@ -4211,6 +4211,7 @@ summary { cursor: pointer; }
 /* What is wrong, where the gauge would be. */
 .trouble:not(:empty) { padding: 12px 0 20px; font-size: 17px; }
 .trouble b { display: block; color: var(--mark); font-size: 24px; line-height: 1.3; }
+.trouble p { margin-top: 8px; }
 
 /* What is not live is grey: its colours become the soft one, still easy to read. */
 .stale .energy, .waiting .energy, .stale .gauge, .stale .days {
@@ -4390,26 +4391,26 @@ function model(input, seen) {
   const fields = input.fields || {};
   const state = stateOf(input, seen);
   const live = state === "live";
-  const limit = live && limitOf(input);
+  const limit = live && netPower(input) >= 0 && limitOf(input);
   const share = limit ? fields.PAPP / limit : 0;
   const lastFrame = seen.receivedAt - input.age * 1000;
-  const remarks = live ? input.remarks : [];  // what could be better
+  const way = wayOf(input, live, lastFrame, seen);
+  const remarks = live ? remarksOf(input, way) : [];
   return {
     number: input.input,
     state,
     stateText: stateText(state, remarks, lastFrame, seen.now),
     stateMark: stateMark(state, fields, remarks),
-    ...wayOf(input, live, lastFrame, seen),
+    way,
     trouble: live || !seen.connected ? null : troubleOf(input),
-    remarks: remarks.map(sentence),
-    power: live ? number(fields.PAPP) : DASH,
+    remarks,
+    power: live ? number(netPower(input)) : DASH,
     share,
     shareText: limit ? quantity(100 * share, "%") : "",
     limitText: limitText(input, live),
     load: loadOf(share),
     alert: live ? alertOf(fields) : "",
     currents: currentsOf(input, live),
-    injection: injectionOf(input, live),
     ...tariffOf(input, live, seen),
     chart: chartOf(input, live, seen),
     link: linkOf(input, seen),
@@ -4427,19 +4428,15 @@ function wayOf(input, live, lastFrame, seen) {
   const ecolinky = seen.connected
     ? at("ecolinky", true, "en marche depuis " + duration(seen.uptime))
     : { mark: "bad", fact: "ne répond pas" };
-  const domoticz = domoticzOf(seen, mark(true));
-  return {
-    way: [
-      { name: "Linky", ...at("linky", live, frame) },
-      { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
-      { name: "ecolinky", ...ecolinky },
-      { name: "Domoticz", ...domoticz },
-    ],
-    advice: live && domoticz.mark === "bad" ? NO_READER : "",
-  };
+  return [
+    { name: "Linky", ...at("linky", live, frame) },
+    { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
+    { name: "ecolinky", ...ecolinky },
+    { name: "Domoticz", ...domoticzOf(seen, live) },
+  ];
 }
 
-function domoticzOf(seen, mark) {
+function domoticzOf(seen, live) {
   if (!seen.clients.length) return { mark: "soft", fact: "n’a pas encore lu" };
   const { address, age } = seen.clients[0];
   const time = seen.receivedAt - age * 1000;
@@ -4447,7 +4444,20 @@ function domoticzOf(seen, mark) {
     const since = clockOrDate(time, seen.now);
     return { mark: "bad", fact: `${address} ne lit plus depuis ${since}` };
   }
-  return { mark, fact: `lu par ${address} ${ago(time, seen.now)}` };
+  const fact = `lu par ${address} ${ago(time, seen.now)}`;
+  return live ? { mark: "good", fact } : { mark: "soft", fact: fact + ", sans valeur" };
+}
+
+// What could be better while values come.
+function remarksOf(input, way) {
+  const isRead = way[3].mark !== "bad";
+  const remarks = input.remarks.map(sentence);
+  if (remarks.length) remarks.push("Les valeurs transmises restent justes.");
+  return isRead ? remarks : [...remarks, NO_READER];
+}
+
+function netPower({ fields, injection }) {
+  return fields.PAPP - (injection ? injection.PAPP : 0);
 }
 
 // Why nothing is live, what to do, and where; in grey while it only takes a while.
@@ -4486,6 +4496,7 @@ function limitOf(input) {
 }
 
 function limitText(input, live) {
+  if (live && netPower(input) < 0) return "injectés sur le réseau";
   if (!limitOf(input)) return "";
   const { ISOUSC, IINST } = input.fields;
   const single = input.phases !== 3;
@@ -4523,15 +4534,6 @@ function currentsOf(input, live) {
     const value = quantity(live ? amperes : null, "A") + (live ? limit : "");
     return { phase, name: "Phase " + phase, value, share, load: loadOf(share) };
   });
-}
-
-// What solar panels send to the grid.
-function injectionOf(input, live) {
-  if (!input.injection) return null;
-  return {
-    power: quantity(live ? input.injection.PAPP : null, "VA"),
-    running: live && input.injection.PAPP > 0,
-  };
 }
 
 // The indexes, and what each has counted today.
@@ -4582,9 +4584,8 @@ function chartOf(input, live, seen) {
   while (points.length && points[0].power === null) points.shift();
   const known = points.filter((point) => point.power !== null).length;
   if (live) {
-    const injected = input.injection ? input.injection.PAPP : 0;
     const last = { lost: 0, cheap: 0, ...points[points.length - 1] };
-    points.push({ ...last, time: seen.now, power: input.fields.PAPP - injected });
+    points.push({ ...last, time: seen.now, power: netPower(input) });
   }
   return {
     number: input.input, points, now: seen.now, limit: limitOf(input),
@@ -4628,11 +4629,6 @@ function html(strings, ...values) {
   return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
 }
 
-function injectionRow({ running, power }, n) {
-  return html`<div class="row ${running ? "running" : ""}">
-    <span>Injecté sur le réseau</span><b id="injection-${n}">${power}</b></div>`;
-}
-
 function currentRow(current, n) {
   const percent = 100 * Math.min(1, current.share);
   return html`<div class="row ${current.load}"><span>${current.name}</span>
@@ -4670,8 +4666,7 @@ function cardHead(card, several) {
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
     <p class="pill ${card.stateMark}" id="state-${n}">${card.stateText}</p></header>
     <ol class="way">${card.way.map((each) => stationHtml(each, n))}</ol>
-    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}
-    <p class="remark">${card.advice}</p>`;
+    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
 }
 
 function troubleHtml({ mark, cause, remedy, page }) {
@@ -4684,7 +4679,6 @@ function powerHtml(card, n) {
     <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
     <p class="limit"><b id="share-${n}">${card.shareText}</b>
       <span id="limit-${n}">${card.limitText}</span></p></div>
-    ${card.injection ? injectionRow(card.injection, n) : ""}
     ${card.currents.map((current) => currentRow(current, n))}`;
 }
 
@@ -4867,7 +4861,7 @@ function lostGroups(axes, points) {
     return `M${x} ${STRIP}v${-height.toFixed(1)}`;
   });
   return html`<path d="M${LEFT} ${STRIP}H${axes.width}"/>
-    ${axisText(LEFT - 8, STRIP + 2, "end", "pertes")}
+    ${axisText(LEFT - 8, STRIP + 2, "end", "liaison")}
     <path class="lost" d="${bars.join("")}"/>`;
 }
 
@@ -4891,7 +4885,7 @@ function nearest(points, time) {
 }
 
 function describePoint({ time, power, lost }) {
-  const losses = lost ? `, pertes ${quantity(lost, "%")}` : "";
+  const losses = lost ? `, ${quantity(lost, "%")} perdus` : "";
   return `${clockTime(time)}${NBSP}: ${quantity(power, "VA")}${losses}`;
 }
 
@@ -5024,7 +5018,8 @@ function paintCards(now) {
   document.title = `${cards.map((card) => card.power).join(" · ")} VA · ecolinky`;
   const host = location.hostname;
   const isNew = !clients.length && cards.some((card) => card.state === "live");
-  show(element("todo"), isNew ? instructions(answer, host) : "");
+  show(element("todo"), isNew ? [html`<h2>Il reste à faire</h2>`,
+    instructions(answer, host)] : "");
   show(element("domoticz"), footer(answer, host));
 }
 

@@ -2385,7 +2385,7 @@ class InputTest(InputCase):
             self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
             self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
         (said,) = self.said(logging.WARNING)
-        self.assertIn("un autre programme lit l'ESP, qui ferme", said)
+        self.assertIn("un autre programme lit l'ESP, qui ne sert qu'un", said)
         self.assertEqual("live", self.shown().state)
 
     def test_long_connections_that_end_are_no_eviction(self):
