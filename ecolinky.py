@@ -1,33 +1,43 @@
 #!/usr/bin/env python3
-"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices it knows.
+"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices that it knows.
 
-One file, Python 3.7 or later, no dependencies.  The rooms of this file stand in the
-order in which a byte passes through them, but for the threads, which come after what
-they use:
+One file, Python 3.7 or later, no dependencies.  A byte passes through the rooms of this
+file in their order; the threads come after the rooms that they use:
 
-    Decode      bytes to frames of groups whose checksum is right
-    Guard       frames to groups that can be trusted
-    Translate   the trusted labels to the 31 fields of an Eco-Devices
+    Decode      bytes to frames of groups with a right checksum
+    Guard       frames to trusted groups
+    Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the three together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Link        one ESP8266: how its connections end, what the log says of it
-    Input       one meter, its link, its history and its day, made into a snapshot
+    Link        one ESP8266: how its connections end, and what the log says about it
+    Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
-    Settings    the user's ini, checked
-    Relay       the verified frames, over TCP, to other programs that read TIC
+    Settings    the user's ini file, checked
+    Relay       verified frames, over TCP, for other programs that read TIC
     Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
     Server      threads: Store --> Documents --HTTP--> Domoticz
     Check, Demo, Main, Home page
 
-Down to Documents all is pure but for the Store's lock: no socket, no thread, no clock,
-no log.  Time is an argument, `now`, in seconds of the monotonic clock.
+Decode to Documents are pure, except for the Store's lock: no socket, no thread, no
+clock, no log.  Time is an argument, `now`, in seconds of the monotonic clock.
 
-The words, as the meter's maker has them.  A *meter* says all the time what it measures:
-that stream is its TIC.  It is made of *frames*, one each second or two; a frame is made
-of *groups*, and a group is a *label*, its *data* and a checksum: "PAPP 00790 1".  An
-*index* is a counter of energy in Wh, which never falls.  The *identity* is the meter's
-number.  The TIC has two *modes*: historic (label ADCO first) and standard (ADSC first).
+Glossary:
+
+    Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): its limit
+    TIC            what a meter sends all the time: frames, one each second or two
+    frame          groups between STX and ETX, the first of which is the identity
+    group          a label, its data and a checksum: "PAPP 00790 1"
+    identity       the meter's number: ADCO in historic mode, ADSC in standard mode
+    index          a counter of energy, Wh; EAST: the total; EASF01 to EASF10: its parts
+    power          apparent, VA: PAPP or SINSTS
+    tariff         Base, HC (off-peak), EJP (22 dear days) or Tempo (days in 3 colours)
+    period         PTEC: which index runs; in standard mode NTARF has its number
+    STGE           the status register of standard mode: overload, colours, EJP's notice
+    ESP8266        a Wi-Fi chip; ESPEasy: its program, which serves the TIC over TCP
+    Eco-Devices    a network box with two TIC inputs, 1 and 2, polled over HTTP
+    Domoticz       the home automation that polls it; Jeedom, Home Assistant: others
+    fields, tags   the values of an input in the box's documents, as T1_PAPP
 
 Sources: Enedis-NOI-CPT_54E (Linky), ERDF-NOI-CPT_02E (older meters), captures of real
 meters, and the Eco-Devices' firmware 1.05.25.
@@ -92,33 +102,34 @@ Labels = Dict[str, str]  # label of the TIC -> data
 Fields = Dict[str, Any]
 
 MAINS_VOLTS = 230
+CONTRACT_VOLTS = 200  # by contract 6 kVA are 30 A, whatever the voltage
 
 
 ######## Decode: bytes in, frames of groups whose checksum is right out ################
 
-# STX begins a frame, ETX ends it; with EOT the meter gives up the one it is sending.
+# STX begins a frame, ETX ends it; by EOT the meter gives up the frame it is sending.
 STX = b"\x02"
 ETX = b"\x03"
 EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
-# Where a frame begins on a line without marks: its first label is the identity.
+# Where a frame begins if its STX is lost: its first label is the identity.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
 IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
-# The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
+# A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
 CR_WITH_PARITY_BIT = b"\x8d"
-# Control characters, which damaged lines leave around a group: captures have LF as 0B,
-# 0E or 0F, and a 0C or 08 behind the CR.
+# Control characters that damage leaves around a group: captures have 0B, 0E or 0F in
+# place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# NGTF is padded with spaces to 16 characters: where none is left the ESP replaces them.
+# NGTF is padded with spaces to 16 characters: without a space, the ESP replaces them.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
-# The ESP8266's own log on the same line: "3612 : Info  : WD   : Uptime 1".
+# The ESP8266's log on the same line: "3612 : Info  : WD   : Uptime 1".
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
-# The checksum keeps six bits of a sum: it misses a flip of bit 6, and two flips that
-# cancel.  So the data must also look as the label requires.  Labels, form of the data:
+# The checksum has six bits of a sum: it misses a flip of bit 6, and two flips that
+# cancel.  So the data must also have the form of its label.  Labels, form of the data:
 HISTORIC_INDEXES = (
     "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
 )
@@ -180,19 +191,19 @@ ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
 
 
 class Group(NamedTuple):
-    """A group that is intact: right checksum, and data of the label's form."""
+    """An intact group: its checksum is right, and its data has the label's form."""
 
     label: str
-    data: str  # the timestamp is left out, but of DATE, whose data it is
+    data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_space: bool  # its checksum covers the last space, as of some older meters
+    sum_has_space: bool  # the checksum covers the last space, as in some older meters
 
 
 class Refused(NamedTuple):
-    """What stood in a group's place and is none."""
+    """Why some bytes were rejected as a group."""
 
-    # "checksum" or "form", or one of HARMLESS: nothing but debris, or intact, but of a
-    # label that is not known
+    # "checksum" or "form": the group is damaged; or a reason of HARMLESS: only debris,
+    # or an intact group with a label that is not known.
     reason: str
 
 
@@ -200,15 +211,15 @@ HARMLESS = ("debris", "unknown")
 
 
 class Frame(NamedTuple):
-    """What could be read of one frame."""
+    """The groups that could be read of one frame."""
 
     groups: dict[str, Group]  # by label, in the meter's order
-    damaged: int  # how many groups were there and not intact
-    whole: bool  # its beginning was seen, and its end
-    before_damage: frozenset[str] = frozenset()  # labels with a damaged group behind
+    damaged: int  # number of damaged groups
+    whole: bool  # its beginning and its end were seen
+    before_damage: frozenset[str] = frozenset()  # labels followed by a damaged group
 
     def follower(self, label: str) -> str:
-        """Return the label right behind this one; empty: none, or a damaged group."""
+        """Return the label after this label; empty: the end, or a damaged group."""
         labels = list(self.groups)
         place = labels.index(label) + 1
         if label in self.before_damage or place == len(labels):
@@ -217,12 +228,12 @@ class Frame(NamedTuple):
 
 
 def checksum(body: bytes) -> int:
-    """Return the TIC checksum of the bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
+    """Return the TIC checksum of bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
     return (sum(body) & 0x3F) + 0x20
 
 
 def encode_group(words: list[str], separator: str) -> bytes:
-    """Return the bytes of a group; words: label, timestamp if there is one, data."""
+    """Return the bytes of a group; words: label, timestamp if any, data."""
     body = separator.join(words).encode("ascii")
     if separator == " ":
         return b"%s %c" % (body, checksum(body))
@@ -234,17 +245,17 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
     return STX + b"".join(b"\n%s\r" % group for group in groups) + ETX
 
 
-@functools.lru_cache(maxsize=1024)  # most groups are as last time: twice as fast
+@functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
 def decode_group(piece: bytes) -> Group | Refused:
-    """Return the group that stands between two line ends, or why it is none."""
-    # The checksum comes last and can itself be a space: strip no space at that end, and
-    # never split at spaces.
+    """Return the group between two line ends, or why it is rejected."""
+    # The checksum comes last and can be a space: do not strip spaces at that end, and
+    # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
     if separator not in FORMS:
         return Refused("form" if raw else "debris")
-    # The sum covers the last HT of standard mode, but the last space of historic mode
-    # only in some older meters.
+    # The sum covers the last HT of standard mode; the last space of historic mode, only
+    # in some older meters.
     covered = raw[:-2] if separator == b" " else raw[:-1]
     is_right = checksum(covered) == raw[-1]
     sum_has_space = not is_right and checksum(raw[:-1]) == raw[-1]
@@ -264,28 +275,28 @@ def decode_group(piece: bytes) -> Group | Refused:
 
 
 def _refuse_label(label: str, is_right: bool) -> Refused:
-    is_known = label in KNOWN_LABELS  # in the other mode
+    is_known = label in KNOWN_LABELS  # of the other mode
     if is_right and not is_known and ANY_LABEL.fullmatch(label):
         return Refused("unknown")
     return Refused("form")
 
 
 class Counts(NamedTuple):
-    """What a decoder has counted."""
+    """The counters of a decoder."""
 
-    frames: int  # with at least one intact group
-    groups: int  # intact ones
-    damaged: int  # groups
-    eight_bits: int  # chunks in which the ESP hands on the parity bits: harmless
-    esp_log: int  # frames with the ESP's own log in between
-    spaces_replaced: int  # frames: the ESP still lets most groups through
+    frames: int  # frames with at least one intact group
+    groups: int  # intact groups
+    damaged: int  # damaged groups
+    eight_bits: int  # chunks with parity bits, which are harmless
+    esp_log: int  # frames with the ESP's log in them
+    spaces_replaced: int  # frames with replaced spaces; most groups still come through
 
     def since(self, before: Counts) -> Counts:
-        """Return what has been counted since then."""
+        """Return the counts since an earlier moment."""
         return Counts(*[now - then for now, then in zip(self, before)])
 
     def lost(self) -> int:
-        """Return the damaged groups in percent of all; a single one is 1 % at least."""
+        """Return the damaged groups in percent, rounded up."""
         return math.ceil(100 * self.damaged / max(1, self.groups + self.damaged))
 
 
@@ -293,42 +304,42 @@ NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames; knows no meter and no time."""
+    """Cuts a stream of bytes into frames, whatever the meter and the time."""
 
-    LONGEST_FRAME = 2048  # bytes; the longest known one has 1,442
+    LONGEST_FRAME = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
         self.frames = 0  # frames with at least one intact group
         self.groups = 0  # intact groups
-        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by what is wrong
+        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by reason
         self._eight_bits = 0  # as in Counts
         self._esp_log = 0
         self._spaces_replaced = 0
-        self._buffer = b""  # the frame that is not over yet
-        self._opened = False  # that frame's STX has been seen
+        self._buffer = b""  # the unfinished frame
+        self._opened = False  # its STX has been seen
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes, in any chunks; return the frames that are over."""
+        """Take bytes, in chunks of any size; return the frames that are complete."""
         if not data.isascii():
             if CR_WITH_PARITY_BIT in data:
                 self._eight_bits += 1
             data = data.translate(DROP_PARITY_BIT)
         frames = []
-        # split() returns text, mark, text, mark, ..., last the text that is not over.
+        # split() returns text, mark, text, mark, ..., and last the unfinished text.
         parts = MARK.split(data)
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
         for text, mark in zip(parts[0::2], parts[1::2]):
-            # Any mark ends a frame, STX too: some serial servers eat ETX.
+            # STX also ends a frame: some serial servers drop ETX.
             if text and mark != EOT:
-                # Some servers eat STX alone: the identity begins the frame as well.
+                # The identity also begins a frame: some servers drop STX only.
                 begins = self._opened or bool(IDENTITY_FIRST.match(text))
                 frames += self._frame(text, begins)
             self._opened = mark == STX
         if self._buffer:
             frames += self._unmarked_frames()
         if len(self._buffer) > self.LONGEST_FRAME:
-            # No identity either.  Use the groups that are over.
+            # No mark and no identity: take the complete groups.
             complete, rest = cut_at_last_line_end(self._buffer)
             self._buffer = rest[-self.LONGEST_FRAME :]
             frames += self._frame(complete, False)
@@ -336,9 +347,9 @@ class Decoder:
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
-        """Return the frames between identities: some servers eat the marks."""
+        """Return the frames between identities: some servers drop all marks."""
         before, *texts = BEFORE_IDENTITY.split(self._buffer)
-        if len(texts) < 2:  # one identity is that of the frame that is not over yet
+        if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
         self._buffer = b"\n" + texts.pop()
         frames = self._frame(before, False)
@@ -347,7 +358,7 @@ class Decoder:
         return frames
 
     def counts(self) -> Counts:
-        """Return what has been counted since the start."""
+        """Return the counts since the start."""
         return Counts(
             self.frames,
             self.groups,
@@ -358,20 +369,20 @@ class Decoder:
         )
 
     def disconnected(self) -> list[Frame]:
-        """Return what was over of the last frame: what comes next is another."""
+        """Return the complete groups of the unfinished frame; begin a new frame."""
         complete, _ = cut_at_last_line_end(self._buffer)
         self._buffer = b""
         self._opened = False
         return self._frame(complete, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
-        """Return the frame that the text between two marks makes, none if empty."""
+        """Return the frame of a text between two marks, in a list; count its groups."""
         groups, reasons, before_damage = decode_groups(text)
         if reasons and ESP_LOG.search(text):
             self._esp_log += 1
         if reasons and SPACES_REPLACED.search(text):
             self._spaces_replaced += 1
-        if whole:  # what stands outside of STX and ETX is half seen, and not damage
+        if whole:  # half a frame is cut, not damaged
             for reason in reasons:
                 self.refused[reason] += 1
         if not groups:
@@ -382,7 +393,7 @@ class Decoder:
 
 
 def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
-    """Return the lines that are over, and the last line, which may not be."""
+    """Return the complete lines, and the rest."""
     end = max(text.rfind(b"\r"), text.rfind(b"\n")) + 1
     return text[:end], text[end:]
 
@@ -390,15 +401,16 @@ def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
 def decode_groups(
     text: bytes,
 ) -> tuple[dict[str, Group], list[str], frozenset[str]]:
-    """Return the groups of a frame, and what is wrong with each damaged one.
+    """Return three facts about the text of a frame.
 
-    Return also the labels of the groups that stand right before a damaged one.
+    They are its groups by label, a reason for each damaged group, and the labels that a
+    damaged group follows.
     """
     groups = {}
     reasons = []
     before_damage = set()
     label = ""
-    # A group ends at CR or LF, whichever of the two the line has left.
+    # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
         if piece:
             found = decode_group(piece)
@@ -415,10 +427,10 @@ def decode_groups(
 
 
 def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
-    """Return the labels that are summed in another way than most of their frame.
+    """Return the labels whose checksum covers other bytes than most of their frame.
 
-    A meter sums in one way.  To accept both of any would let twice as much damage
-    through: the fewer are damage.
+    A meter always sums the same bytes.  To accept both sums would let twice as much
+    damage through, so the minority is damaged.
     """
     old_sums = [label for label, group in groups.items() if group.sum_has_space]
     if not old_sums:
@@ -961,18 +973,17 @@ class Guard:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is its firmware's misspelling of PAPP: both are there.
+# PPAP is the firmware's misspelling of PAPP: both have the power.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
     " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
-TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
-# Those that a historic-mode meter says itself, in the same words.
+# The tags that are labels of historic mode, with the same data.
 OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
 NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
 NOTHING = "----"
-# What the device shows of an input with nothing on it.
+# An input without a meter, as the device shows it.
 EMPTY: Fields = {
     **dict.fromkeys(FIELDS, 0),
     "ADCO": "0",
@@ -982,17 +993,16 @@ EMPTY: Fields = {
     "HHPHC": "0",
     "MOTDETAT": "000000",
 }
-CONTRACT_VOLTS = 200  # in a contract 6 kVA are 30 A, at whatever voltage
-LEAST_MAXIMUM = 1  # A: to Jeedom, a client, an IMAX of 0 is no meter
-MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: no Linky allows more
-BALANCED_WITHIN = 100  # Wh: EAST and the EASF are confirmed at different frames
-NOTICE_MINUTES = 30  # what PEJP says while a moving peak is announced
+LEAST_MAXIMUM = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
+MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: the limit of every Linky
+BALANCED_WITHIN = 100  # Wh: EAST and EASF01 to 10 are confirmed in different frames
+NOTICE_MINUTES = 30  # PEJP while a moving peak is announced
 
 
 class Period(NamedTuple):
     """A period of a tariff, by its PTEC."""
 
-    tag: str  # of its index
+    tag: str  # the tag of its index
     name: str  # for the user
 
 
@@ -1016,10 +1026,10 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # its PTEC
+    periods: tuple[str, ...]  # the PTEC of each
 
     def indexes(self) -> list[str]:
-        """Return the tags of its indexes."""
+        """Return the tags of the tariff's indexes."""
         return [PERIODS[ptec].tag for ptec in self.periods]
 
 
@@ -1031,7 +1041,7 @@ TARIFFS = (BASE, HC, EJP, TEMPO)
 
 
 def tariff_of(option: str) -> Tariff | None:
-    """Return the tariff of an OPTARIF; x of BBRx differs, and EJP may have a space."""
+    """Return the tariff of an OPTARIF, which is BBR with any letter, or EJP and any."""
     for tariff in TARIFFS:
         if tariff.option[:3] == option[:3]:
             return tariff
@@ -1045,13 +1055,13 @@ def indexes_of(fields: Fields) -> Fields:
 
 
 def name_of_tariff(fields: Fields) -> str:
-    """Return what the user reads of a tariff: its name, and its OPTARIF."""
+    """Return a tariff as the user reads it: its name, and its OPTARIF."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
     return f"{tariff.name} ({fields['OPTARIF']})"
 
 
 def number_of(labels: Labels, *names: str) -> int | None:
-    """Return the number of the first of these labels that is there, else None."""
+    """Return the number of the first of these labels that is known, or None."""
     for name in names:
         if name in labels:
             return int(labels[name])
@@ -1069,15 +1079,15 @@ THREE_PHASE_LABELS = frozenset(
 
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
-    """Return the suffix of each phase: 1, 2 and 3, or nothing where there is one."""
-    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # one alone may be damage
+    """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
+    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # a single label may be damage
     return ("1", "2", "3") if three else ("",)
 
 
-def fill(said: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields: as said, else as of an input with nothing on it.
+def fill(known: Fields, tariff: Tariff | None) -> Fields:
+    """Return the 31 fields: the known fields, then EMPTY's.
 
-    What must be said before anything is served is None where it is not.
+    A field that is needed before anything may be served is None while it is not known.
     """
     needed = list(NEEDED)
     if tariff is not None:
@@ -1085,12 +1095,15 @@ def fill(said: Fields, tariff: Tariff | None) -> Fields:
     fields = dict(EMPTY)
     for tag in needed:
         fields[tag] = None
-    fields.update(said)
+    fields.update(known)
     return fields
 
 
 def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return a number for each phase: of the first name that is there with it, or 0."""
+    """Return for each phase the first of these labels, with its suffix, that is known.
+
+    A phase without such a label has 0.
+    """
     values = []
     for phase in phases:
         value = number_of(labels, *[name + phase for name in names])
@@ -1101,10 +1114,10 @@ def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int
 def phase_fields(
     phases: Iterable[str], currents: list[int], maxima: list[int]
 ) -> Fields:
-    """Return IINST1 to 3 and IMAX1 to 3 of values by phase.
+    """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
-    A single phase is phase 1, and stands in IINST and IMAX too.  The fields that are
-    left out are 0: clients tell the number of phases by IMAX2, IINST and IINST2.
+    A single phase has its values in IINST1 and IMAX1 as well as in IINST and IMAX.  The
+    other fields are left to EMPTY: clients see three phases by IMAX2, IINST and IINST2.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
@@ -1115,55 +1128,66 @@ def phase_fields(
 
 
 def translate_historic(labels: Labels) -> Fields:
-    """Return the 31 fields of a historic-mode meter; None where one is not known.
+    """Return the 31 fields of a historic-mode meter; a field not known yet is None.
 
-    They are its own labels, but for the phases', the alerts (the highest is ADPS), PPOT
-    (hexadecimal) and an EJP that some meters write with a space.
+    They are the meter's labels, except for the phases, the alerts (the highest is
+    ADPS), PPOT (hexadecimal) and EJP, which some meters write with a space.
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
     tags = list(OWN_TAGS)
-    # No other tariff's: those of a former contract are known for a while.
+    # Leave out other indexes: the guard knows those of a former contract for a while.
     if tariff is not None:
         tags += tariff.indexes()
-    said: Fields = {}
+    fields: Fields = {}
     for tag in tags:
         if tag in labels:
-            said[tag] = labels[tag] if tag in TEXTS else int(labels[tag])
+            is_text = isinstance(EMPTY[tag], str)
+            fields[tag] = labels[tag] if is_text else int(labels[tag])
     currents = phase_values(labels, phases, "IINST")
     maxima = phase_values(labels, phases, "IMAX")
-    said.update(phase_fields(phases, currents, maxima))
-    said["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
+    fields.update(phase_fields(phases, currents, maxima))
+    fields["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
     if "PPOT" in labels:
-        said["PPOT"] = int(labels["PPOT"], 16)
+        fields["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
-        said["OPTARIF"] = EJP.option
-    if tariff is not None and said.get("PTEC") not in tariff.periods:
-        said["PTEC"] = None  # the contract changes: OPTARIF follows
-    return fill(said, tariff)
+        fields["OPTARIF"] = EJP.option
+    if tariff is not None and fields.get("PTEC") not in tariff.periods:
+        fields["PTEC"] = None  # the contract is changing: OPTARIF will follow
+    return fill(fields, tariff)
 
 
-COLOURS = (NOTHING, "BLEU", "BLAN", "ROUG")  # of a Tempo day, as STGE numbers them
+class Colour(NamedTuple):
+    """The colour of a Tempo day."""
+
+    letter: str  # the last letter of PTEC
+    word: str  # in DEMAIN, and in LTARF
+    name: str  # for the user
+
+
+COLOURS = {  # as STGE numbers them; 0: not announced
+    1: Colour("B", "BLEU", "bleu"),
+    2: Colour("W", "BLAN", "blanc"),
+    3: Colour("R", "ROUG", "rouge"),
+}
 
 
 class Register(NamedTuple):
     """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
 
-    overload: bool  # bit 7: the power is above what is subscribed
-    running_index: int  # bits 10 to 13, plus one: what NTARF says
-    today: str  # bits 24 and 25: a colour
-    tomorrow: str  # bits 26 and 27: a colour
-    moving_peak: bool  # bits 28 and 29: a notice of one, or one
+    overload: bool  # bit 7: the power is above the subscribed power
+    running_index: int  # bits 10 to 13, plus one: 1 to 16, as NTARF
+    tomorrow: int  # bits 26 and 27: the number of a colour
+    moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
     @classmethod
     def of(cls, stge: str) -> Register:
-        """Return what the eight hexadecimal digits say."""
+        """Return the register of eight hexadecimal digits."""
         bits = int(stge, 16)
         return cls(
             overload=bool((bits >> 7) & 1),
             running_index=((bits >> 10) & 15) + 1,
-            today=COLOURS[(bits >> 24) & 3],
-            tomorrow=COLOURS[(bits >> 26) & 3],
+            tomorrow=(bits >> 26) & 3,
             moving_peak=bool((bits >> 28) & 3),
         )
 
@@ -1172,14 +1196,14 @@ UNKNOWN_REGISTER = Register.of("00000000")
 
 
 def text_of(labels: Labels, label: str) -> str:
-    """Return a free text of standard mode without its padding, in capitals."""
+    """Return a text of standard mode without its padding, in capitals."""
     return " ".join(labels.get(label, "").upper().split())
 
 
-# The PTEC while index 1, 2, ... 10 runs.  Each of the ten has a period, so that no
-# energy is left out of the sum, that of a former contract neither.
+# The PTEC while index 1, 2, ... 10 runs.  All ten have a period, so that no energy is
+# left out of the sum, not even the energy of a former contract.
 ALL_HOURS = BASE.periods * 10
-ODD_IS_CHEAP = HC.periods * 5  # as in every supplier's calendar met so far
+ODD_IS_CHEAP = HC.periods * 5  # as in the calendars of all known suppliers
 COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
 SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
@@ -1189,16 +1213,16 @@ class Contract(NamedTuple):
 
     name: str  # pattern of NGTF, as text_of() returns it
     tariff: Tariff
-    numbering: tuple[str, ...]  # PTEC by index: where the energy of each is counted
-    # The label that tells the period: NTARF where that numbering is known, else LTARF.
-    period_label: str
-    used: int  # indexes that it uses; all ten where that is not known
-    source: str  # the capture, or the public code, that has it
+    numbering: tuple[str, ...]  # the PTEC of each of the ten indexes
+    period_label: str  # which label gives the period: NTARF, or LTARF (see below)
+    used: int  # number of indexes in use; ten if that is not known
+    source: str  # the capture or the public code in which it was met
 
 
-# In this order.  NGTF alone decides, for it alone belongs to the contract: LTARF, NTARF
-# and STGE change with the hour.  A name that only contains TEMPO, EJP or POINTE is
-# another supplier's, with other indexes.
+# The first name that matches decides.  Only NGTF belongs to the contract; LTARF, NTARF
+# and STGE change with the hour.  A name that merely contains TEMPO, EJP or POINTE is
+# another supplier's, with other indexes.  The period comes from NTARF if it is known
+# which index is which, else from LTARF's words.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
@@ -1229,11 +1253,11 @@ CONTRACTS = (
 
 
 def contract_of(labels: Labels) -> Contract | None:
-    """Return the contract of a standard-mode meter, None while it is not known."""
+    """Return the contract of a standard-mode meter; None: NGTF is not known yet."""
     if "NGTF" not in labels:
         return None
     name = text_of(labels, "NGTF")
-    return next(each for each in CONTRACTS if re.fullmatch(each.name, name))
+    return next(row for row in CONTRACTS if re.fullmatch(row.name, name))
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
@@ -1241,7 +1265,7 @@ DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
-    """Return the PTEC that the period's text tells, None if it does not."""
+    """Return the PTEC that the words of LTARF name; None: they name no period."""
     if tariff is BASE:
         return "TH.."
     if tariff is EJP and ltarf:
@@ -1253,17 +1277,17 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     hours = "HC" if is_cheap else "HP"
     if tariff is HC:
         return hours + ".."
-    for colour, letter in zip(COLOURS[1:], "BWR"):
-        if colour in ltarf:
-            return hours + "J" + letter
+    for colour in COLOURS.values():
+        if colour.word in ltarf:
+            return hours + "J" + colour.letter
     return None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
-    """Return the PTEC of a standard-mode meter, None where nothing says it.
+    """Return the PTEC of a standard-mode meter; None: it is not known.
 
-    Where the contract's numbering is known the running index tells it, so that the
-    period is the one whose index grows: LTARF has been seen stale.
+    If the contract's numbering is known, take the period of the running index, so that
+    period and growing index agree: some meters send an old LTARF.
     """
     running_index = running_index_of(labels)
     in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
@@ -1273,7 +1297,7 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 
 
 def running_index_of(labels: Labels) -> int | None:
-    """Return which EASF grows, 1 to 10, by NTARF, else by STGE; None: not known."""
+    """Return the number of the EASF that grows, from NTARF or STGE; None: not known."""
     numbers = range(1, len(EASF) + 1)
     number = number_of(labels, "NTARF")
     if number not in numbers and "STGE" in labels:
@@ -1290,7 +1314,7 @@ def is_total_right(labels: Labels) -> bool:
 
 
 def standard_indexes(contract: Contract, labels: Labels) -> Fields:
-    """Return the tariff's indexes, none until their sum is EAST."""
+    """Return the tariff's indexes; no index until the EASF add up to EAST."""
     if not is_total_right(labels):
         return {}
     if contract.tariff is BASE:
@@ -1301,61 +1325,55 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
     return sums
 
 
-def rounded(number: float) -> int:
-    """Return the nearest integer, a half upwards."""
-    return int(number + 0.5)
-
-
 def label_of_power(labels: Labels) -> str:
-    """Return the label of the power that is drawn."""
+    """Return the label of the drawn power."""
     if "ADSC" not in labels:
         return "PAPP"
-    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the oldest
+    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: first version
 
 
 def translate_standard(labels: Labels) -> Fields:
-    """Return the 31 fields of a standard-mode meter; None where one is not known."""
+    """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
     register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
     phases = phases_of(labels)
-    # A single phase, which has no suffix, is IRMS1 all the same.
+    # A single phase has no suffix, but its current is still IRMS1.
     currents = phase_values(labels, phases, "IRMS", "IRMS1")
     powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
-    maxima = [rounded(power / MAINS_VOLTS) for power in powers]
-    said = {
+    maxima = [round(power / MAINS_VOLTS) for power in powers]
+    tomorrow = COLOURS.get(register.tomorrow)
+    fields: Fields = {
         "ADCO": labels.get("ADSC"),
-        "DEMAIN": register.tomorrow,
+        "DEMAIN": NOTHING if tomorrow is None else tomorrow.word,
         "PAPP": number_of(labels, label_of_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
     if "PREF" in labels:  # kVA
         volt_amperes = 1000 * int(labels["PREF"]) / len(phases)
-        said["ISOUSC"] = rounded(volt_amperes / CONTRACT_VOLTS)
+        fields["ISOUSC"] = round(volt_amperes / CONTRACT_VOLTS)
     if register.overload:
-        said["ADPS"] = max(
-            currents
-        )  # in historic mode it is the current that is too high
+        fields["ADPS"] = max(currents)  # historic mode has the excessive current here
     contract = contract_of(labels)
     if contract is None:
-        return fill(said, None)
-    said["OPTARIF"] = contract.tariff.option
-    said["PTEC"] = standard_period(contract, labels)
-    if register.moving_peak and said["PTEC"] != "PM..":
-        said["PEJP"] = NOTICE_MINUTES
-    said.update(standard_indexes(contract, labels))
-    return fill(said, contract.tariff)
+        return fill(fields, None)
+    fields["OPTARIF"] = contract.tariff.option
+    fields["PTEC"] = standard_period(contract, labels)
+    if register.moving_peak and fields["PTEC"] != "PM..":
+        fields["PEJP"] = NOTICE_MINUTES
+    fields.update(standard_indexes(contract, labels))
+    return fill(fields, contract.tariff)
 
 
 def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
-    """Return the fields of an input that shows what a meter injects, None if nothing.
+    """Return the fields of an input that shows injected energy; None: there is none.
 
-    `drawn` are the fields of the input that shows what it draws.  EAIT is the index of
-    what is injected, SINSTI its power.
+    EAIT is the injected energy, SINSTI its power.  `drawn` are the fields of the input
+    that shows the drawn energy of the same meter.
     """
     if "EAIT" not in labels or "SINSTI" not in labels:
         return None
     power = int(labels["SINSTI"])
     phases = phases_of(labels)
-    current = rounded(power / MAINS_VOLTS / len(phases))
+    current = round(power / MAINS_VOLTS / len(phases))
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
     fields.update(phase_fields(phases, [current] * 3, [0] * 3))
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
@@ -1366,13 +1384,13 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
 
 
 def phase_count(fields: Fields) -> int:
-    """Return the number of phases of the meter that the fields show."""
-    return 3 if fields["IMAX2"] else 1  # never 0 on three phases: LEAST_MAXIMUM
+    """Return the number of phases, 1 or 3."""
+    return 3 if fields["IMAX2"] else 1  # on three phases at least LEAST_MAXIMUM
 
 
 ######## Meter: the three parts together ###############################################
 
-# Tag of the device, if it is no index -> labels of a standard-mode meter that tell it.
+# The labels of standard mode that a tag is made of, except for the tags of indexes.
 STANDARD_LABELS = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
@@ -1380,7 +1398,7 @@ STANDARD_LABELS = {
     "PTEC": ("NTARF", "LTARF"),
     "PAPP": ("SINSTS",),
 }
-INDEX_LABELS = ("EAST",) + EASF  # an index is made of all of them
+INDEX_LABELS = ("EAST",) + EASF  # each index needs all of them: EAST is their sum
 
 
 def missing_labels(tags: list[str], labels: Labels) -> list[str]:
@@ -1390,7 +1408,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
         wanted = STANDARD_LABELS.get(tag, INDEX_LABELS)
         absent = [label for label in wanted if label not in labels]
         if wanted is not INDEX_LABELS:
-            absent = absent[:1]  # one at a time: the others may not be needed
+            absent = absent[:1]  # the first label may be enough
         missing += absent
     return list(dict.fromkeys(missing))
 
@@ -1401,13 +1419,13 @@ MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
 
 
 class View(NamedTuple):
-    """What a meter says at one moment."""
+    """All that is known of a meter at one moment."""
 
     mode: str | None  # HISTORIC or STANDARD; None: not known yet
-    labels: Labels  # those that are trusted; none of a meter that is silent
-    fields: Fields | None  # the 31 to serve; None unless all of them are known
-    missing: list[str]  # the labels that are still needed for them
-    injection: Fields | None  # the 31 of what it injects; None where it does not
+    labels: Labels  # the trusted labels; empty while the meter is silent
+    fields: Fields | None  # the 31 fields to serve; None: some are not known
+    missing: list[str]  # the labels that those fields need
+    injection: Fields | None  # the 31 fields of the injected energy, if there is any
 
 
 class Meter:
@@ -1419,13 +1437,14 @@ class Meter:
         self.timeout = timeout
         self.decoder = Decoder()
         self.guard = Guard(timeout)
-        self._is_relayed = is_relayed  # else nobody asks for `verified`
-        # The frames to relay that the last bytes have ended, as they can be trusted.
+        self._is_relayed = is_relayed
+        # The frames that the last bytes have completed, with trusted groups only; empty
+        # unless is_relayed.
         self.verified: list[bytes] = []
         self._last_byte = -math.inf  # when the last bytes came
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take bytes as they came at `now` seconds; return how many frames are over."""
+        """Take bytes of `now`, in seconds; return the number of complete frames."""
         self._last_byte = now
         self.verified = []
         frames = self.decoder.feed(data)
@@ -1436,11 +1455,11 @@ class Meter:
         return len(frames)
 
     def _verify(self, frame: Frame, now: float) -> None:
-        """Add what can be relayed of a frame, while the meter's values are served."""
+        """Add the trusted groups of a frame, if the meter's values are served."""
         view = self.view(now)
         if view.fields is None:
             return
-        # Domoticz ends itself on a Tempo frame without NTARF (TeleinfoBase.cpp).
+        # Domoticz crashes on a Tempo frame without NTARF (TeleinfoBase.cpp).
         is_tempo = view.fields["OPTARIF"] == TEMPO.option
         if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
             return
@@ -1449,20 +1468,20 @@ class Meter:
             self.verified.append(encode_frame(group.raw for group in groups))
 
     def disconnected(self) -> None:
-        """Note that the link ended: what comes next does not continue what came."""
+        """Note that the link ended: the next bytes do not continue the last ones."""
         for frame in self.decoder.disconnected():
             self.guard.take(frame, self._last_byte)
 
     def fields(self, now: float) -> Fields | None:
-        """Return the 31 fields to serve, tag -> int or str; None unless all is known.
+        """Return the 31 fields to serve, tag -> int or str; None: some are not known.
 
-        All is: identity, tariff, period, all indexes of the tariff, and power.
+        Needed are identity, subscription, tariff, period, the tariff's indexes, power.
         """
         return self.view(now).fields
 
     @property
     def last_frame(self) -> float:
-        """When the last frame of this meter came; -inf before the first."""
+        """When the last frame of this meter came; -inf: there was no frame yet."""
         return self.guard.last_frame
 
     def is_silent(self, now: float) -> bool:
@@ -1470,15 +1489,15 @@ class Meter:
         return self.guard.is_silent(now)
 
     def was_unbalanced(self, since: float) -> bool:
-        """Return whether the EASF of a frame since then were not its EAST."""
+        """Return whether a frame since then had EASF that do not add up to EAST."""
         return self.guard.unbalanced_time >= since
 
     def has_ever_sent(self, label: str) -> bool:
-        """Return whether a label was ever heard of this meter."""
+        """Return whether this meter has sent a label."""
         return label in self.guard.labels
 
     def counts(self) -> Counts:
-        """Return what the decoder has counted since the start."""
+        """Return the decoder's counters since the start."""
         return self.decoder.counts()
 
     def refused(self) -> dict[str, int]:
@@ -1486,13 +1505,13 @@ class Meter:
         return dict(self.decoder.refused, implausible=self.guard.implausible)
 
     def labels(self, now: float) -> Labels:
-        """Return the trusted labels of a meter that is live, else none."""
+        """Return the trusted labels; empty while the meter is silent."""
         if self.guard.is_silent(now):
             return {}
         return {label: group.data for label, group in self.guard.known(now).items()}
 
     def view(self, now: float) -> View:
-        """Return what the meter says now, which is translated once for all of it."""
+        """Return all that is known of the meter now."""
         labels = self.labels(now)
         mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
@@ -1505,30 +1524,29 @@ class Meter:
         missing = unknown
         if mode == STANDARD:
             missing = missing_labels(unknown, labels)
-        # A label can be there and tell nothing: a period of another contract.
+        # A label can be known and useless: the period of another contract.
         missing = [label for label in missing if label not in labels]
         if mode == STANDARD and not missing and not is_total_right(labels):
-            missing = self.guard.unread(INDEX_LABELS, now)  # they are known, but old
+            missing = self.guard.unread(INDEX_LABELS, now)  # known, but old
         return View(mode, labels, None, missing, None)
 
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Put into the fields what labels alone do not tell."""
+        """Complete fields that labels alone do not give."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
-            # Domoticz divides by it, and would keep a load of "inf" percent for ever.
+            # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
         if fields["PAPP"] is None and self.guard.is_power_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
-            # A current without power flows out of a house that injects.  Domoticz would
-            # make a power of it; the number of phases it knows from IMAX.
+            # A current without power: the house injects.  Domoticz would make a drawn
+            # power of the current.
             fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
-        # The firmware's own misspelling: both are there.
         fields["PPAP"] = fields["PAPP"]
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
-        """Return the VA of the currents: the oldest meters send no power."""
+        """Return the power of the currents, VA: the oldest meters send no power."""
         if not CURRENTS & labels.keys():
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
@@ -2722,8 +2740,8 @@ def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
     }
 
 
-DAY_NAMES = {"B": "bleu", "W": "blanc", "R": "rouge"}  # by the last letter of PTEC
-TOMORROW_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
+NAMES_BY_LETTER = {colour.letter: colour.name for colour in COLOURS.values()}
+NAMES_BY_WORD = {colour.word: colour.name for colour in COLOURS.values()}
 
 
 def describe_tariff(fields: Fields) -> Fields | None:
@@ -2743,8 +2761,8 @@ def describe_tariff(fields: Fields) -> Fields | None:
     days = None
     if tariff is TEMPO:
         days = {
-            "today": DAY_NAMES.get(running[3:]),
-            "tomorrow": TOMORROW_NAMES.get(fields["DEMAIN"]),
+            "today": NAMES_BY_LETTER.get(running[3:]),
+            "tomorrow": NAMES_BY_WORD.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
@@ -3838,7 +3856,7 @@ class DemoMeter:
             total=f"{total:09}",
             power=f"{max(0, power):05}",
             returned=f"{max(0, -power):05}",
-            amperes=f"{rounded(amperes):03}",
+            amperes=f"{round(amperes):03}",
             # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
             phase1=f"{int(1 + 0.5 * amperes):03}",
             phase2=f"{int(1 + 0.3 * amperes):03}",
