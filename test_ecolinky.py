@@ -4281,6 +4281,39 @@ class ReadmeTest(unittest.TestCase):
             for words in re.findall("`(.+?)`", row):
                 self.assertIn(words.replace("’", "'"), said)
 
+    def test_what_it_shows_of_check_is_what_the_program_prints(self):
+        shown = self.text.partition("ecolinky.py --check\n```")[2].split("```")[1]
+        view = ecolinky.Meter()
+        for now in range(5):
+            view.feed(HC_FRAME, float(now))
+        printed = ecolinky.summary(view.fields(5.0), "historic")
+        printed += ["55 groupes intacts, 0 abîmés", "ses valeurs seront transmises"]
+        printed += [ecolinky.READING % ("192.168.1.50", 8888, 20), "libre"]
+        printed += ["matériel Eco Devices, adresse 192.168.1.10, port 4000"]
+        for line in shown.strip("\n").splitlines():
+            words = as_typed(line).partition(" : ")[2]
+            if not words.startswith("compteur"):  # its power and period change
+                self.assertIn(words, printed)
+        self.assertEqual(len(printed), len(shown.strip("\n").splitlines()))
+
+    def test_the_form_for_a_meter_takes_its_number_out(self):
+        path = os.path.join(HERE, ".github", "ISSUE_TEMPLATE", "compteur.yml")
+        with open(path, encoding="utf-8") as file:
+            (command,) = re.findall("(?m)^ +(LC_ALL=C sed .*)$", file.read())
+        for mode in MODES:
+            data = ecolinky.DemoMeter(mode).frame(5.0) * 2
+            with tempfile.TemporaryDirectory() as folder:
+                name = os.path.join(folder, "compteur.txt")
+                with open(name, "wb") as file:
+                    file.write(data)
+                subprocess.run(command, shell=True, cwd=folder, check=True)
+                with open(name, "rb") as file:
+                    blanked = file.read()
+            numbers = re.findall(rb"(?:ADCO|ADSC|PRM)[ \t](\d+)", data)
+            for number in numbers:
+                data = data.replace(number, b"0" * len(number))
+            self.assertEqual((data, True), (blanked, len(numbers) >= 2), mode)
+
     def test_no_made_up_address_stands_in_it(self):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):
             self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
