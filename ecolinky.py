@@ -62,6 +62,7 @@ import math
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import socketserver
@@ -3524,6 +3525,7 @@ def answer_discovery(device: Device) -> None:
 
 ######## Check: what is wrong with the link ############################################
 
+BEGUN = ""
 OK = "ok"
 WARNING = "ATTENTION"
 FAILED = "ÉCHEC"
@@ -3535,14 +3537,29 @@ def tell(text: str, stream: TextIO) -> None:
         print(french(text), file=stream, flush=True)
 
 
+def tell_for_now(text: str) -> None:
+    """Show a line that the next one replaces, on a terminal alone; empty: wipe it."""
+    if not sys.stdout.isatty():
+        return
+    width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+    with contextlib.suppress(OSError):
+        print("\r" + french(text)[:width].ljust(width), end="\r", flush=True)
+
+
 class Finding(NamedTuple):
     """A line that --check prints."""
 
-    verdict: str  # OK, WARNING or FAILED
+    verdict: str  # OK, WARNING or FAILED; BEGUN: there is none yet
     about: str
     text: str
 
+    @property
+    def line(self) -> str:
+        """Return the finding as it is printed."""
+        return f"{self.verdict:9} {self.about} : {self.text}"
 
+
+READING = "je lis %s:%d, %.0f secondes au plus..."
 ENOUGH_FRAMES = 5  # to see how good a line is
 ENOUGH_EVICTIONS = 2  # a first one may be an ESP that has just started
 
@@ -3553,11 +3570,34 @@ def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
     # What is wrong has to be known before the look is over.
     reader = Reader(number, settings, store, patience=seconds / 2)
     end = time.monotonic() + seconds
+    snapshot = store.read()[number]
     reader.start()
-    while time.monotonic() < end and not is_decided(store.read()[number]):
-        time.sleep(0.05)
-    reader.stopped.set()
-    return store.read()[number]
+    try:
+        while time.monotonic() < end and not is_decided(snapshot):
+            time.sleep(0.05)
+            before = snapshot
+            snapshot = store.read()[number]
+            if snapshot is not before:
+                tell_for_now(news(snapshot, before))
+    finally:
+        reader.stopped.set()
+        tell_for_now("")  # after Ctrl-C, too
+    return snapshot
+
+
+def news(snapshot: Snapshot, before: Snapshot) -> str:
+    """Return what has come from a meter since a snapshot of before."""
+    known = before.view.labels
+    labels = snapshot.view.labels.items()
+    groups = [f"{label} {data}" for label, data in labels if known.get(label) != data]
+    return ", ".join([counted(snapshot), *groups])
+
+
+def counted(snapshot: Snapshot) -> str:
+    """Return how many groups have come from a meter."""
+    refused = snapshot.counters["refused"]
+    damaged = refused["checksum"] + refused["form"]
+    return f"{snapshot.counters['groups']} groupes intacts, {damaged} abîmés"
 
 
 def is_decided(snapshot: Snapshot) -> bool:
@@ -3574,18 +3614,14 @@ def is_decided(snapshot: Snapshot) -> bool:
 
 def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     """Return what is to be said of an input; the last finding is the verdict."""
-    refused = snapshot.counters["refused"]
-    groups = snapshot.counters["groups"]
     view = snapshot.view
     if snapshot.evictions >= ENOUGH_EVICTIONS:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
         return [Finding(FAILED, name, reason)]
-    if not groups:
+    if not snapshot.counters["groups"]:
         reason = f"rien ne sera transmis, {snapshot.reason}"
         return [Finding(FAILED, name, reason)]
-    damaged = refused["checksum"] + refused["form"]
-    counted = f"{groups} groupes intacts, {damaged} abîmés"
-    findings = [Finding(OK, name, counted)]
+    findings = [Finding(OK, name, counted(snapshot))]
     findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
     if view.fields is None:
         reason = str(snapshot.reason)
@@ -3676,42 +3712,44 @@ def own_address(settings: Settings) -> str:
             return "de cette machine"
 
 
-def check_inputs(settings: Settings, seconds: float) -> list[Finding]:
-    """Return what there is to say of the inputs."""
-    findings = []
+def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
+    """Yield what there is to say of the inputs, as soon as it is known."""
     for number, source in settings.inputs.items():
+        name = f"teleinfo{number}"
+        yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, seconds)
-        findings += judge(f"teleinfo{number}", snapshot)
+        yield from judge(name, snapshot)
         is_heard = snapshot.view.fields is not None
         if settings.second == INJECTION and is_heard and not snapshot.view.injection:
-            findings.append(Finding(WARNING, "teleinfo2", DOES_NOT_INJECT))
-    return findings
+            yield Finding(WARNING, "teleinfo2", DOES_NOT_INJECT)
 
 
-def check_ports(settings: Settings) -> list[Finding]:
-    """Return whether the ports are free, and what to do with them in Domoticz."""
+def check_ports(settings: Settings) -> Iterator[Finding]:
+    """Yield whether the ports are free, and what to do with them in Domoticz."""
     http = settings.http
     its_ports = ports_of_ecolinky(http)
-    findings = []
     for name, port in settings.named_ports:
-        findings.append(check_port(name, http.address, port, port in its_ports))
+        yield check_port(name, http.address, port, port in its_ports)
     address = own_address(settings)
     for port in settings.ports:
         hardware = f"matériel Eco Devices, adresse {address}, port {port}"
-        findings.append(Finding(OK, "Domoticz", hardware))
+        yield Finding(OK, "Domoticz", hardware)
     for port in settings.relay_ports.values():
         hardware = f"Teleinfo EDF with LAN interface, adresse {address}, port {port}"
-        findings.append(Finding(OK, "TIC vérifiée", "matériel " + hardware))
-    return findings
+        yield Finding(OK, "TIC vérifiée", "matériel " + hardware)
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print what is found, a line each; return 1 if something failed, else 0."""
-    findings = check_inputs(settings, seconds) + check_ports(settings)
-    failed = [finding for finding in findings if finding.verdict == FAILED]
-    others = [finding for finding in findings if finding.verdict != FAILED]
-    for finding in others + failed:  # what is wrong is read last
-        tell(f"{finding.verdict:9} {finding.about} : {finding.text}", sys.stdout)
+    """Print each line when it is known; return 1 if something failed, else 0."""
+    failed = []
+    for findings in (check_inputs(settings, seconds), check_ports(settings)):
+        for finding in findings:
+            if finding.verdict == FAILED:
+                failed.append(finding)  # what is wrong is read last
+            else:
+                tell(finding.line, sys.stdout)
+    for finding in failed:
+        tell(finding.line, sys.stdout)
     return 1 if failed else 0
 
 

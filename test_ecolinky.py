@@ -4291,6 +4291,39 @@ class ReadmeTest(unittest.TestCase):
             for words in re.findall("`(.+?)`", row):
                 self.assertIn(words.replace("’", "'"), said)
 
+    def test_what_it_shows_of_check_is_what_the_program_prints(self):
+        shown = self.text.partition("ecolinky.py --check\n```")[2].split("```")[1]
+        view = ecolinky.Meter()
+        for now in range(5):
+            view.feed(HC_FRAME, float(now))
+        printed = ecolinky.summary(view.fields(5.0), "historic")
+        printed += ["55 groupes intacts, 0 abîmés", "ses valeurs seront transmises"]
+        printed += [ecolinky.READING % ("192.168.1.50", 8888, 20), "libre"]
+        printed += ["matériel Eco Devices, adresse 192.168.1.10, port 4000"]
+        for line in shown.strip("\n").splitlines():
+            words = as_typed(line).partition(" : ")[2]
+            if not words.startswith("compteur"):  # its power and period change
+                self.assertIn(words, printed)
+        self.assertEqual(len(printed), len(shown.strip("\n").splitlines()))
+
+    def test_the_form_for_a_meter_takes_its_number_out(self):
+        path = os.path.join(HERE, ".github", "ISSUE_TEMPLATE", "compteur.yml")
+        with open(path, encoding="utf-8") as file:
+            (command,) = re.findall("(?m)^ +(LC_ALL=C sed .*)$", file.read())
+        for mode in MODES:
+            data = ecolinky.DemoMeter(mode).frame(5.0) * 2
+            with tempfile.TemporaryDirectory() as folder:
+                name = os.path.join(folder, "compteur.txt")
+                with open(name, "wb") as file:
+                    file.write(data)
+                subprocess.run(command, shell=True, cwd=folder, check=True)
+                with open(name, "rb") as file:
+                    blanked = file.read()
+            numbers = re.findall(rb"(?:ADCO|ADSC|PRM)[ \t](\d+)", data)
+            for number in numbers:
+                data = data.replace(number, b"0" * len(number))
+            self.assertEqual((data, True), (blanked, len(numbers) >= 2), mode)
+
     def test_no_made_up_address_stands_in_it(self):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):
             self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
@@ -4772,6 +4805,13 @@ class ProgramTest(ProgramCase):
             program = self.start(esp_ini(port), "--check")
             self.assertEqual(code, program.process.wait(30))
             self.assertIn(words, program.output())
+
+    def test_ctrl_c_ends_check_without_a_word(self):
+        program = self.start(esp_ini(self.esp(once(silent=True)).port), "--check")
+        wait_for(lambda: "je lis" in program.output(), 10)
+        code, seconds, text = program.end(signal.SIGINT)
+        self.assertEqual((1, 1), (code, len(text.splitlines())), text)
+        self.assertLess(seconds, 5)
 
     def test_check_listens_long_enough_for_a_meter_of_1200_baud(self):
         program = DEMOS["check"]
@@ -6338,6 +6378,60 @@ class CheckTest(EspCase):
         self.assertEqual(0, code, text)
         self.assertLess(time.monotonic() - started, 30)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
+
+    def test_check_prints_each_line_when_it_is_known(self):
+        out, before_the_first, before_the_second = io.StringIO(), [], []
+
+        def after(text, seen):
+            def script(esp, connection):
+                wait_for(lambda: text in as_typed(out.getvalue()), 5)
+                seen.append(as_typed(out.getvalue()))
+                frames(HC_FRAME)(esp, connection)
+
+            return script
+
+        first = self.esp(after("je lis", before_the_first))
+        second = self.esp(after("seront transmises", before_the_second))
+        settings = ecolinky.parse_settings(
+            esp_ini(first.port, second.port)
+            + "[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+            % (free_port(), free_port())
+        )
+        with mock.patch("sys.stdout", out):
+            self.assertEqual(0, ecolinky.check(settings, 10), out.getvalue())
+        begun = " " * 10 + "teleinfo%d : je lis 127.0.0.1:%d, 10 secondes au plus..."
+        self.assertEqual([begun % (1, first.port)], before_the_first[0].splitlines())
+        self.assertEqual(
+            begun % (2, second.port), before_the_second[0].splitlines()[-1]
+        )
+        self.assertNotIn("port ", before_the_second[0])
+        self.assertNotIn("\r", out.getvalue())
+
+    def test_on_a_terminal_check_shows_the_groups_that_come_in(self):
+        settings = ecolinky.parse_settings(
+            esp_ini(self.esp(frames(HC_FRAME, every=0.06)).port)
+            + "[http]\naddress = 127.0.0.1\nport = %d\n" % free_port()
+        )
+        size = os.terminal_size((50, 24))
+        with mock.patch("sys.stdout", io.StringIO()) as out:
+            with mock.patch("shutil.get_terminal_size", return_value=size):
+                with mock.patch.object(out, "isatty", return_value=True):
+                    self.assertEqual(0, ecolinky.check(settings, 10))
+        text = as_typed(out.getvalue())
+        shown = [part for part in text.split("\r") if part and "\n" not in part]
+        self.assertEqual({49}, set(map(len, shown)))
+        self.assertIn("groupes intacts, 0 abîmés, ADCO 0217281", "".join(shown))
+        self.assertEqual("", shown[-1].strip())  # it is wiped out
+        self.assertNotIn("ADCO", text[text.index("\n", text.rindex("\r")) :])
+
+    def test_ctrl_c_wipes_out_what_check_was_showing(self):
+        settings = ecolinky.parse_settings(esp_ini(self.esp(once(silent=True)).port))
+        with mock.patch("sys.stdout", io.StringIO()) as out:
+            with mock.patch.object(out, "isatty", return_value=True):
+                with mock.patch("time.sleep", side_effect=KeyboardInterrupt):
+                    with self.assertRaises(KeyboardInterrupt):
+                        ecolinky.check(settings, 10)
+        self.assertRegex(out.getvalue(), r"\A.*au plus\.\.\.\n\r +\r\Z")
 
     def test_a_link_that_says_nothing_or_noise_is_told_in_time(self):
         noise = random.Random(2)
