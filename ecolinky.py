@@ -48,7 +48,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import codecs
 import configparser
 import contextlib
 import errno
@@ -1767,12 +1766,6 @@ LEAP_WH = 1000  # more than a meter can have counted: worth a warning
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
 
-def french(text: str) -> str:
-    """Return a text with the no-break spaces and the apostrophes of French."""
-    text = text.replace("'", "’")
-    return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
-
-
 class LinkError(Exception):
     """What ended a connection."""
 
@@ -2695,6 +2688,12 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
     }
 
 
+def french(text: str) -> str:
+    """Return a text for the page, with French no-break spaces and apostrophes."""
+    text = text.replace("'", "’")
+    return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
+
+
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return what /ecolinky.json says of one input."""
     view = snapshot.view_at(now)
@@ -3534,7 +3533,7 @@ FAILED = "ÉCHEC"
 def tell(text: str, stream: TextIO) -> None:
     """Print a line for the user, in French, if there is anybody to read it."""
     with contextlib.suppress(OSError):
-        print(french(text), file=stream, flush=True)
+        print(text, file=stream, flush=True)
 
 
 def tell_for_now(text: str) -> None:
@@ -3543,7 +3542,7 @@ def tell_for_now(text: str) -> None:
         return
     width = shutil.get_terminal_size().columns - 1  # a full line would scroll
     with contextlib.suppress(OSError):
-        print("\r" + french(text)[:width].ljust(width), end="\r", flush=True)
+        print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
 
 class Finding(NamedTuple):
@@ -4135,32 +4134,17 @@ def stop(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-PLAIN = {"\u00a0": " ", "’": "'"}
-
-
-def plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what a terminal cannot show: an error handler for codecs.
-
-    Returns what to print instead, and where to go on.
-    """
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    wrong = error.object[error.start : error.end]
-    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
-
-
 def printable(stream: TextIO | None) -> TextIO:
     """Return a stream that one can print on: under any locale, even if it is closed."""
     if stream is None:  # as by >&-
         return open(os.devnull, "w")
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="plain")
+        stream.reconfigure(errors="replace")
     return stream
 
 
 def run() -> int:
     """Run main whatever its standard output and error are; return the exit code."""
-    codecs.register_error("plain", plain)
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
     try:
