@@ -6544,7 +6544,7 @@ class HomePageTest(EspCase):
             "en direct",
             "Heures creuses, jour bleu",
             "blanc",
-            "1\u202f333,333\u00a0kWh",
+            "1\u202f333,333",
             "Dans Domoticz",
             "l’injection",
             str(DEMOS["tempo"].second),
@@ -6560,7 +6560,7 @@ class HomePageTest(EspCase):
         program.end()
         self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
         self.assertTrue("en attente du compteur" in dom)
-        self.assertRegex(dom, 'id="power-1">–<')
+        self.assertNotIn('id="power-1"', dom)
 
 
 ######## Benchmarks: numbers that anyone can measure again #############################
