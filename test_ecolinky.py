@@ -1,14 +1,14 @@
-"""The tests of ecolinky and its benchmarks: standard library, loopback, no fixed port.
+"""The tests of ecolinky: standard library, loopback only, no fixed port.
 
     python3 -m unittest
-    python3 test_ecolinky.py bench [speed | damage [--seed N --frames N] | soak]
 
-The encoder here is the tests' own, so that the program does not check itself.  With
-ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a browser fail where it is
-missing; else they are skipped.
+They stand in the order of the program's rooms; what they are made of stands below them.
+The encoder and the simulated meters are the tests' own, so that the program does not
+check itself.  With ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a
+browser fail where it is missing; otherwise they are skipped.  The benchmarks are in
+.ci/bench.py.
 """
 
-import argparse
 import ast
 import asyncio
 import base64
@@ -97,9 +97,6 @@ XML_PATHS = ("/status.xml", T1, T2, "/teleinfo.xml", "/globalstatus.xml")
 PATHS = XML_PATHS + (CMD10, CMD20)
 
 
-######## Truth: simulated meters, written apart from the program #####################
-
-
 def group(label, data, stamp=None, separator=" "):
     """Return the bytes of one group, LF to CR."""
     words = [label, data] if stamp is None else [label, stamp, data]
@@ -112,528 +109,6 @@ def group(label, data, stamp=None, separator=" "):
 def frame(groups, separator=" "):
     """Return the bytes of one frame, STX to ETX, of (label, data[, stamp]) tuples."""
     return b"\x02" + b"".join(group(*g, separator=separator) for g in groups) + b"\x03"
-
-
-class House:
-    """A simulated meter that knows what it sent; kinds are those of KINDS."""
-
-    KINDS = ("hc", "tempo", "three-phase", "standard", "standard three-phase tempo")
-
-    def __init__(self, kind, rng, volts=230, cut_off=False):
-        self.kind, self.rng, self.now = kind, rng, 1000.0
-        self.volts, self.half = volts, 0.0 if cut_off else 0.5  # of its currents
-        self.standard = kind.startswith("standard")
-        self.identity = "%012d" % rng.randrange(10**12)
-        size = {"hc": 2, "three-phase": 1, "standard": 2}.get(kind, 6)
-        self.energy = [float(rng.randrange(10**5, 5 * 10**7)) for _ in range(size)]
-        self.running, self.power, self.target = 0, 600.0, 600.0
-
-    def step(self):
-        """Return the next frame as (label, data[, stamp]) tuples, and its seconds."""
-        rng = self.rng
-        if rng.random() < 0.03:
-            self.target = rng.choice((120, 450, 900, 2500, 4000, 7500, 12000))
-        if rng.random() < 0.001:
-            self.running = rng.randrange(len(self.energy))
-        self.power += (self.target - self.power) * 0.5 + rng.uniform(-60, 60)
-        self.power = max(60.0, self.power)
-        groups = getattr(self, "_" + self.kind.split()[0].replace("-", "_"))()
-        size = 2 + sum(len(group(*g)) for g in groups)
-        seconds = size * 10 / (9600 if self.standard else 1200) + 0.05
-        if self.standard:
-            seconds = max(1.0, seconds)
-        self.now += seconds
-        self.energy[self.running] += self.power * seconds / 3600
-        return groups, seconds
-
-    def _digits(self):
-        return ["%09d" % energy for energy in self.energy]
-
-    def _historic(self, option, labels, ptec, more=()):
-        return [
-            ("ADCO", self.identity),
-            ("OPTARIF", option),
-            ("ISOUSC", "45"),
-            *zip(labels, self._digits()),
-            ("PTEC", ptec),
-            *more,
-            ("IINST", "%03d" % (self.power / self.volts + self.half)),
-            ("IMAX", "090"),
-            ("PAPP", "%05d" % (self.power // 10 * 10)),
-            ("HHPHC", "A"),
-            ("MOTDETAT", "000000"),
-        ]
-
-    def _hc(self):
-        ptec = ("HC..", "HP..")[self.running]
-        return self._historic("HC..", ("HCHC", "HCHP"), ptec)
-
-    def _tempo(self):
-        ptec = BBR[self.running][3:]
-        return self._historic("BBR(", BBR, ptec, [("DEMAIN", "----")])
-
-    def _three_phase(self):
-        groups = self._historic("BASE", ("BASE",), "TH..")
-        total = self.power / self.volts
-        amperes = [total * share + self.half for share in (0.5, 0.3, 0.2)]
-        groups[5:7] = [("IINST%d" % n, "%03d" % amperes[n - 1]) for n in (1, 2, 3)]
-        groups[8:8] = [("IMAX%d" % n, "060") for n in (1, 2, 3)] + [("PMAX", "06030")]
-        return groups + [("PPOT", "00")]
-
-    def _standard(self):
-        three = "three" in self.kind
-        tempo = "tempo" in self.kind
-        stamp = "H%012d" % (260101000000 + int(self.now) % 86400)
-        easf = self._digits() + ["000000000"] * 10
-        total = sum(int(energy) for energy in self.energy)
-        words = (
-            ("HC  BLEU", "HP  BLEU", "HC  BLANC", "HP  BLANC", "HC  ROUGE", "HP  ROUGE")
-            if tempo
-            else ("HEURE  CREUSE", "HEURE  PLEINE")
-        )
-        groups = [
-            ("ADSC", self.identity),
-            ("VTIC", "02"),
-            ("DATE", "", stamp),
-            ("NGTF", "     TEMPO      " if tempo else "H PLEINE/CREUSE "),
-            ("LTARF", words[self.running].center(16)),
-            ("EAST", "%09d" % total),
-        ]
-        groups += [("EASF%02d" % n, easf[n - 1]) for n in range(1, 11)]
-        phases = (1, 2, 3) if three else (1,)
-        for phase in phases:
-            amperes = self.power / self.volts / len(phases) + self.half
-            groups.append(("IRMS%d" % phase, "%03d" % amperes))
-            groups.append(
-                ("URMS%d" % phase, "%d" % (self.volts + self.rng.randrange(10)))
-            )
-        groups += [("PREF", "09"), ("PCOUP", "09"), ("SINSTS", "%05d" % self.power)]
-        for phase in ("1", "2", "3") if three else ("",):
-            groups.append(("SMAXSN" + phase, "05706", stamp))
-        stge = self.running << 10 | (0x01000000 if tempo else 0) | 0x003A0001
-        groups += [
-            ("CCASN", "00521", stamp),
-            ("UMOY1", "232", stamp),
-            ("STGE", "%08X" % stge),
-            ("MSG1", "PAS DE          MESSAGE         "),
-            ("PRM", "24634288280410"),
-            ("RELAIS", "000"),
-            ("NTARF", "%02d" % (self.running + 1)),
-            ("NJOURF", "00"),
-            ("NJOURF+1", "00"),
-            ("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9),
-        ]
-        return groups
-
-    def served_indexes(self, groups):
-        """Return the indexes that a true answer of this frame shows, by tag."""
-        values = {each[0]: each[1] for each in groups}
-        if not self.standard:
-            tags = ["BASE", "HCHC", "HCHP"] + BBR
-            return {tag: int(values[tag]) for tag in tags if tag in values}
-        easf = [int(values["EASF%02d" % n]) for n in range(1, 11)]
-        if "tempo" in self.kind:
-            return dict(zip(BBR, easf))
-        return {"HCHC": sum(easf[0::2]), "HCHP": sum(easf[1::2])}
-
-
-######## Damage: what lines, ESPs and networks do to the bytes #########################
-
-CUT = object()  # a connection cut: what comes next is a new one
-
-
-def _edited(data, edits):
-    """Return the bytes with edits applied: position -> the bytes that stand there."""
-    pieces, last = [], 0
-    for place in sorted(edits):
-        pieces += [data[last:place], edits[place]]
-        last = place + 1
-    return list(edits), [b"".join(pieces) + data[last:]]
-
-
-def flips(rate):
-    """Return a damage that flips each of the seven bits of a byte at this rate."""
-
-    def damage(rng, data):
-        edits, place = {}, -1
-        while True:
-            place += 1 + int(math.log(1.0 - rng.random()) / math.log(1.0 - rate))
-            if place >= 7 * len(data):
-                return _edited(data, edits)
-            byte = place // 7
-            old = edits.get(byte, data[byte : byte + 1])[0]
-            edits[byte] = bytes([old ^ 1 << place % 7])
-
-    damage.__name__ = "bit flips %.0e" % rate
-    return damage
-
-
-def dropped_bytes(rng, data):
-    """Drop one to three bytes."""
-    places = [rng.randrange(len(data)) for _ in range(rng.randint(1, 3))]
-    return _edited(data, dict.fromkeys(places, b""))
-
-
-def doubled_bytes(rng, data):
-    """Double one to three bytes."""
-    places = [rng.randrange(len(data)) for _ in range(rng.randint(1, 3))]
-    return _edited(data, {place: data[place : place + 1] * 2 for place in places})
-
-
-def truncated_frames(rng, data):
-    """Lose the end of every second frame."""
-    if rng.random() < 0.5:
-        return [], [data]
-    end = rng.randrange(len(data))
-    return range(end, len(data)), [data[:end]]
-
-
-def swallowed_line_ends(rng, data):
-    """Lose one LF or CR in ten."""
-    ends = [place for place, byte in enumerate(data) if byte in b"\r\n"]
-    return _edited(data, {place: b"" for place in ends if rng.random() < 0.1})
-
-
-def lost_runs():
-    """Return a damage that loses runs of up to 400 bytes, into the next frame."""
-    left = [0]
-
-    def damage(rng, data):
-        lost = list(range(min(left[0], len(data))))
-        left[0] -= len(lost)
-        if not left[0] and rng.random() < 0.4:
-            start, run = rng.randrange(len(data)), rng.randint(1, 400)
-            lost += range(start, min(start + run, len(data)))
-            left[0] = max(0, start + run - len(data))
-        return _edited(data, dict.fromkeys(lost, b""))
-
-    damage.__name__ = "lost runs"
-    return damage
-
-
-def cut_connections(rng, data):
-    """Cut the connection in mid-frame and resume it a little later."""
-    if rng.random() < 0.6:
-        return [], [data]
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.randrange(60))
-    # The group that the cut falls into is lost, even where no byte is.
-    return range(start, end + 1), [data[:start], CUT, data[end:]]
-
-
-def damages():
-    """Return the ten classes of damage."""
-    rates = [flips(10.0**-power) for power in (5, 4, 3, 2)]
-    return rates + [
-        dropped_bytes,
-        doubled_bytes,
-        truncated_frames,
-        swallowed_line_ends,
-        lost_runs(),
-        cut_connections,
-    ]
-
-
-INDEX = rb"BASE|HCH[CP]|BBRH[CP]J[BWR]|EASF0[12]"
-IDENTITY = rb"ADCO|ADSC"
-POWER = rb"PAPP|SINSTS"
-
-
-def compensating(rng, data, start, end):
-    """Return two flips between two places that leave the checksum right, as masks."""
-    for _ in range(100):
-        one, other = rng.randrange(start, end), rng.randrange(start, end)
-        mask = 1 << rng.randrange(4)  # the upper bits of all digits are the same
-        if (data[one] ^ data[other]) & mask:
-            return {one: mask, other: mask}
-    return {}
-
-
-def flipped(data, masks):
-    """Return what a damage returns, of masks: place -> bits that flip."""
-    return _edited(
-        data, {place: bytes([data[place] ^ mask]) for place, mask in masks.items()}
-    )
-
-
-def data_of(data, labels):
-    """Return where the data of each group with one of the labels starts and ends."""
-    pattern = rb"\n(?:%s)[ \t]([^ \t]+)[ \t]" % labels
-    return [match.span(1) for match in re.finditer(pattern, data)]
-
-
-def always_hit(labels):
-    """Return a damage of one group in each frame, another way each time."""
-    chosen = []
-
-    def damage(rng, data):
-        spans = data_of(data, labels)
-        chosen[:] = chosen or [rng.randrange(len(spans))]
-        return flipped(data, compensating(rng, data, *spans[chosen[0]]))
-
-    return damage
-
-
-def flipped_twice(labels):
-    """Return a damage that flips any two bits of one group in each frame."""
-    chosen = []
-
-    def damage(rng, data):
-        spans = data_of(data, labels)
-        chosen[:] = chosen or [rng.randrange(len(spans))]
-        end = spans[chosen[0]][1] + 2  # the checksum, too
-        start = data.rindex(b"\n", 0, end) + 1
-        one, other = rng.sample(range(7 * (end - start)), 2)
-        masks = {start + one // 7: 1 << one % 7}
-        place = start + other // 7
-        masks[place] = masks.get(place, 0) | 1 << other % 7
-        return flipped(data, masks)
-
-    return damage
-
-
-def repeated():
-    """Return a damage that is the same in two to six frames in a row."""
-    left, masks = [0], {}
-
-    def damage(rng, data):
-        if not left[0]:
-            masks.clear()
-            if rng.random() < 0.2:
-                left[0] = rng.randint(2, 6)
-                masks.update(
-                    compensating(rng, data, *rng.choice(data_of(data, rb"[^ \t]+")))
-                )
-        left[0] = max(0, left[0] - 1)
-        return flipped(data, masks)
-
-    return damage
-
-
-def lost_groups():
-    """Return a damage that loses the length of groups, the same in 2 to 50 frames.
-
-    A buffer that is full loses the same bytes of each frame.  Where the groups have one
-    length, the head of one group and the tail of a later one make a group together.
-    """
-    left, lost = [0], []
-
-    def damage(rng, data):
-        if not left[0] and rng.random() < 0.5:
-            groups = [match.span() for match in re.finditer(rb"\n[^\r]*\r", data)]
-            count = rng.randint(1, 3)
-            first = rng.randrange(len(groups) - count)
-            start = rng.randrange(*groups[first])
-            run = groups[first + count][0] - groups[first][0]
-            lost[:] = range(start, start + run)
-            left[0] = rng.randint(2, 50)
-        left[0] = max(0, left[0] - 1)
-        return _edited(data, dict.fromkeys(lost, b"") if left[0] else {})
-
-    return damage
-
-
-def constant_lie():
-    """Return a damage that changes an index the same way from the first frame on."""
-    masks = {}
-
-    def damage(rng, data):
-        if not masks:
-            start, _ = rng.choice(data_of(data, INDEX))
-            masks.update(compensating(rng, data, start, start + 6))
-        return flipped(data, masks)
-
-    return damage
-
-
-def worse_damages():
-    """Return more classes of damage: name, what makes one, and options of a House."""
-    classes = [
-        ("index always hit", lambda: always_hit(INDEX), {}),
-        ("identity always hit", lambda: always_hit(IDENTITY), {}),
-        ("power always hit", lambda: always_hit(POWER), {}),
-        ("2 to 6 times the same", repeated, {}),
-        ("whole groups lost", lost_groups, {}),
-        ("a lie from the start", constant_lie, {}),  # nobody can notice it
-    ]
-    for volts in (230, 250):
-        for name, cut_off in (("rounded", False), ("cut off", True)):
-            options = {"volts": volts, "cut_off": cut_off}
-            name = "1e-03, %d V, %s" % (volts, name)
-            classes.append((name, lambda: flips(1e-3), options))
-    return classes
-
-
-class Tally:
-    """What became of the groups of one class of damage."""
-
-    REFUSED = ("checksum", "form", "implausible")
-    SHOWN = (
-        "false index",
-        "falls",
-        "never sent",
-        "false PAPP",
-        "PAPP frames",
-        "of currents",
-    )
-    HEAD = "%-22s %8s %9s %7s %7s %8s %8s %8s" % (
-        "damage",
-        "frames",
-        "intact",
-        "used",
-        "in time",
-        "checksum",
-        "form",
-        "implaus.",
-    ) + "".join(" %11s" % name for name in SHOWN)
-
-    def __init__(self, name):
-        self.name, self.counts = name, collections.Counter()
-
-    def row(self):
-        """Return one line of the table."""
-        count = self.counts
-        return (
-            "%-22s %8d %9d %6.2f%% %6.2f%%"
-            % (
-                self.name,
-                count["frames"],
-                count["intact"],
-                100.0 * count["used"] / max(1, count["intact"]),
-                100.0 * count["in time"] / max(1, count["powers"]),
-            )
-            + "".join(" %8d" % count[name] for name in self.REFUSED)
-            + "".join(" %11d" % count[name] for name in self.SHOWN)
-        )
-
-
-def run_damage(kind, damage, frames, rng, tally, **options):
-    """Feed frames of a house through a damage into a Meter and count what is served."""
-    house, meter = House(kind, rng, **options), ecolinky.Meter()
-    separator = "\t" if house.standard else " "
-    sent, last, recent = {}, {}, collections.deque(maxlen=60)
-    awaiting = {}
-    before = None
-    for _ in range(frames):
-        groups, _ = house.step()
-        data = frame(groups, separator)
-        now = house.now
-        for tag, value in house.served_indexes(groups).items():
-            sent.setdefault(tag, set()).add(value)
-        values = {each[0]: each[1] for each in groups}
-        recent.append(int(values.get("PAPP") or values["SINSTS"]))
-        touched, pieces = damage(rng, data)
-        if before:
-            # The frame before is over for certain once this one's first byte is there.
-            first, pieces = pieces[0][:1], [pieces[0][1:]] + pieces[1:]
-            meter.feed(first, now)
-            check_used(meter.view(now), before, awaiting, tally)
-        for piece in pieces:
-            if piece is CUT:
-                meter.disconnected()
-            else:
-                meter.feed(piece, now)
-        truth = house.served_indexes(groups)
-        check_served(meter.fields(now), truth, sent, last, recent, tally)
-        before = intact_groups(groups, data, touched)
-        tally.counts["frames"] += 1
-        tally.counts["intact"] += len(before)
-    tally.counts.update(meter.decoder.refused)
-    tally.counts["implausible"] += meter.guard.implausible
-
-
-def intact_groups(groups, data, touched):
-    """Return the groups none of whose bytes, LF to CR, has been touched."""
-    spans, place = [], 1
-    for piece in data[1:-1].split(b"\r")[:-1]:
-        spans.append((place, place + len(piece)))
-        place += len(piece) + 1
-    touched = sorted(touched)
-    intact = []
-    for each, (start, end) in zip(groups, spans):
-        at = bisect.bisect_left(touched, start)
-        if at == len(touched) or touched[at] > end:
-            intact.append(each)
-    return intact
-
-
-def check_used(view, intact, awaiting, tally):
-    """Count the intact groups that were used, once their frame is over.
-
-    A reading of an index is used when the served index has reached it by the time that
-    two more readings have arrived intact (one confirms it); all else, when the label
-    has that data.  A power is in time when it is served by the end of the next frame.
-    """
-    trusted, count = view.labels, tally.counts
-    served = view.fields and view.fields["PAPP"]
-    count["in time"] += served == awaiting.pop("power", "none")
-    for each in intact:
-        label, data = each[0], each[1] or each[-1]
-        if re.match("BASE|HC|BBR|EA(ST|SF)", label):
-            value = int(trusted.get(label, -1))
-            waiting = awaiting.setdefault(label, [])
-            waiting.append(int(data))
-            count["used"] += 1
-            if len(waiting) > 2:
-                count["used"] -= waiting.pop(0) > value
-        else:
-            count["used"] += trusted.get(label) == data
-        if label in ("PAPP", "SINSTS"):
-            count["powers"] += 1
-            if served == int(data):
-                count["in time"] += 1
-            else:
-                awaiting["power"] = int(data)  # the next frame is its last chance
-
-
-def check_served(fields, truth, sent, last, recent, tally):
-    """Count what is served and is false.
-
-    A false index is above what the counter held at that moment, or below what was
-    served before; values between two true readings, never sent, are counted apart.
-    So is a power made of the served currents, as is served where none comes intact.
-    """
-    if not fields:
-        return
-    count = tally.counts
-    for tag, values in sent.items():
-        value = fields[tag]
-        count["falls"] += value < last.get(tag, 0)
-        count["false index"] += value > truth[tag] or value < last.get(tag, 0)
-        count["never sent"] += value not in values
-        last[tag] = value
-    # A false power is counted once, however many frames it is served for.
-    power = fields["PAPP"]
-    if power not in recent:
-        amperes = sum(fields["IINST" + phase] for phase in "123")
-        if power == 230 * amperes:
-            count["of currents"] += last.get("PAPP") != power
-        else:
-            count["false PAPP"] += last.get("PAPP") != power
-            count["PAPP frames"] += 1
-    last["PAPP"] = power
-
-
-def is_false_trial(kind, clean, make, rng, seconds=2400):
-    """Hit one index in each frame, but for so many at first; say if it was believed."""
-    house, meter, damage = House(kind, rng), ecolinky.Meter(), make(INDEX)
-    separator = "\t" if house.standard else " "
-    last, end = {}, house.now + seconds
-    while house.now < end:
-        groups, _ = house.step()
-        pieces = [frame(groups, separator)]
-        if clean > 0:
-            clean -= 1
-        else:
-            _, pieces = damage(rng, pieces[0])
-        meter.feed(pieces[0], house.now)
-        fields = meter.fields(house.now)
-        if fields:
-            for tag, truth in house.served_indexes(groups).items():
-                if not last.get(tag, 0) <= fields[tag] <= truth:
-                    return True
-                last[tag] = fields[tag]
-    return False
 
 
 ######## The meter: decode, guard, translate ###########################################
@@ -2035,17 +1510,17 @@ class Guard(MeterCase):
         self.assertServes(BASE=63207 + 20)
 
     def test_no_false_index_in_a_small_version_of_the_benchmark(self):
-        total = Tally("all")
+        counts = collections.Counter()
         for seed in (1, 2):
             rng = random.Random(seed)
             for damage in damages():
                 for kind in House.KINDS:
-                    run_damage(kind, damage, 60, rng, total)
-        self.assertEqual(2 * 10 * 5 * 60, total.counts["frames"])
+                    run_damage(kind, damage, 60, rng, counts)
+        self.assertEqual(2 * 10 * 5 * 60, counts["frames"])
         for key in ("false index", "falls"):
-            self.assertEqual(0, total.counts[key], key)
-        self.assertLess(total.counts["false PAPP"], 3)
-        self.assertLess(0.95 * total.counts["intact"], total.counts["used"])
+            self.assertEqual(0, counts[key], key)
+        self.assertLess(counts["false PAPP"], 3)
+        self.assertLess(0.95 * counts["intact"], counts["used"])
 
 
 ######## What the tests serve and ask ##################################################
@@ -6469,554 +5944,332 @@ class HomePageTest(EspCase):
         self.assertRegex(dom, 'id="power-1">–<')
 
 
-######## Benchmarks: numbers that anyone can measure again #############################
+######## The simulator: meters that know what they sent, and what happens to the bytes #
 
 
-def bench_damage(seed, count):
-    """Print what became of each class of damage; return the number of false indexes."""
-    rng, total = random.Random(seed), Tally("all")
-    modes = (
-        ("historic", House.KINDS[:3], count * 4 // 5),
-        ("standard", House.KINDS[3:], count // 5),
-    )
-    for name, kinds, frames in modes:
-        print("seed %d, %d %s frames\n%s" % (seed, frames, name, Tally.HEAD))
-        for damage in damages():
-            tally = Tally(damage.__name__.replace("_", " "))
-            for kind in kinds:
-                run_damage(kind, damage, frames // 10 // len(kinds), rng, tally)
-            print(tally.row(), flush=True)
-            total.counts.update(tally.counts)
-    print(total.row())
-    for name, kinds, frames in modes:
-        print("worse, %s, seed %d\n%s" % (name, seed, Tally.HEAD))
-        for name, make, options in worse_damages():
-            tally = Tally(name)
-            for kind in kinds:
-                each = frames // 10 // len(kinds)
-                run_damage(kind, make(), each, rng, tally, **options)
-            print(tally.row(), flush=True)
-    bench_trials(rng, count // 1000)
-    return total.counts["false index"]
+class House:
+    """A simulated meter that knows what it sent; kinds are those of KINDS."""
 
+    KINDS = ("hc", "tempo", "three-phase", "standard", "standard three-phase tempo")
 
-def bench_trials(rng, count):
-    """Print in how many trials of 40 minutes an index that is always hit came through.
+    def __init__(self, kind, rng, volts=230, cut_off=False):
+        self.kind, self.rng, self.now = kind, rng, 1000.0
+        self.volts, self.half = volts, 0.0 if cut_off else 0.5  # of its currents
+        self.standard = kind.startswith("standard")
+        self.identity = "%012d" % rng.randrange(10**12)
+        size = {"hc": 2, "three-phase": 1, "standard": 2}.get(kind, 6)
+        self.energy = [float(rng.randrange(10**5, 5 * 10**7)) for _ in range(size)]
+        self.running, self.power, self.target = 0, 600.0, 600.0
 
-    In historic mode: in standard mode, where a balance has to be right, there is none.
-    """
-    for hit, make, trials in (
-        ("by any two flips", flipped_twice, count),
-        ("by two that keep the sum", always_hit, count // 5),
-    ):
-        for name, clean in (("after ten clean frames", 10), ("from the start", 0)):
-            false = sum(
-                is_false_trial(House.KINDS[number % 3], clean, make, rng)
-                for number in range(trials)
-            )
-            print(
-                "one index always hit %-24s %-23s %6d trials of 40 minutes, %d false"
-                % (hit, name, trials, false),
-                flush=True,
-            )
+    def step(self):
+        """Return the next frame as (label, data[, stamp]) tuples, and its seconds."""
+        rng = self.rng
+        if rng.random() < 0.03:
+            self.target = rng.choice((120, 450, 900, 2500, 4000, 7500, 12000))
+        if rng.random() < 0.001:
+            self.running = rng.randrange(len(self.energy))
+        self.power += (self.target - self.power) * 0.5 + rng.uniform(-60, 60)
+        self.power = max(60.0, self.power)
+        groups = getattr(self, "_" + self.kind.split()[0].replace("-", "_"))()
+        size = 2 + sum(len(group(*g)) for g in groups)
+        seconds = size * 10 / (9600 if self.standard else 1200) + 0.05
+        if self.standard:
+            seconds = max(1.0, seconds)
+        self.now += seconds
+        self.energy[self.running] += self.power * seconds / 3600
+        return groups, seconds
 
+    def _digits(self):
+        return ["%09d" % energy for energy in self.energy]
 
-def plain_decoder(stream):
-    """Decode a stream with the checksum alone: the yardstick for Meter.feed."""
-    values, buffer = {}, b""
-    for data in stream:
-        buffer += data
-        while b"\x03" in buffer:
-            body, _, buffer = buffer.partition(b"\x03")
-            for line in body[body.find(b"\x02") + 1 :].split(b"\r"):
-                line = line.lstrip(b"\n")
-                if len(line) < 4:
-                    continue
-                separator = line[-2:-1]
-                covered = line[:-1] if separator == b"\t" else line[:-2]
-                if (sum(covered) & 0x3F) + 0x20 == line[-1]:
-                    words = line[:-2].decode("ascii").split(separator.decode("ascii"))
-                    values[words[0]] = words[-1]
-    return values
-
-
-def compare(name, unit, count, ours, yardstick, times=7):
-    """Print what both do a second, medians of turns, and the ratio."""
-    rates = []
-    for _ in range(times):
-        pair = []
-        for work in (ours, yardstick):
-            start = time.perf_counter()
-            work()
-            pair.append(count / (time.perf_counter() - start))
-        rates.append((pair[0], pair[1], pair[0] / pair[1]))
-    middle = tuple(statistics.median(column) for column in zip(*rates))
-    print(
-        "%-28s %8.0f %s, yardstick %.0f, ratio %.2f"
-        % (name, middle[0], unit, middle[1], middle[2]),
-        flush=True,
-    )
-
-
-def bench_feed():
-    """Compare Meter.feed with a checksum-only decoder."""
-    for kind, count in (("hc", 20000), ("standard", 6000)):
-        house = House(kind, random.Random(1))
-        stream = [encoded(house.step()[0]) for _ in range(count)]
-
-        def feed():
-            meter = ecolinky.Meter()
-            for number, data in enumerate(stream):
-                meter.feed(data, 2.0 * number)
-
-        name = "feed, " + ("standard" if house.standard else "historic")
-        compare(name, "frames/s", count, feed, lambda: plain_decoder(stream))
-
-
-BARE = """
-import http.server
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version, wbufsize = "HTTP/1.1", -1
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "900")
-        self.end_headers()
-        self.wfile.write(b"x" * 900)
-    def log_message(self, *arguments):
-        pass
-http.server.ThreadingHTTPServer(("127.0.0.1", %d), Handler).serve_forever()
-"""
-
-
-@contextlib.contextmanager
-def bare_server():
-    """Run a bare http.server with a ready-made body; yield its port and process."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", BARE % port])
-    try:
-        wait_for(lambda: ask(port, "/").status == 200)
-        yield port, process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
-def running(*arguments):
-    """Run the real program, ended afterwards."""
-    program = Program(*arguments)
-    try:
-        wait_for(program.answers, 20)
-        yield program
-    finally:
-        program.end()
-
-
-def ask_kept_alive(port, paths, count):
-    """Ask for paths in turn on one connection."""
-    asked = [("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path).encode() for path in paths]
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        for number in range(count):
-            connection.sendall(asked[number % len(asked)])
-            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-            length = int(re.search(rb"Content-Length: (\d+)", head).group(1))
-            while len(body) < length:
-                body += connection.recv(65536)
-
-
-def ask_anew(port, paths, count):
-    """Ask for paths in turn, each on a connection of its own."""
-    for number in range(count):
-        path = paths[number % len(paths)]
-        talk(port, ("GET %s HTTP/1.0\r\n\r\n" % path).encode())
-
-
-def resident(process):
-    """Return the resident memory of a process in MiB, from /proc."""
-    with open("/proc/%d/status" % process.pid) as file:
-        return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
-
-
-def bench_http():
-    """Compare requests a second with a bare http.server, and memory after the first."""
-    paths = ["/status.xml", T1]
-    with bare_server() as (bare, other), running("", "--demo", "standard") as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
-        print(
-            "memory after the first polls %8.1f MiB, bare http.server %.1f"
-            % (resident(program.process), resident(other))
-        )
-        for name, ask_all, count in (
-            ("http, one connection", ask_kept_alive, 3000),
-            ("http, a connection each", ask_anew, 1000),
-        ):
-            compare(
-                name,
-                "requests/s",
-                count,
-                lambda: ask_all(program.port, paths, count),
-                lambda: ask_all(bare, ["/"], count),
-            )
-
-
-def bench_latency(count=200):
-    """Print the time from a frame's last byte to the first answer that shows it."""
-    times, shown = [], [1000]
-
-    def script(esp, connection):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not esp.over.wait(0.01):
-            if len(times) == shown[0] - 1000:
-                times.append(-time.perf_counter())
-                amperes = "%03d" % round(shown[0] / 230)  # bears the power out
-                connection.sendall(
-                    encoded(historic(papp="%05d" % shown[0], IINST=amperes))
-                )
-
-    esp = FakeEsp(script)
-    with running(esp_ini(esp.port)) as program:
-        for shown[0] in range(1000, 1000 + count):
-            text = b'"T1_PAPP":%d,' % shown[0]
-            if shown[0] < 1003:  # nothing is served yet: the next frame is due
-                wait_for(lambda: len(times) > shown[0] - 1000)
-                continue
-            wait_for(lambda: text in ask(program.port, CMD10).body)
-            times[-1] += time.perf_counter()
-    esp.close()
-    times = sorted(1000 * each for each in times[3:])
-    print(
-        "latency, frame to answer     %8.1f ms median, %.1f ms 99th percentile"
-        % (statistics.median(times), times[int(len(times) * 0.99) - 1]),
-        flush=True,
-    )
-
-
-def bench_relay(count=3000):
-    """Print the time that the relay takes of a frame: two readers, and a stuck one."""
-    house = House("standard", random.Random(1))
-    stream = [encoded(house.step()[0]) for _ in range(count)]
-    port, costs = free_port(), []
-    relay = ecolinky.Relay("127.0.0.1", port, 1e9, 0.0)
-    plain, relayed = ecolinky.Meter(), ecolinky.Meter(is_relayed=True)
-    with contextlib.ExitStack() as stack:
-        stack.callback(relay.close)
-        clients = []
-        for buffer in (0, 0, 4096):  # the last one never reads
-            client = stack.enter_context(socket.socket())
-            if buffer:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-            client.connect(("127.0.0.1", port))
-            client.setblocking(False)
-            clients.append(client)
-        relay.tend(0.0)
-        for number, data in enumerate(stream):
-            now = 9.0 * number / count  # the stuck one is there to the end
-            start = time.perf_counter()
-            plain.feed(data, now)
-            middle = time.perf_counter()
-            relay.tend(now)
-            relayed.feed(data, now)
-            relay.send(relayed.verified, now)
-            costs.append(1000 * (time.perf_counter() - middle - (middle - start)))
-            for client in clients[:2]:
-                with contextlib.suppress(BlockingIOError):
-                    client.recv(65536)
-    costs.sort()
-    print(
-        "relay, added to a frame      %8.3f ms median, %.3f ms 99th percentile"
-        % (statistics.median(costs), costs[int(count * 0.99)]),
-        flush=True,
-    )
-
-
-FAULTS = ("closed", "reset", "silent", "noise", "off")
-
-
-class Faults:
-    """Which fault of an ESP is due when; the first comes after `every` seconds."""
-
-    def __init__(self, every, first):
-        self.every, self.due = every, time.monotonic() + every
-        self.ways = list(FAULTS[first:] + FAULTS[:first])
-        self.off_until, self.seen = 0.0, collections.Counter()
-
-    def happen(self, esp, connection, pace):
-        """Do the fault that is due, if one is; return whether the connection ends."""
-        if time.monotonic() < self.due:
-            return False
-        way = self.ways.pop(0)
-        self.ways.append(way)
-        self.seen[way] += 1
-        if way == "silent":
-            esp.over.wait(12)
-        elif way == "reset":
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        elif way == "noise":
-            end = time.monotonic() + 20
-            self.due = end + self.every
-            while time.monotonic() < end and not esp.over.wait(pace):
-                connection.sendall(os.urandom(48))
-        elif way == "off":
-            self.off_until = time.monotonic() + 40
-        self.due = max(time.monotonic(), self.off_until) + self.every
-        return way != "noise"
-
-
-def at_line_rate(house, sent=None, faults=None):
-    """Send a house's frames at line rate, in an ESP's chunks; fail as it is said.
-
-    `sent` takes the values that a true answer can show, by tag.
-    """
-    pace = 0.05 if house.standard else 0.4
-
-    def script(esp, connection):
-        while not esp.over.is_set():
-            if faults and time.monotonic() < faults.off_until:
-                return
-            groups, seconds = house.step()
-            if sent is not None:
-                values = {each[0]: each[1] for each in groups}
-                power = int(values.get("PAPP") or values["SINSTS"])
-                sent.setdefault("PAPP", set()).add(power)
-                for tag, value in house.served_indexes(groups).items():
-                    sent.setdefault(tag, set()).add(value)
-            data, start = encoded(groups), time.monotonic()
-            for place in range(0, len(data), 48):
-                connection.sendall(data[place : place + 48])
-                esp.over.wait(pace)
-                if faults and faults.happen(esp, connection, pace):
-                    return
-            esp.over.wait(max(0.0, start + seconds - time.monotonic()))
-
-    return script
-
-
-def bench_cpu(seconds=120):
-    """Print the processor time that a meter polled each two seconds takes."""
-    esp = FakeEsp(at_line_rate(House("standard", random.Random(1))))
-    with running(esp_ini(esp.port)) as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
-
-        def used():
-            with open("/proc/%d/stat" % program.process.pid) as file:
-                words = file.read().rpartition(")")[2].split()
-            return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-        before, end = used(), time.monotonic() + seconds
-        domoticz = DomoticzClient(program.port)
-        while time.monotonic() < end:
-            domoticz.poll()
-            time.sleep(2)
-        print(
-            "cpu, polled each 2 s         %8.2f s in 10 minutes"
-            % ((used() - before) / seconds * 600)
-        )
-    esp.close()
-
-
-class Records:
-    """What one client recorded, and what of that is false."""
-
-    def __init__(self, name, sent):
-        self.name, self.sent = name, sent  # by number of the meter, by tag
-        self.counts, self.last, self.example = collections.Counter(), {}, ""
-
-    def take(self, meter, tag, value):
-        """Record a value of a meter: a power (PAPP), or an index."""
-        count, last = self.counts, self.last
-        count["values"] += 1
-        wrong = [
-            name
-            for name, is_so in (
-                ("zeros", tag == "PAPP" and value == 0),
-                ("falls", tag != "PAPP" and value < last.get((meter, tag), 0)),
-                ("false", value not in self.sent[meter][tag]),
-            )
-            if is_so
+    def _historic(self, option, labels, ptec, more=()):
+        return [
+            ("ADCO", self.identity),
+            ("OPTARIF", option),
+            ("ISOUSC", "45"),
+            *zip(labels, self._digits()),
+            ("PTEC", ptec),
+            *more,
+            ("IINST", "%03d" % (self.power / self.volts + self.half)),
+            ("IMAX", "090"),
+            ("PAPP", "%05d" % (self.power // 10 * 10)),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
         ]
-        count.update(wrong)
-        if wrong:
-            self.example = "%s: meter %d, %s %d" % (wrong[0], meter, tag, value)
-        last[meter, tag] = value
 
-    def row(self):
-        """Return what there is to say of it."""
-        shown = ("polls", "failed", "values", "zeros", "falls", "false")
-        words = ["%d %s" % (self.counts[name], name) for name in shown]
-        return "%-14s %s %s" % (self.name, ", ".join(words), self.example)
+    def _hc(self):
+        ptec = ("HC..", "HP..")[self.running]
+        return self._historic("HC..", ("HCHC", "HCHP"), ptec)
 
+    def _tempo(self):
+        ptec = BBR[self.running][3:]
+        return self._historic("BBR(", BBR, ptec, [("DEMAIN", "----")])
 
-def recording_domoticz(ports, records):
-    """Return a poll that records as Domoticz does, of both boxes."""
-    boxes = [(meter, DomoticzClient(port)) for meter, port in enumerate(ports, 1)]
+    def _three_phase(self):
+        groups = self._historic("BASE", ("BASE",), "TH..")
+        total = self.power / self.volts
+        amperes = [total * share + self.half for share in (0.5, 0.3, 0.2)]
+        groups[5:7] = [("IINST%d" % n, "%03d" % amperes[n - 1]) for n in (1, 2, 3)]
+        groups[8:8] = [("IMAX%d" % n, "060") for n in (1, 2, 3)] + [("PMAX", "06030")]
+        return groups + [("PPOT", "00")]
 
-    def poll():
-        for meter, box in boxes:
-            box.last.clear()  # falls are counted by what records them
-            for stored in box.poll().values():
-                records.take(meter, "PAPP", stored["power"])
-                for tag, value in stored["indexes"].items():
-                    records.take(meter, tag, value)
-
-    return poll
-
-
-def tags_in(body):
-    """Return the tags of an XML document."""
-    return {each.tag: each.text or "" for each in ElementTree.fromstring(body)}
-
-
-def recording_jeedom(ports, records):
-    """Return a poll that records as Jeedom's daemon does: whatever PPAP there is."""
-
-    def poll():
-        tags = tags_in(ask(ports[0], "/status.xml").body)
-        for meter in (1, 2):
-            if "T%d_PPAP" % meter in tags:
-                records.take(meter, "PAPP", int(tags["T%d_PPAP" % meter] or 0))
-
-    return poll
-
-
-def recording_home_assistant(ports, records):
-    """Return a poll that records as Home Assistant does, whatever the status."""
-
-    def poll():
-        tags = {}
-        for path in ("/status.xml", T1, T2):
-            answer = ask(ports[0], path)
-            if answer.status == 401:
-                raise OSError("login")
-            found = tags_in(answer.body)
-            if not found:
-                raise OSError("empty")
-            tags.update(found)
-        for meter in (1, 2):
-            if tags["T%d_PAPP" % meter] == "":
-                continue  # unknown
-            for tag in records.sent[meter]:
-                records.take(meter, tag, int(tags["T%d_%s" % (meter, tag)]))
-
-    return poll
-
-
-def recording_script(ports, records):
-    """Return a poll that records as a script does: cmd=10 of both boxes."""
-
-    def poll():
-        for port, inputs in ((ports[0], {1: 1, 2: 2}), (ports[1], {1: 2})):
-            answer = ask(port, CMD10)
-            if answer.status != 200:
-                continue
-            found = json.loads(answer.body.decode())
-            for number, meter in inputs.items():
-                if "T%d_PAPP" % number not in found:
-                    continue
-                for tag in records.sent[meter]:
-                    records.take(meter, tag, found["T%d_%s" % (number, tag)])
-
-    return poll
-
-
-def bench_soak(minutes, every=60):
-    """Poll as all clients while two ESPs fail in turn; print what was recorded."""
-    houses = [House(kind, random.Random(1)) for kind in ("standard", "three-phase")]
-    sent = {1: {}, 2: {}}
-    faults = [Faults(every, 0), Faults(every * 1.3, 4)]
-    esps = [
-        FakeEsp(at_line_rate(house, sent[number], fault))
-        for number, (house, fault) in enumerate(zip(houses, faults), 1)
-    ]
-    over, clients = threading.Event(), []
-
-    def keep_polling(poll, records):
-        while not over.wait(0.7):
-            records.counts["polls"] += 1
-            try:
-                poll()
-            except Exception as error:  # noqa: BLE001  counted and shown
-                records.counts["failed"] += 1
-                records.example = repr(error)
-
-    ini = esp_ini(*[esp.port for esp in esps])
-    with running(ini.replace("timeout = 5", "timeout = 30")) as program:
-        ports = (program.port, program.second)
-        for port in ports:
-            wait_for(DomoticzClient(port).poll, 30)
-        threads = []
-        for name, record in (
-            ("Domoticz", recording_domoticz),
-            ("Jeedom", recording_jeedom),
-            ("Home Assistant", recording_home_assistant),
-            ("script", recording_script),
-        ):
-            records = Records(name, sent)
-            clients.append(records)
-            poll = record(ports, records)
-            threads.append(threading.Thread(target=keep_polling, args=(poll, records)))
-            threads[-1].start()
-        first = None
-        for minute in range(minutes):
-            time.sleep(60)
-            tasks, files = (
-                len(os.listdir("/proc/%d/%s" % (program.process.pid, each)))
-                for each in ("task", "fd")
-            )
-            memory = resident(program.process)
-            first = first or memory
-            print(
-                "minute %d: %.2f MiB, %d threads, %d descriptors; faults %s"
-                % (
-                    minute + 1,
-                    memory,
-                    tasks,
-                    files,
-                    " / ".join(
-                        " ".join("%s %d" % each for each in sorted(fault.seen.items()))
-                        for fault in faults
-                    ),
-                )
-            )
-            for records in clients:
-                print("  " + records.row(), flush=True)
-        memory = resident(program.process) - first
-        over.set()
-        for thread in threads:
-            thread.join()
-        for esp in esps:
-            esp.close()
-    total = sum((records.counts for records in clients), collections.Counter())
-    print(
-        "soak: memory %+.2f MiB after the first minute; %d values recorded, %d zeros,"
-        " %d falls, %d false; %d of %d polls failed"
-        % (
-            memory,
-            *(total[each] for each in "values zeros falls false failed polls".split()),
+    def _standard(self):
+        three = "three" in self.kind
+        tempo = "tempo" in self.kind
+        stamp = "H%012d" % (260101000000 + int(self.now) % 86400)
+        easf = self._digits() + ["000000000"] * 10
+        total = sum(int(energy) for energy in self.energy)
+        words = (
+            ("HC  BLEU", "HP  BLEU", "HC  BLANC", "HP  BLANC", "HC  ROUGE", "HP  ROUGE")
+            if tempo
+            else ("HEURE  CREUSE", "HEURE  PLEINE")
         )
-    )
+        groups = [
+            ("ADSC", self.identity),
+            ("VTIC", "02"),
+            ("DATE", "", stamp),
+            ("NGTF", "     TEMPO      " if tempo else "H PLEINE/CREUSE "),
+            ("LTARF", words[self.running].center(16)),
+            ("EAST", "%09d" % total),
+        ]
+        groups += [("EASF%02d" % n, easf[n - 1]) for n in range(1, 11)]
+        phases = (1, 2, 3) if three else (1,)
+        for phase in phases:
+            amperes = self.power / self.volts / len(phases) + self.half
+            groups.append(("IRMS%d" % phase, "%03d" % amperes))
+            groups.append(
+                ("URMS%d" % phase, "%d" % (self.volts + self.rng.randrange(10)))
+            )
+        groups += [("PREF", "09"), ("PCOUP", "09"), ("SINSTS", "%05d" % self.power)]
+        for phase in ("1", "2", "3") if three else ("",):
+            groups.append(("SMAXSN" + phase, "05706", stamp))
+        stge = self.running << 10 | (0x01000000 if tempo else 0) | 0x003A0001
+        groups += [
+            ("CCASN", "00521", stamp),
+            ("UMOY1", "232", stamp),
+            ("STGE", "%08X" % stge),
+            ("MSG1", "PAS DE          MESSAGE         "),
+            ("PRM", "24634288280410"),
+            ("RELAIS", "000"),
+            ("NTARF", "%02d" % (self.running + 1)),
+            ("NJOURF", "00"),
+            ("NJOURF+1", "00"),
+            ("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9),
+        ]
+        return groups
+
+    def served_indexes(self, groups):
+        """Return the indexes that a true answer of this frame shows, by tag."""
+        values = {each[0]: each[1] for each in groups}
+        if not self.standard:
+            tags = ["BASE", "HCHC", "HCHP"] + BBR
+            return {tag: int(values[tag]) for tag in tags if tag in values}
+        easf = [int(values["EASF%02d" % n]) for n in range(1, 11)]
+        if "tempo" in self.kind:
+            return dict(zip(BBR, easf))
+        return {"HCHC": sum(easf[0::2]), "HCHP": sum(easf[1::2])}
 
 
-def main():
-    """Run the tests, or a benchmark."""
-    if sys.argv[1:2] != ["bench"]:
-        unittest.main()
-    parser = argparse.ArgumentParser(prog="test_ecolinky.py bench")
-    kinds = ["speed", "damage", "soak"]
-    parser.add_argument("what", nargs="?", choices=kinds, default="speed")
-    parser.add_argument("--seed", type=int, default=1, help="of the damage")
-    parser.add_argument("--frames", type=int, default=250000, help="of the damage")
-    parser.add_argument("--minutes", type=int, default=20, help="of the soak")
-    parser.add_argument("--every", type=int, default=60, help="seconds: a fault's turn")
-    options = parser.parse_args(sys.argv[2:])
-    if options.what == "damage":
-        sys.exit(1 if bench_damage(options.seed, options.frames) else 0)
-    if options.what == "soak":
-        bench_soak(options.minutes, options.every)
-    else:
-        for bench in (bench_feed, bench_http, bench_latency, bench_relay, bench_cpu):
-            bench()
+CUT = object()  # a connection cut: what comes next is a new one
+
+
+def edited(data, edits):
+    """Return the bytes with edits applied: position -> the bytes that stand there."""
+    pieces, last = [], 0
+    for place in sorted(edits):
+        pieces += [data[last:place], edits[place]]
+        last = place + 1
+    return list(edits), [b"".join(pieces) + data[last:]]
+
+
+def flips(rate):
+    """Return a damage that flips each of the seven bits of a byte at this rate."""
+
+    def damage(rng, data):
+        edits, place = {}, -1
+        while True:
+            place += 1 + int(math.log(1.0 - rng.random()) / math.log(1.0 - rate))
+            if place >= 7 * len(data):
+                return edited(data, edits)
+            byte = place // 7
+            old = edits.get(byte, data[byte : byte + 1])[0]
+            edits[byte] = bytes([old ^ 1 << place % 7])
+
+    damage.__name__ = "bit flips %.0e" % rate
+    return damage
+
+
+def dropped_bytes(rng, data):
+    """Drop one to three bytes."""
+    places = [rng.randrange(len(data)) for _ in range(rng.randint(1, 3))]
+    return edited(data, dict.fromkeys(places, b""))
+
+
+def doubled_bytes(rng, data):
+    """Double one to three bytes."""
+    places = [rng.randrange(len(data)) for _ in range(rng.randint(1, 3))]
+    return edited(data, {place: data[place : place + 1] * 2 for place in places})
+
+
+def truncated_frames(rng, data):
+    """Lose the end of every second frame."""
+    if rng.random() < 0.5:
+        return [], [data]
+    end = rng.randrange(len(data))
+    return range(end, len(data)), [data[:end]]
+
+
+def swallowed_line_ends(rng, data):
+    """Lose one LF or CR in ten."""
+    ends = [place for place, byte in enumerate(data) if byte in b"\r\n"]
+    return edited(data, {place: b"" for place in ends if rng.random() < 0.1})
+
+
+def lost_runs():
+    """Return a damage that loses runs of up to 400 bytes, into the next frame."""
+    left = [0]
+
+    def damage(rng, data):
+        lost = list(range(min(left[0], len(data))))
+        left[0] -= len(lost)
+        if not left[0] and rng.random() < 0.4:
+            start, run = rng.randrange(len(data)), rng.randint(1, 400)
+            lost += range(start, min(start + run, len(data)))
+            left[0] = max(0, start + run - len(data))
+        return edited(data, dict.fromkeys(lost, b""))
+
+    damage.__name__ = "lost runs"
+    return damage
+
+
+def cut_connections(rng, data):
+    """Cut the connection in mid-frame and resume it a little later."""
+    if rng.random() < 0.6:
+        return [], [data]
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.randrange(60))
+    # The group that the cut falls into is lost, even where no byte is.
+    return range(start, end + 1), [data[:start], CUT, data[end:]]
+
+
+def damages():
+    """Return the ten classes of damage."""
+    rates = [flips(10.0**-power) for power in (5, 4, 3, 2)]
+    return rates + [
+        dropped_bytes,
+        doubled_bytes,
+        truncated_frames,
+        swallowed_line_ends,
+        lost_runs(),
+        cut_connections,
+    ]
+
+
+def run_damage(kind, damage, frames, rng, counts, **options):
+    """Feed frames of a house through a damage into a Meter and count what is served."""
+    house, meter = House(kind, rng, **options), ecolinky.Meter()
+    separator = "\t" if house.standard else " "
+    sent, last, recent = {}, {}, collections.deque(maxlen=60)
+    awaiting = {}
+    before = None
+    for _ in range(frames):
+        groups, _ = house.step()
+        data = frame(groups, separator)
+        now = house.now
+        for tag, value in house.served_indexes(groups).items():
+            sent.setdefault(tag, set()).add(value)
+        values = {each[0]: each[1] for each in groups}
+        recent.append(int(values.get("PAPP") or values["SINSTS"]))
+        touched, pieces = damage(rng, data)
+        if before:
+            # The frame before is over for certain once this one's first byte is there.
+            first, pieces = pieces[0][:1], [pieces[0][1:]] + pieces[1:]
+            meter.feed(first, now)
+            check_used(meter.view(now), before, awaiting, counts)
+        for piece in pieces:
+            if piece is CUT:
+                meter.disconnected()
+            else:
+                meter.feed(piece, now)
+        truth = house.served_indexes(groups)
+        check_served(meter.fields(now), truth, sent, last, recent, counts)
+        before = intact_groups(groups, data, touched)
+        counts["frames"] += 1
+        counts["intact"] += len(before)
+    counts.update(meter.decoder.refused)
+    counts["implausible"] += meter.guard.implausible
+
+
+def intact_groups(groups, data, touched):
+    """Return the groups none of whose bytes, LF to CR, has been touched."""
+    spans, place = [], 1
+    for piece in data[1:-1].split(b"\r")[:-1]:
+        spans.append((place, place + len(piece)))
+        place += len(piece) + 1
+    touched = sorted(touched)
+    intact = []
+    for each, (start, end) in zip(groups, spans):
+        at = bisect.bisect_left(touched, start)
+        if at == len(touched) or touched[at] > end:
+            intact.append(each)
+    return intact
+
+
+def check_used(view, intact, awaiting, count):
+    """Count the intact groups that were used, once their frame is over.
+
+    A reading of an index is used when the served index has reached it by the time that
+    two more readings have arrived intact (one confirms it); all else, when the label
+    has that data.  A power is in time when it is served by the end of the next frame.
+    """
+    trusted = view.labels
+    served = view.fields and view.fields["PAPP"]
+    count["in time"] += served == awaiting.pop("power", "none")
+    for each in intact:
+        label, data = each[0], each[1] or each[-1]
+        if re.match("BASE|HC|BBR|EA(ST|SF)", label):
+            value = int(trusted.get(label, -1))
+            waiting = awaiting.setdefault(label, [])
+            waiting.append(int(data))
+            count["used"] += 1
+            if len(waiting) > 2:
+                count["used"] -= waiting.pop(0) > value
+        else:
+            count["used"] += trusted.get(label) == data
+        if label in ("PAPP", "SINSTS"):
+            count["powers"] += 1
+            if served == int(data):
+                count["in time"] += 1
+            else:
+                awaiting["power"] = int(data)  # the next frame is its last chance
+
+
+def check_served(fields, truth, sent, last, recent, count):
+    """Count what is served and is false.
+
+    A false index is above what the counter held at that moment, or below what was
+    served before; values between two true readings, never sent, are counted apart.
+    So is a power made of the served currents, as is served where none comes intact.
+    """
+    if not fields:
+        return
+    for tag, values in sent.items():
+        value = fields[tag]
+        count["falls"] += value < last.get(tag, 0)
+        count["false index"] += value > truth[tag] or value < last.get(tag, 0)
+        count["never sent"] += value not in values
+        last[tag] = value
+    # A false power is counted once, however many frames it is served for.
+    power = fields["PAPP"]
+    if power not in recent:
+        amperes = sum(fields["IINST" + phase] for phase in "123")
+        if power == 230 * amperes:
+            count["of currents"] += last.get("PAPP") != power
+        else:
+            count["false PAPP"] += last.get("PAPP") != power
+            count["PAPP frames"] += 1
+    last["PAPP"] = power
 
 
 if __name__ == "__main__":
-    main()
+    unittest.main()
