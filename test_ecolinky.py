@@ -71,6 +71,7 @@ PROGRAM = os.path.join(HERE, "ecolinky.py")
 CAPTURES = os.path.join(HERE, ".ci", "captures")
 # Whoever copies the five files alone has no captures; whoever clones has them all.
 IS_CLONE = os.path.isdir(os.path.join(HERE, ".ci"))
+CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
 MAC = "02:00:5e:10:00:01"
 
 logging.getLogger("ecolinky").addHandler(logging.NullHandler())
@@ -97,114 +98,7 @@ XML_PATHS = ("/status.xml", T1, T2, "/teleinfo.xml", "/globalstatus.xml")
 PATHS = XML_PATHS + (CMD10, CMD20)
 
 
-def group(label, data, stamp=None, separator=" "):
-    """Return the bytes of one group, LF to CR."""
-    words = [label, data] if stamp is None else [label, stamp, data]
-    body = separator.join(words) + (separator if separator == "\t" else "")
-    total = sum(body.encode("ascii")) & 0x3F
-    end = "" if separator == "\t" else separator
-    return ("\n" + body + end + chr(total + 0x20) + "\r").encode("ascii")
-
-
-def frame(groups, separator=" "):
-    """Return the bytes of one frame, STX to ETX, of (label, data[, stamp]) tuples."""
-    return b"\x02" + b"".join(group(*g, separator=separator) for g in groups) + b"\x03"
-
-
-######## The meter: decode, guard, translate ###########################################
-
-
-def historic(papp="00790", base="000063207", **others):
-    """Return the groups of a single-phase historic frame, less labels set to None."""
-    groups = collections.OrderedDict(
-        [
-            ("ADCO", "027811420827"),
-            ("OPTARIF", "BASE"),
-            ("ISOUSC", "30"),
-            ("BASE", base),
-            ("PTEC", "TH.."),
-            ("IINST", "003"),
-            ("IMAX", "060"),
-            ("PAPP", papp),
-            ("HHPHC", "A"),
-            ("MOTDETAT", "000000"),
-        ]
-    )
-    groups.update(others)
-    return [(label, data) for label, data in groups.items() if data is not None]
-
-
-def standard(**others):
-    """Return the groups of a single-phase standard frame of a day-and-night tariff."""
-    groups = collections.OrderedDict(
-        [
-            ("ADSC", "041761123456"),
-            ("VTIC", "02"),
-            ("DATE", ("", "H260101120000")),
-            ("NGTF", "H PLEINE/CREUSE "),
-            ("LTARF", " HEURE  PLEINE  "),
-            ("EAST", "000003000"),
-            ("EASF01", "000001000"),
-            ("EASF02", "000002000"),
-        ]
-    )
-    groups.update(("EASF%02d" % number, "000000000") for number in range(3, 11))
-    groups.update(
-        [
-            ("IRMS1", "004"),
-            ("URMS1", "230"),
-            ("PREF", "06"),
-            ("PCOUP", "06"),
-            ("SINSTS", "00920"),
-            ("SMAXSN", ("04600", "H260101080000")),
-            ("STGE", "003A0401"),
-            ("MSG1", "PAS DE          MESSAGE         "),
-            ("PRM", "24634288280410"),
-            ("RELAIS", "000"),
-            ("NTARF", "02"),
-        ]
-    )
-    groups.update(others)
-    return [
-        (label,) + (data if isinstance(data, tuple) else (data,))
-        for label, data in groups.items()
-        if data is not None
-    ]
-
-
-def encoded(groups):
-    """Return the frame of either mode."""
-    return frame(groups, "\t" if groups[0][0] == "ADSC" else " ")
-
-
-THREE = dict(
-    IINST=None,
-    IMAX=None,
-    IINST1="001",
-    IINST2="003",
-    IINST3="004",
-    IMAX1="021",
-    IMAX2="031",
-    IMAX3="030",
-    PPOT="00",
-)
-SHORT = [
-    ("ADIR1", "024"),
-    ("ADIR2", "000"),
-    ("ADIR3", "000"),
-    ("ADCO", "027811420827"),
-    ("IINST1", "024"),
-    ("IINST2", "003"),
-    ("IINST3", "005"),
-]
-
-
-def verdict(piece):
-    """Return label and data of a group, or None and why it is none."""
-    found = ecolinky.decode_group(piece)
-    if isinstance(found, ecolinky.Group):
-        return found.label, found.data
-    return None, found.reason
+######## Decode ########################################################################
 
 
 class MeterCase(unittest.TestCase):
@@ -235,7 +129,7 @@ class MeterCase(unittest.TestCase):
         self.feed(*frames)
 
 
-class Decoding(MeterCase):
+class DecodeTests(MeterCase):
     def test_a_group_is_decoded_in_both_modes(self):
         for data, expected in (
             (b"PAPP 00790 1", ("PAPP", "00790")),
@@ -430,745 +324,31 @@ class Decoding(MeterCase):
         self.feed(historic(), historic(), historic())
         self.assertServes(BASE=63207)
 
-
-class Translation(MeterCase):
-    def test_the_fields_are_the_devices_in_its_order_and_complete(self):
-        self.feed(historic(), historic())
-        fields = self.meter.fields(self.now)
-        self.assertEqual(FIELDS, list(fields))
-        for tag, value in fields.items():
-            self.assertIs(str if tag in TEXTS else int, type(value), tag)
-
-    def test_what_a_frame_says_in_the_words_of_the_device(self):
-        ejp = dict(
-            OPTARIF="EJP ",
-            BASE=None,
-            EJPHN="000123456",
-            EJPHPM="000023456",
-            PEJP="30",
-            PTEC="HN..",
-        )
-        stamp = "H260101080000"
-        three = dict(
-            IRMS2="002",
-            IRMS3="000",
-            PREF="12",
-            SMAXSN=None,
-            SMAXSN1=("02300", stamp),
-            SMAXSN2=("00000", stamp),
-        )
-        for groups, expected in (
-            (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
-            (historic(), dict(IINST=3, IINST1=3, IINST2=0, IMAX=60, IMAX1=60, IMAX2=0)),
-            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # 0 is no meter to Jeedom
-            (historic(IMAX=None), dict(IMAX=1)),
-            (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
-            (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
-            (historic(**dict(THREE, PAPP=None)), dict(PAPP=230 * (1 + 3 + 4))),
-            (historic(**dict(THREE, PPOT="0A")), dict(PPOT=10)),
-            (
-                standard(),
-                dict(
-                    ADCO="041761123456",
-                    OPTARIF="HC..",
-                    PTEC="HP..",
-                    BASE=0,
-                    ISOUSC=30,
-                    HCHC=1000,
-                    HCHP=2000,
-                    PAPP=920,
-                    IINST=4,
-                    IMAX=20,
-                    DEMAIN="----",
-                    PEJP=0,
-                    ADPS=0,
-                ),
-            ),
-            (standard(SMAXSN=("00000", stamp)), dict(IMAX=1)),
-            (
-                standard(**three),
-                dict(
-                    ISOUSC=20,
-                    IINST=0,
-                    IINST1=4,
-                    IINST2=2,
-                    IINST3=0,
-                    IMAX=0,
-                    IMAX1=10,
-                    IMAX2=1,
-                    IMAX3=1,
-                ),
-            ),
-            (
-                standard(URMS1=None, IRMS2="002", IRMS3="000"),
-                dict(IINST=0, IINST1=4, IINST2=2),
-            ),
-            (standard(STGE="463A0800"), dict(DEMAIN="BLEU", PEJP=0)),
-            (standard(STGE="9B3A9000"), dict(DEMAIN="BLAN", PEJP=30)),
-            (standard(STGE="0F3A0000"), dict(DEMAIN="ROUG")),
-            (standard(STGE="013A0000"), dict(DEMAIN="----")),
-            (standard(STGE="083A0401"), dict(DEMAIN="BLAN", PEJP=0)),
-            (standard(STGE="203A0401"), dict(DEMAIN="----", PEJP=30)),
-            (standard(STGE="003A0481"), dict(ADPS=4)),
-            (
-                standard(
-                    VTIC="01",
-                    SINSTS=None,
-                    SMAXSN=None,
-                    SINST1="00777",
-                    SMAXN=("02300", stamp),
-                ),
-                dict(PAPP=777, IMAX=10),
-            ),
-            (standard(SINSTS=None), dict(PAPP=230 * 4)),
-            (standard(NTARF=None, LTARF="    INCONNU     "), dict(PTEC="HP..")),
-            (
-                standard(NTARF=None, STGE=None, NGTF="      BASE      "),
-                dict(OPTARIF="BASE", PTEC="TH..", BASE=3000),
-            ),
-            (
-                standard(NTARF=None, STGE=None, NGTF="EJP".ljust(16)),
-                dict(OPTARIF="EJP.", PTEC="HN..", EJPHN=1000, EJPHPM=2000),
-            ),
-            (
-                standard(
-                    NTARF=None,
-                    STGE=None,
-                    NGTF="EJP".ljust(16),
-                    LTARF="POINTE".ljust(16),
-                ),
-                dict(OPTARIF="EJP.", PTEC="PM.."),
-            ),
-            (
-                standard(
-                    NGTF="     TEMPO      ",
-                    LTARF="    HP  ROUGE   ",
-                    NTARF=None,
-                    STGE=None,
-                ),
-                dict(OPTARIF="BBR(", PTEC="HPJR"),
-            ),
-        ):
-            with self.subTest(expected):
-                self.afresh(groups, groups, groups)
-                self.assertServes(**expected)
-
-    def test_every_tariff_of_standard_mode(self):
-        tempo = "HC  BLEU|HP  BLEU|HC  BLANC|HP  BLANC|HC  ROUGE|HP  ROUGE".split("|")
-        periods = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
-        cases = [
-            ("BASE", "BASE", 1, "BASE", "TH.."),
-            ("base", "base", 1, "BASE", "TH.."),
-            ("H PLEINE/CREUSE", "HEURE  CREUSE", 1, "HC..", "HC.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF 1", 1, "HC..", "HC.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF 2", 2, "HC..", "HP.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF X", 10, "HC..", "HP.."),
-            ("HC", "BASE", 1, "HC..", "HC.."),
-            ("HC", "BASE", 2, "HC..", "HP.."),
-            ("EJP", "HEURE NORMALE", 1, "EJP.", "HN.."),
-            ("EJP", "HEURE POINTE", 2, "EJP.", "PM.."),
-            ("PRODUCTEUR", "INDEX NON CONSO", 1, "BASE", "TH.."),
-            ("HC et Week-End", "HEURE WEEK-END", 3, "HC..", "HC.."),
-            ("HC SEM WE MERCR", "HP MERCREDI", 6, "HC..", "HP.."),
-            ("HC SEM WE LUNDI", "HC LUNDI", 5, "HC..", "HC.."),
-            ("H SUPER CREUSES", "SUPER CREUSE", 3, "HC..", "HC.."),
-            ("ZEN Flex", "HP SOBRIETE", 4, "HC..", "HP.."),
-            ("ZEN Flex", "HC ECO", 1, "HC..", "HC.."),
-            ("OFFRE HC SPECIAL", "HP ETE", 3, "HC..", "HP.."),
-            ("OFFRE HC SPECIAL", "HC ETE", 2, "HC..", "HC.."),
-            ("BASE", "HEURE POINTE", 2, "BASE", "TH.."),
-            ("NOUVELLE OFFRE", "PERIODE 4", 4, "BASE", "TH.."),
-            ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "BASE", "TH.."),
-            ("OCTOTEMPO", "HP ROUGE", 1, "BASE", "TH.."),
-            ("2 SAISONS POINTE", "HC HIVER", 3, "BASE", "TH.."),
-            ("SEM WE VENDREDI", "HEURE WEEK-END", 3, "HC..", "HC.."),
-            ("HC-12H30", "HEURE PLEINE", 2, "HC..", "HP.."),
-            ("OPTION WEEK-END", "HEURE SEMAINE", 2, "HC..", "HP.."),
-            ("HC PERSO", "HP ETE", 3, "HC..", "HP.."),
-            ("ZEN  estival", "HC HIVER", 2, "HC..", "HC.."),
-            ("TEMPO", "BLEU HC", 1, "BBR(", "HCJB"),
-        ]
-        cases += [
-            ("TEMPO", word, number + 1, "BBR(", periods[number])
-            for number, word in enumerate(tempo)
-        ]
-        easf = {"EASF%02d" % n: "%09d" % (n * 111) for n in range(1, 11)}
-        for ngtf, ltarf, ntarf, option, period in cases:
-            with self.subTest(ngtf=ngtf, ltarf=ltarf):
-                stge = "%08X" % (0x003A0001 | ntarf - 1 << 10)
-                groups = standard(
-                    NGTF=ngtf.center(16),
-                    LTARF=ltarf.center(16),
-                    NTARF="%02d" % ntarf,
-                    STGE=stge,
-                    EAST="000006105",
-                    **easf,
-                )
-                self.afresh(groups, groups)
-                self.assertServes(OPTARIF=option, PTEC=period)
-                fields = self.meter.fields(self.now)
-                self.assertEqual(6105, sum(fields[tag] for tag in INDEX_TAGS))
-
-    def test_what_is_injected_has_fields_of_its_own(self):
-        self.feed(standard(), standard())
-        self.assertIsNone(self.meter.view(self.now).injection)
-        three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", "H260101080000"))
-        for more, expected in (
-            ({}, dict(IINST=8, IINST1=8, IINST2=0, ISOUSC=30, IMAX=20)),
-            (three, dict(IINST=0, IINST1=3, IINST2=3, IINST3=3, ISOUSC=10, IMAX=0)),
-        ):
-            self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 2)
-            fields = self.meter.view(self.now).injection
-            self.assertEqual(FIELDS, list(fields))
-            expected.update(
-                ADCO="041761123456",
-                OPTARIF="BASE",
-                PTEC="TH..",
-                BASE=671631,
-                PAPP=1840,
-                PPAP=1840,
-                HCHC=0,
-            )
-            self.assertEqual(expected, {tag: fields[tag] for tag in expected})
-            self.assertIsNone(self.meter.view(self.now + 31).injection)
-        self.afresh(*[standard(EAIT="000671631")] * 3)
-        self.assertIsNone(self.meter.view(self.now).injection)
-
-    def test_a_view_says_the_mode_and_the_verified_labels(self):
-        for groups, mode in ((historic(), "historic"), (standard(), "standard")):
-            self.setUp()
-            self.assertEqual(None, self.meter.view(self.now).mode)
-            self.feed(groups, groups)
-            view = self.meter.view(self.now)
-            said = {each[0]: each[1] for each in groups}
-            said.update(dict(DATE="H260101120000") if mode == "standard" else {})
-            self.assertEqual((mode, said, []), (view.mode, view.labels, view.missing))
-            stale = self.meter.view(self.now + 31)
-            self.assertEqual((mode, {}, None), (stale.mode, stale.labels, stale.fields))
-
-
-class ContractsTest(unittest.TestCase):
-    """What is served of a contract, over all that its meter may say of a period."""
-
-    INDEXES = [12000123, 23000456, 5000789, 6000012, 700, 800, 90, 1, 2, 3]
-    WORDS = (
-        "BASE|HEURE  CREUSE|HEURE  PLEINE|HC  BLEU|HP  BLANC|BLEU HC|HP  ROUGE|"
-        "HEURE NORMALE|HEURE POINTE|HEURE WEEK-END|HP MERCREDI|HSC|HC|HEURE SOLEIL|"
-        "HEURE SEMAINE|INDEX INACTIF 2|INDEX NON CONSO|HP HIVER|"
-    ).split("|")
-    # NGTF, OPTARIF, PTEC by running index; None: LTARF tells the period.
-    ODD = ("HC..", "HP..") * 5
-    KNOWN = [
-        ("BASE", "BASE", ("TH..",) * 10),
-        ("PRODUCTEUR", "BASE", ("TH..",) * 10),
-        ("HC", "HC..", ODD),
-        ("H PLEINE/CREUSE", "HC..", ODD),
-        ("HC et Week-End", "HC..", ODD),
-        ("HC SEM WE MERCR", "HC..", ODD),
-        ("HC SEM WE LUNDI", "HC..", ODD),
-        ("SEM WE LUNDI", "HC..", ODD),
-        ("SEM WE MERCREDI", "HC..", ODD),
-        ("SEM WE VENDREDI", "HC..", ODD),
-        ("HC-12H30", "HC..", None),
-        ("H SUPER CREUSES", "HC..", None),
-        ("ZEN Flex", "HC..", None),
-        ("ZEN ESTIVAL", "HC..", None),
-        ("OPTION WEEK-END", "HC..", None),
-        ("EJP", "EJP.", ("HN..", "PM..") + ("HN..",) * 8),
-        ("TEMPO", "BBR(", tuple(tag[3:] for tag in BBR) + ("HCJB", "HPJB") * 2),
-    ]
-    UNKNOWN = (
-        "OCTOFLEX 4|OCTOTEMPO|OFFRE INCONNUE|NOUVELLE OFFRE|SUPER OFF PEAK|"
-        "2 SAISONS POINTE|HC POINTE|EJP HIVER HC|TEMPO2|TEMPO HC|BASES||POINTE|"
-        "OCTO HPHI"
-    ).split("|")
-    TAGS = {
-        "BASE": ["BASE"],
-        "HC..": ["HCHC", "HCHP"],
-        "EJP.": ["EJPHN", "EJPHPM"],
-        "BBR(": BBR,
-    }
-
-    def made_up(self, rng):
-        """Return a name that no contract has: words of several, and random letters."""
-        letters = "ABCDEFGILMNOPRSTUVYZ0123456789/-."
-        words = "TEMPO EJP POINTE OCTO FLEX SOLEIL WEEK END HIVER ETE ECO MAX".split()
-        word = "".join(rng.choice(letters) for _ in range(rng.randint(1, 7)))
-        return " ".join([rng.choice(words), word])[:16].strip()
-
-    def spelled(self, name, rng):
-        """Return the name as some meter may spell it, in 16 characters."""
-        name = rng.choice((name, name.lower(), name.title()))
-        if len(name) < 15:
-            name = name.replace(" ", rng.choice((" ", "  ")), 1)
-        return rng.choice((name.ljust, name.rjust, name.center))(16)
-
-    def labels(self, name, ltarf, ntarf, stge, indexes):
-        labels = {
-            "ADSC": "041761123456",
-            "NGTF": name,
-            "LTARF": ltarf.center(16),
-            "EAST": "%09d" % sum(indexes),
-            "IRMS1": "004",
-            "PREF": "06",
-            "SINSTS": "00920",
-            "STGE": "%08X" % stge,
-            "NTARF": "%02d" % ntarf,
-        }
-        labels.update(("EASF%02d" % n, "%09d" % e) for n, e in enumerate(indexes, 1))
-        return labels
-
-    def contracts(self, rng):
-        """Yield a name, its OPTARIF and its numbering: known, then made up."""
-        yield from self.KNOWN
-        unknown = list(self.UNKNOWN) + [self.made_up(rng) for _ in range(300)]
-        for name in unknown:
-            yield name, "BASE", ("TH..",) * 10
-
-    def test_a_contract_is_the_same_at_every_hour(self):
-        rng = random.Random(20)
-        for name, option, numbering in self.contracts(rng):
-            is_made_up = name not in [each[0] for each in self.KNOWN]
-            texts = self.WORDS + [self.made_up(rng) for _ in range(3)]
-            for ltarf in rng.sample(texts, 3) if is_made_up else texts:
-                for ntarf in range(16):
-                    # Colours of today and tomorrow, notices, and any running index.
-                    stge = rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
-                    self.check(
-                        self.spelled(name, rng), option, numbering, ltarf, ntarf, stge
-                    )
-
-    def check(self, name, option, numbering, ltarf, ntarf, stge):
-        labels = self.labels(name, ltarf, ntarf, stge, self.INDEXES)
-        fields = ecolinky.translate_standard(labels)
-        case = (name, ltarf, ntarf, stge)
-        self.assertEqual(option, fields["OPTARIF"], case)
-        tags = self.TAGS[option]
-        self.assertEqual(sum(self.INDEXES), sum(fields[tag] for tag in tags), case)
-        self.assertEqual(0, sum(fields[tag] for tag in set(INDEX_TAGS) - set(tags)))
-        if not 1 <= ntarf <= 10:
-            return
-        self.assertIsNotNone(fields["PTEC"], case)
-        grown = list(self.INDEXES)
-        grown[ntarf - 1] += 7
-        after = ecolinky.translate_standard(
-            self.labels(name, ltarf, ntarf, stge, grown)
-        )
-        growth = {tag: after[tag] - fields[tag] for tag in tags}
-        self.assertEqual([0] * (len(tags) - 1) + [7], sorted(growth.values()), case)
-        growing = max(growth, key=growth.get)
-        if numbering is not None:
-            self.assertEqual(numbering[ntarf - 1], fields["PTEC"], case)
-            period = {"BASE": "TH..", "EJPHN": "HN..", "EJPHPM": "PM.."}.get(
-                growing, growing[-2:] + ".." if option == "HC.." else growing[3:]
-            )
-            self.assertEqual(period, fields["PTEC"], case)
-
-    def test_where_no_numbering_is_known_the_period_is_ltarfs_word(self):
-        for name in [each[0] for each in self.KNOWN if each[2] is None]:
-            for ltarf, ptec in (("HEURE CREUSE", "HC.."), ("HP HIVER", "HP..")):
-                for ntarf in range(1, 11):
-                    labels = self.labels(name, ltarf, ntarf, 0, self.INDEXES)
-                    fields = ecolinky.translate_standard(labels)
-                    self.assertEqual(ptec, fields["PTEC"], (name, ntarf))
-
-    def test_where_ntarf_is_no_index_stge_tells_it(self):
-        for name, _, numbering in self.KNOWN:
-            for ntarf in (0, 11, 15, 99):
-                for running in range(1, 11) if numbering else ():
-                    stge = (running - 1) << 10
-                    labels = self.labels(name, "X", ntarf, stge, self.INDEXES)
-                    fields = ecolinky.translate_standard(labels)
-                    self.assertEqual(numbering[running - 1], fields["PTEC"], name)
-
-    def test_the_table_says_of_each_contract_where_it_was_met(self):
-        names = [each[0] for each in self.KNOWN]
-        for contract in ecolinky.CONTRACTS:
-            with self.subTest(contract.name):
-                self.assertTrue(contract.source)
-                self.assertLessEqual(set(contract.numbering), set(ecolinky.PERIODS))
-                self.assertEqual(10, len(contract.numbering))
-                pattern = re.compile(contract.name)
-                is_met = any(pattern.fullmatch(name.upper()) for name in names)
-                self.assertTrue(is_met)
-                if IS_CLONE and contract.source.startswith("standard-"):
-                    path = os.path.join(CAPTURES, contract.source + ".tic")
-                    with open(path, "rb") as file:
-                        name = re.search(rb"NGTF\t(.{16})", file.read())[1]
-                    labels = {"NGTF": name.decode("ascii")}
-                    self.assertIs(contract, ecolinky.contract_of(labels))
-
-    def test_frozen_indexes_are_told_where_the_number_of_used_ones_is_known(self):
-        used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
-        used.update({"HC et Week-End": 3, "HC SEM WE MERCR": 6, "HC SEM WE LUNDI": 6})
-        for name, _, _ in self.contracts(random.Random(7)):
-            labels = self.labels(name.center(16), "", 1, 0, self.INDEXES)
-            frozen = sum(self.INDEXES[used.get(name, 10) :])
-            self.assertEqual(frozen, ecolinky.old_contracts(labels), name)
-        del labels["EASF05"]
-        labels["NGTF"] = "HC".center(16)
-        expected = sum(self.INDEXES[2:]) - self.INDEXES[4]
-        self.assertEqual(expected, ecolinky.old_contracts(labels))
-
-    def test_over_a_meters_life_each_counter_only_grows_by_what_was_counted(self):
-        rng = random.Random(366)
-        for name, option, _ in list(self.contracts(rng))[:40]:
-            for seconds, steps in ((2, 30), (1800, 48), (86400, 366)):
-                self.live_through(name, option, seconds, steps, rng)
-
-    def live_through(self, name, option, seconds, steps, rng):
-        """Feed a meter for so many steps; the running index changes at each."""
-        meter, now, last = ecolinky.Meter(), 100.0, None
-        indexes = [index % 1000000 for index in self.INDEXES]
-        for _ in range(steps):
-            running = rng.randrange(10)
-            stge = rng.randrange(64) << 24 | running << 10
-            ltarf = rng.choice(self.WORDS)
-            for _ in range(2):  # the second frame confirms what the first says
-                now += 1.5
-                labels = self.labels(name.center(16), ltarf, running + 1, stge, indexes)
-                meter.feed(encoded(list(labels.items())), now)
-            fields = meter.fields(now)
-            self.assertEqual(option, fields["OPTARIF"], name)
-            served = [fields[tag] for tag in INDEX_TAGS]
-            self.assertEqual(sum(indexes), sum(served), name)
-            if last is not None:
-                grown = [new - old for new, old in zip(served, last)]
-                self.assertLessEqual(0, min(grown), name)
-            last = served
-            indexes[running] += rng.randrange(1, 2 + int(0.5 * seconds))
-            now += seconds
-
-    def test_a_name_that_nobody_knows_is_said_once_and_on_the_page(self):
-        case = InputTest()
-        case.begin()
-        name, ltarf = "  OctoFlex 4    ", "    HP HIVER    "
-        groups = [encoded(standard(NGTF=name, LTARF=each)) for each in (ltarf, ltarf)]
-        case.connect(*groups * 8)
-        other = encoded(standard(NGTF=name, LTARF="    HP ETE      "))
-        case.feed(*[other] * 8)
-        said = [line for line in case.said() if "inconnu d'ecolinky" in line]
-        self.assertEqual(1, len(said))
-        for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
-            self.assertIn(part, said[0])
-        content = ecolinky.describe_input(case.snapshot(), case.now)
-        self.assertEqual("live", content["state"])
-        self.assertEqual(1, len(content["remarks"]))
-        self.assertIn("HP ETE", content["remarks"][0])
-        findings = ecolinky.judge("teleinfo1", case.snapshot())
-        warnings = [each for each in findings if each.verdict == ecolinky.WARNING]
-        self.assertEqual(1, len(warnings))
-        self.assertIn("OctoFlex 4", warnings[0].text)
-        self.assertEqual(ecolinky.OK, findings[-1].verdict)
-        case.begin()
-        case.connect(*[encoded(standard())] * 8)
-        self.assertEqual([], case.snapshot().remarks)
-
-    def test_an_option_or_a_period_that_damage_makes_changes_nothing(self):
-        for label, right in (("OPTARIF", "BASE"), ("PTEC", "TH..")):
-            for wrong in ("XXXX", "BASD", "HX..", "    ", "BB..", "EJPX"):
-                with self.subTest(label=label, wrong=wrong):
-                    case = MeterCase()
-                    case.setUp()
-                    case.feed(*[historic()] * 3, *[historic(**{label: wrong})] * 10)
-                    case.assertServes(**{label: right, "BASE": 63207})
-                    case.feed(*[historic()] * 2)
-                    case.assertServes(**{label: right, "BASE": 63207})
-
-
-class Freshness(MeterCase):
-    def test_a_cold_start_serves_within_three_clean_frames_and_not_before_two(self):
-        for groups in (historic(), historic(**THREE), standard()):
-            self.setUp()
-            self.assertServesNothing()
-            self.feed(groups)
-            self.assertServesNothing()
-            self.feed(groups, groups)
-            self.assertIsNotNone(self.meter.fields(self.now))
-
-    def test_nothing_is_served_while_a_label_that_matters_is_missing(self):
-        for label in ("ADCO", "OPTARIF", "BASE", "PTEC"):
-            self.afresh(*[frame(historic(**{label: None}))] * 5)
-            self.assertServesNothing()
-            if label != "ADCO":
-                self.assertEqual(label, self.meter.view(self.now).missing[0])
-        self.afresh(*[historic(OPTARIF="HC..", HCHC="000000012", PTEC="HC..")] * 5)
-        self.assertServesNothing()  # HCHP is an index of that tariff too
-        self.assertEqual(["HCHP"], self.meter.view(self.now).missing)
-        self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
-        self.assertServesNothing()  # one frame alone has said whose they are
-
-    def test_what_is_missing_of_a_standard_meter_has_that_meters_names(self):
-        base = dict(NGTF="      BASE      ")
-        words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
-        for without, missing in (
-            (dict(NGTF=None), ["NGTF"]),
-            (words, ["NTARF"]),
-            (dict(base, EAST=None), ["EAST"]),
-            (dict(EASF05=None), ["EASF05"]),
-            (dict(EASF01=None, EASF10=None), ["EASF01", "EASF10"]),
-            (dict(SINSTS=None, IRMS1=None), ["SINSTS"]),
-        ):
-            with self.subTest(missing):
-                self.afresh(*[standard(**without)] * 5)
-                self.assertServesNothing()
-                self.assertEqual(missing, self.meter.view(self.now).missing)
-        self.afresh(standard(), *[frame(standard(ADSC=None), "\t")] * 3)
-        # One frame alone has said whose they are: the others are not believed.
-        missing = ["ADSC", "NGTF", "PREF", "NTARF"]
-        self.assertEqual(missing, self.meter.view(self.now).missing)
-
-    def test_a_silent_meter_is_stale_after_the_timeout_and_fresh_again(self):
-        self.feed(historic(), historic())
-        self.now += 30
-        self.assertServes(BASE=63207)
-        self.now += 0.1
-        self.assertServesNothing()
-        self.feed(frame(historic(ADCO=None)))
-        self.assertServesNothing()  # whose is it? the identity comes first
-        self.feed(historic())
-        self.assertServes(BASE=63207)
-
-    def test_after_a_silence_a_grown_index_is_confirmed_before_anything_is_served(self):
-        self.feed(historic(), historic())
-        self.now += 3 * 86400
-        self.feed(historic(base="000163207"))
-        self.assertServesNothing()
-        self.feed(historic(base="000163209"))
-        self.assertServes(BASE=163207)
-
-    def test_a_power_that_is_not_read_any_more_is_that_of_the_current(self):
+    def test_the_last_group_whose_cr_alone_has_come_is_used(self):
         data = encoded(historic())
-        cut = data[: data.index(b"\nPAPP")]  # no power, and no end that would say so
-        spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
-        for lossy in (cut, spoilt):
-            self.afresh(*[lossy] * 5)
-            self.assertServesNothing()  # the meter's own may still come
-            self.afresh(data, data, *[lossy] * 14, b"\x02")
-            self.assertServes(PAPP=790)
-            self.feed(*[lossy] * 2, b"\x02")
-            self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
-        self.afresh(historic(papp="05000"), historic(PAPP=None))
-        self.assertServesNothing()  # one frame may have lost it
-        self.feed(historic(PAPP=None))
-        self.assertServes(PAPP=690)
+        self.feed(data, data)
+        self.feed(encoded(historic(IINST="007"))[: data.index(b"\nIMAX")])
+        self.meter.disconnected()
+        self.assertServes(IINST=7)
 
-    def test_a_power_a_current_or_a_period_is_as_fresh_as_the_meter(self):
-        for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
-            data = encoded(historic())
-            place = data.index(b"\n%s " % label.encode()) + len(label) + 2
-            lossy = data[:place] + b"~" + data[place + 1 :]
-            self.afresh(historic(), historic(), *[lossy] * 14)
-            self.assertIsNotNone(self.served("PAPP"), label)
-            self.feed(lossy, lossy)
-            if tag is None:
-                self.assertServesNothing()  # no period is known
-            else:
-                expected = 30 if tag == "ISOUSC" else 0  # what changes slowly is known
-                self.assertServes(**{tag: expected})
-            self.feed(historic(), historic())
-            self.assertIsNotNone(self.served("PAPP"))
+    def test_no_group_is_cut_where_a_stream_without_frames_is(self):
+        decoder = ecolinky.Decoder()
+        data = b"".join(group("BASE", "%09d" % number) for number in range(400))
+        damaged = 0
+        for start in range(0, len(data), 7):
+            damaged += sum(one.damaged for one in decoder.feed(data[start : start + 7]))
+        self.assertEqual(0, damaged)
 
-    def test_a_number_of_a_period_is_as_fresh_as_the_meter(self):
-        groups = standard(LTARF=" HEURE  CREUSE  ")
-        data = without("NTARF", without("STGE", encoded(groups)))
-        self.feed(groups, groups, *[data] * 14)
-        self.assertServes(PTEC="HP..")
-        self.feed(*[data] * 5)
-        self.assertServes(PTEC="HC..")
-
-    def test_a_meter_without_power_is_known_by_two_whole_frames(self):
-        whole = historic(PAPP=None)
-        self.feed(without("HHPHC", encoded(whole)), whole)
-        self.assertServesNothing()
-        self.feed(whole)
-        self.assertServes(PAPP=690)
-        self.afresh(whole, historic(papp="05000"), whole)
-        self.assertServesNothing()  # not two in a row
-
-    def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
-        self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
-        self.feed(*[standard(STGE=None, EAIT="000671631")] * 15)
-        self.assertServes(ADPS=4)
-        self.assertIsNotNone(self.meter.view(self.now).injection)
-        self.feed(standard(STGE=None, EAIT="000671631"))
-        self.assertServes(ADPS=0)
-        self.assertIsNone(self.meter.view(self.now).injection)
-
-    def test_of_a_current_that_is_not_read_any_more_no_power_is_made(self):
-        data = encoded(historic()).replace(b"PAPP 00790 1", b"PAPP 00790 2")
-        data = data.replace(b"IINST 003 Z", b"IINST 003 Y")
-        self.assertIn(b"IINST 003 Y", data)
-        self.feed(historic(), historic(), *[data] * 17)
-        self.assertServesNothing()
-
-    def test_where_nothing_is_drawn_no_current_is_drawn(self):
-        for groups in (historic(papp="00000", IINST="009"), standard(SINSTS="00000")):
-            self.afresh(groups, groups, groups)
-            self.assertServes(PAPP=0, IINST=0, IINST1=0)
-        self.afresh(*[historic(papp="00000", **THREE)] * 3)
-        self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
-
-    def test_a_subscription_is_waited_for_and_never_zero(self):
-        for groups, label, most in (
-            (historic(), "ISOUSC", 90),
-            (historic(**THREE), "ISOUSC", 60),
-            (standard(), "PREF", 90),
-            (standard(IRMS2="002", IRMS3="000", URMS2="231"), "PREF", 60),
-        ):
-            lossy = without(label, encoded(groups))
-            self.afresh(*[lossy] * 15)
-            self.assertServesNothing()
-            self.assertEqual([label], self.meter.view(self.now).missing)
-            self.feed(lossy)
-            self.assertServes(ISOUSC=most)
-            self.feed(groups, groups)
-            self.assertIn(self.served("ISOUSC"), (30, 10))
-
-    def test_no_label_stands_for_a_power_that_is_not_read_any_more(self):
-        groups = standard(SINST1="02087")
-        self.afresh(*[groups] * 3)
-        self.assertServes(PAPP=920)
-        self.feed(*[without("SINSTS", encoded(groups))] * 20)
-        self.assertServes(PAPP=230 * 4)
-        oldest = standard(VTIC="01", SINSTS=None, SINST1="00931")
-        self.afresh(oldest, oldest)
-        self.assertServes(PAPP=931)
-
-    def test_the_power_of_a_phase_may_be_too_high_and_is_no_damage(self):
-        groups = standard(SINSTS1="73569", SINSTS2="00012", SINSTS3="99999")
-        self.feed(*[groups] * 3)
-        self.assertServes(PAPP=920)
+    def test_the_half_frame_before_the_first_identity_is_no_damage(self):
+        data = encoded(historic()).strip(b"\x02\x03") * 3
+        self.feed(data[30:])
         self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
 
-    def test_a_notice_of_a_peak_ends_with_its_beginning(self):
-        ejp = dict(NGTF="      EJP       ", STGE="103A0401")
-        for ltarf, ntarf, pejp in (
-            (" HEURE NORMALE  ", "01", 30),
-            (" HEURE POINTE   ", "02", 0),
-        ):
-            self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
-            self.assertServes(PEJP=pejp)
 
-    def test_a_power_is_none_after_30_seconds_whatever_the_timeout(self):
-        for timeout in (5, 30, 900):
-            self.setUp()
-            self.meter = ecolinky.Meter(timeout=timeout)
-            self.feed(
-                historic(), historic(), *[without("PAPP", encoded(historic()))] * 15
-            )
-            self.assertServes(PAPP=790)
-            self.feed(*[without("PAPP", encoded(historic()))] * 2)
-            self.assertServes(PAPP=690)  # of the current
-
-    def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
-        self.meter = ecolinky.Meter(timeout=900)
-        self.feed(historic(), historic())
-        self.feed(*[without("BASE", encoded(historic()))] * 440)
-        self.assertServes(BASE=63207)
-
-    def test_a_three_phase_meter_is_never_shown_as_single_phase(self):
-        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
-        data = encoded(groups).replace(b"IRMS2", b"IRMS7")
-        self.feed(data, data)
-        self.assertServes(IINST=0, IINST1=4, IMAX=0, IMAX1=1)
-        self.afresh(standard(), standard(), standard(URMS3="210"))
-        self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # one label proves nothing
-
-    def test_short_three_phase_frames_update_and_do_not_replace(self):
-        self.feed(*[historic(**THREE)] * 2, frame(SHORT))
-        self.assertServes(IINST1=24, IINST3=5, BASE=63207, PAPP=790, ADPS=24)
-        self.feed(*[historic(**THREE)] * 2)
-        self.assertServes(IINST1=1, ADPS=0)
-
-    def test_an_overload_of_any_phase_is_an_alert_while_it_lasts(self):
-        for label in ("ADIR1", "ADIR2", "ADIR3"):
-            short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
-            self.afresh(*[historic(**THREE)] * 2, frame(short))
-            self.assertServes(ADPS=31, IINST2=31)
-            self.feed(historic(**THREE))  # as comes once in a while meanwhile
-            self.assertServes(ADPS=31, IINST2=3)
-            self.feed(historic(**THREE))
-            self.assertServes(ADPS=0, IINST2=3)
-
-    def test_an_overload_of_a_quarter_of_an_hour_is_served_as_it_is(self):
-        # 20 short frames of 0.65 s, then a whole one of 1.85 s (ERDF-NOI-CPT_02E).
-        short = frame(changed(SHORT, ADCO="021728123450"))
-        for damage in (False, True):
-            self.afresh(*[frame(THREE_PHASES)] * 3)
-            energy = 63207.0
-            for cycle in range(60):
-                for _ in range(20):
-                    self.feed(short, step=0.65)
-                    self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
-                energy += 18400 * 14.85 / 3600
-                data = frame(changed(THREE_PHASES, BASE="%09d" % energy))
-                is_damaged = damage and cycle % 4 == 1
-                self.feed(without("BASE", data) if is_damaged else data, step=1.85)
-                self.assertServes(ADPS=24, IINST1=27, PAPP=18400)
-                late = 3 if damage else 1  # cycles, of 76 Wh each
-                self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
-                self.assertLessEqual(self.served("BASE"), int(energy))
-
-    def test_two_readings_agree_only_if_no_whole_frame_came_between_that_says_other(
-        self,
-    ):
-        self.feed(*[historic(**THREE)] * 3)
-        wrong = historic(**dict(THREE, ISOUSC="45"))
-        for _ in range(4):
-            self.feed(wrong, *[frame(SHORT)] * 3, historic(**THREE), frame(SHORT))
-            self.assertServes(ISOUSC=30)
-        self.feed(wrong)
-        self.feed(*[frame(SHORT)] * 20, step=0.65)
-        self.feed(wrong)
-        self.assertServes(ISOUSC=45)
-        right = historic(**THREE)
-        self.feed(right)
-        self.now += 20.0  # of nothing: no short frames went on
-        self.feed(right)
-        self.assertServes(ISOUSC=45)
-        self.feed(right)
-        self.assertServes(ISOUSC=30)
-
-    def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
-        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
-            for place in range(4, 9):
-                clean = historic()
-                with_it = clean[:place] + [(label, data)] + clean[place:]
-                damaged = encoded(clean).replace(b"00790", b"00791")
-                self.afresh(*[with_it] * 3)
-                self.feed(*[damaged] * 3, clean, damaged, with_it, clean)
-                self.assertServes(**{label: value})
-                self.feed(damaged, clean)
-                self.assertServes(**{label: 0})
-
-    def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
-        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
-            for groups in (historic(**{label: data}), historic(**THREE, ADPS="031")):
-                whole = encoded(groups)
-                for place in range(whole.count(b"\r\n")):
-                    with self.subTest(label, place=place, groups=len(groups)):
-                        halves = split_at(place + 1, whole)
-                        self.afresh(whole, whole, halves, whole, halves)
-                        expected = {label: value} if label in dict(groups) else {}
-                        self.assertServes(**expected)
-
-    def test_one_group_that_is_always_damaged_costs_that_group_only(self):
-        for label, _ in historic():
-            self.afresh(historic(), historic())
-            for count in range(60):
-                data = encoded(historic(base="%09d" % (63207 + 3 * count)))
-                place = data.index(b"\n%s " % label.encode()) + len(label) + 3
-                self.feed(data[:place] + b"~" + data[place + 1 :])
-            if label == "PTEC":
-                self.assertServesNothing()  # an old period is none
-                continue
-            self.assertIsNotNone(self.meter.fields(self.now), label)
-            expected = 63207 if label == "BASE" else 63207 + 3 * 58
-            self.assertEqual(expected, self.served("BASE"), label)
+######## Guard #########################################################################
 
 
-class Guard(MeterCase):
+class GuardTests(MeterCase):
     def test_a_false_index_with_a_right_checksum_is_never_served(self):
         for base in ("900063207", "000063204", "000093207", "000063237", "000063208"):
             self.afresh(historic(), historic(), historic(base=base))
@@ -1522,198 +702,828 @@ class Guard(MeterCase):
         self.assertLess(counts["false PAPP"], 3)
         self.assertLess(0.95 * counts["intact"], counts["used"])
 
+    def test_an_option_or_a_period_that_damage_makes_changes_nothing(self):
+        for label, right in (("OPTARIF", "BASE"), ("PTEC", "TH..")):
+            for wrong in ("XXXX", "BASD", "HX..", "    ", "BB..", "EJPX"):
+                with self.subTest(label=label, wrong=wrong):
+                    self.afresh(*[historic()] * 3)
+                    self.feed(*[historic(**{label: wrong})] * 10)
+                    self.assertServes(**{label: right, "BASE": 63207})
+                    self.feed(*[historic()] * 2)
+                    self.assertServes(**{label: right, "BASE": 63207})
 
-######## What the tests serve and ask ##################################################
+    def test_two_readings_agree_only_if_no_whole_frame_came_between_that_says_other(
+        self,
+    ):
+        self.feed(*[historic(**THREE)] * 3)
+        wrong = historic(**dict(THREE, ISOUSC="45"))
+        for _ in range(4):
+            self.feed(wrong, *[frame(SHORT)] * 3, historic(**THREE), frame(SHORT))
+            self.assertServes(ISOUSC=30)
+        self.feed(wrong)
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.feed(wrong)
+        self.assertServes(ISOUSC=45)
+        right = historic(**THREE)
+        self.feed(right)
+        self.now += 20.0  # of nothing: no short frames went on
+        self.feed(right)
+        self.assertServes(ISOUSC=45)
+        self.feed(right)
+        self.assertServes(ISOUSC=30)
+
+    def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
+        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
+            for place in range(4, 9):
+                clean = historic()
+                with_it = clean[:place] + [(label, data)] + clean[place:]
+                damaged = encoded(clean).replace(b"00790", b"00791")
+                self.afresh(*[with_it] * 3)
+                self.feed(*[damaged] * 3, clean, damaged, with_it, clean)
+                self.assertServes(**{label: value})
+                self.feed(damaged, clean)
+                self.assertServes(**{label: 0})
+
+    def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
+        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
+            for groups in (historic(**{label: data}), historic(**THREE, ADPS="031")):
+                whole = encoded(groups)
+                for place in range(whole.count(b"\r\n")):
+                    with self.subTest(label, place=place, groups=len(groups)):
+                        halves = split_at(place + 1, whole)
+                        self.afresh(whole, whole, halves, whole, halves)
+                        expected = {label: value} if label in dict(groups) else {}
+                        self.assertServes(**expected)
+
+    def test_one_group_that_is_always_damaged_costs_that_group_only(self):
+        for label, _ in historic():
+            self.afresh(historic(), historic())
+            for count in range(60):
+                data = encoded(historic(base="%09d" % (63207 + 3 * count)))
+                place = data.index(b"\n%s " % label.encode()) + len(label) + 3
+                self.feed(data[:place] + b"~" + data[place + 1 :])
+            if label == "PTEC":
+                self.assertServesNothing()  # an old period is none
+                continue
+            self.assertIsNotNone(self.meter.fields(self.now), label)
+            expected = 63207 if label == "BASE" else 63207 + 3 * 58
+            self.assertEqual(expected, self.served("BASE"), label)
+
+    def test_an_alert_ends_with_two_whole_frames_though_the_first_ends_elsewhere(self):
+        with_it = historic(ADPS="031")
+        self.feed(*[with_it] * 3)
+        clean = historic() + [("PPOT", "00")]
+        self.feed(clean, clean)
+        self.assertServes(ADPS=0)
+
+    def test_an_index_does_not_fall_when_a_small_fall_is_caught_up_with_in_a_leap(self):
+        self.feed(*[historic(base="000001020")] * 3)
+        for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
+            self.feed(historic(base="%09d" % base))
+        for base in (1022, 1024, 1026):
+            self.feed(historic(base="%09d" % base))
+            self.assertLessEqual(1020, self.served("BASE"))
+
+    def test_a_reading_from_before_a_silence_is_not_confirmed_by_an_overload_after_it(
+        self,
+    ):
+        self.feed(*[historic(**THREE)] * 3)
+        self.feed(historic(base="000063215", **THREE))
+        self.now += 60.0
+        self.feed(frame(SHORT), historic(base="000063300", **THREE))
+        self.assertNotEqual(63215, self.served("BASE"))
+
+    def test_short_frames_give_a_reading_no_more_than_their_own_time(self):
+        self.feed(*[historic(**THREE)] * 3)
+        self.feed(historic(base="000063215", **THREE))
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.now += 11.0
+        self.feed(historic(base="000063216", **THREE), step=0.0)
+        self.assertServes(BASE=63207)
+
+    def test_zeros_that_come_each_minute_are_served_at_once(self):
+        for minute in range(10):
+            self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
+            if minute:
+                self.assertServes(PAPP=0)
+            self.feed(*[historic()] * 2)
+
+    def test_an_index_is_served_when_the_notice_behind_it_has_ended(self):
+        ejp = [
+            ("ADCO", "027811420827"),
+            ("OPTARIF", "EJP."),
+            ("ISOUSC", "30"),
+            ("EJPHN", "000100000"),
+            ("EJPHPM", "000005000"),
+        ]
+        rest = [
+            ("PTEC", "HN.."),
+            ("IINST", "003"),
+            ("IMAX", "060"),
+            ("PAPP", "00790"),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
+        ]
+        self.feed(*[ejp + [("PEJP", "30")] + rest] * 4)
+        peak = changed(ejp + rest, PTEC="PM..", EJPHPM="000005002")
+        self.feed(*[peak] * 4)
+        self.assertServes(EJPHPM=5002)
+
+    def test_a_notice_that_a_hole_follows_is_confirmed(self):
+        clean = historic()
+        with_it = clean[:4] + [("PEJP", "30")] + clean[4:]
+        self.feed(*[clean] * 3, with_it, clean, with_it)
+        self.assertServes(PEJP=30)
 
 
-def pairs(text):
-    """Return the (label, data) pairs of "label data|label data ..."."""
-    return [tuple(each.split(" ", 1)) for each in text.split("|")]
+######## Translate #####################################################################
 
 
-HC = pairs(
-    "ADCO 021728123456|OPTARIF HC..|ISOUSC 30|HCHC 012345678|HCHP 023456789|"
-    "PTEC HP..|IINST 003|IMAX 090|PAPP 00690|HHPHC A|MOTDETAT 000000"
-)
-EJP = pairs(
-    "ADCO 021728123457|OPTARIF EJP.|ISOUSC 60|EJPHN 001234567|EJPHPM 000123456|"
-    "PEJP 30|PTEC HN..|IINST 009|IMAX 039|PAPP 02070|MOTDETAT 000000"
-)
-TEMPO_3 = pairs(
-    "ADCO 021728123458|OPTARIF BBR(|ISOUSC 20|BBRHCJB 000000011|"
-    "BBRHPJB 000000022|BBRHCJW 000000033|BBRHPJW 000000044|"
-    "BBRHCJR 000000055|BBRHPJR 000000066|PTEC HPJW|DEMAIN ROUG|IINST1 010|"
-    "IINST2 004|IINST3 021|IMAX1 060|IMAX2 060|IMAX3 060|ADIR3 021|"
-    "PMAX 06000|PAPP 08050|MOTDETAT 000000|PPOT 00"
-)
-OLD_BASE = pairs(
-    "ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
-    "IINST 004|IMAX 016|MOTDETAT 000000"
-)  # no power, as in the first years
-THREE_PHASES = pairs(
-    "ADCO 021728123450|OPTARIF BASE|ISOUSC 20|BASE 000063207|PTEC TH..|IINST1 027|"
-    "IINST2 027|IINST3 027|IMAX1 060|IMAX2 060|IMAX3 060|PMAX 18500|PAPP 18400|HHPHC A|"
-    "MOTDETAT 000000|PPOT 00"
-)
-HC_FRAME = frame(HC)
-SUN = standard(EAIT="000671631", SINSTI="01840")
-
-
-def changed(groups, **changes):
-    """Return the pairs with the data of some labels changed."""
-    return [(label, changes.get(label, data)) for label, data in groups]
-
-
-def tags_of(number):
-    return ["T%d_%s" % (number, field) for field in FIELDS]
-
-
-def live(**changes):
-    """Return the 31 fields of a live single-phase HC input, that of HC_FRAME."""
-    fields = dict.fromkeys(FIELDS, 0)
-    fields.update(ADCO="021728123456", OPTARIF="HC..", PTEC="HP..", DEMAIN="----")
-    fields.update(ISOUSC=30, HCHC=12345678, HCHP=23456789, PAPP=690)
-    fields.update(IINST=3, IINST1=3, IMAX=90, IMAX1=90)
-    fields.update(HHPHC="A", MOTDETAT="000000")
-    fields.update(changes)
-    fields["PPAP"] = fields["PAPP"]
-    return fields
-
-
-BUSY = 6  # times as slow as alone a machine may be
-
-
-def wait_for(condition, within=5.0):
-    """Return the first true value of the condition; fail when there is none in time."""
-    end = time.monotonic() + within * BUSY
-    while True:
-        try:
-            value = condition()
-        except OSError:  # the answer of a moment, which a poller asks again for
-            value = None
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise AssertionError("did not happen within %s s" % within)
-        time.sleep(0.003)
-
-
-RESERVED = []  # UDP sockets: who has one has the TCP port of that number, too
-
-
-def free_port():
-    """Return a port that is free, and that no other run of these tests takes."""
-    while True:
-        port = random.SystemRandom().randrange(10000, 32000)
-        token = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            token.bind(("127.0.0.1", port))
-            probe.bind(("127.0.0.1", port))
-            RESERVED.append(token)
-            return port
-        token.close()
-
-
-Answer = namedtuple("Answer", "status headers body")
-
-
-def ask(port, path, method="GET", headers=None):
-    """Return the answer to one request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request(method, path, None, headers or {})
-        answer = connection.getresponse()
-        return Answer(answer.status, answer.headers, answer.read())
-    finally:
-        connection.close()
-
-
-def talk(port, request):
-    """Send raw bytes and return all raw bytes that come back."""
-    received = []
-    with socket.create_connection(("127.0.0.1", port), 10) as connection:
-        with contextlib.suppress(OSError):
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
-            received += iter(lambda: connection.recv(65536), b"")
-    return b"".join(received)
-
-
-def basic(login):
-    return {
-        "Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")
+class TranslateTests(MeterCase):
+    # Contracts of standard mode: the indexes, and what LTARF may say.
+    INDEXES = [12000123, 23000456, 5000789, 6000012, 700, 800, 90, 1, 2, 3]
+    WORDS = (
+        "BASE|HEURE  CREUSE|HEURE  PLEINE|HC  BLEU|HP  BLANC|BLEU HC|HP  ROUGE|"
+        "HEURE NORMALE|HEURE POINTE|HEURE WEEK-END|HP MERCREDI|HSC|HC|HEURE SOLEIL|"
+        "HEURE SEMAINE|INDEX INACTIF 2|INDEX NON CONSO|HP HIVER|"
+    ).split("|")
+    # NGTF, OPTARIF, PTEC by running index; None: LTARF tells the period.
+    ODD = ("HC..", "HP..") * 5
+    KNOWN = [
+        ("BASE", "BASE", ("TH..",) * 10),
+        ("PRODUCTEUR", "BASE", ("TH..",) * 10),
+        ("HC", "HC..", ODD),
+        ("H PLEINE/CREUSE", "HC..", ODD),
+        ("HC et Week-End", "HC..", ODD),
+        ("HC SEM WE MERCR", "HC..", ODD),
+        ("HC SEM WE LUNDI", "HC..", ODD),
+        ("SEM WE LUNDI", "HC..", ODD),
+        ("SEM WE MERCREDI", "HC..", ODD),
+        ("SEM WE VENDREDI", "HC..", ODD),
+        ("HC-12H30", "HC..", None),
+        ("H SUPER CREUSES", "HC..", None),
+        ("ZEN Flex", "HC..", None),
+        ("ZEN ESTIVAL", "HC..", None),
+        ("OPTION WEEK-END", "HC..", None),
+        ("EJP", "EJP.", ("HN..", "PM..") + ("HN..",) * 8),
+        ("TEMPO", "BBR(", tuple(tag[3:] for tag in BBR) + ("HCJB", "HPJB") * 2),
+    ]
+    UNKNOWN = (
+        "OCTOFLEX 4|OCTOTEMPO|OFFRE INCONNUE|NOUVELLE OFFRE|SUPER OFF PEAK|"
+        "2 SAISONS POINTE|HC POINTE|EJP HIVER HC|TEMPO2|TEMPO HC|BASES||POINTE|"
+        "OCTO HPHI"
+    ).split("|")
+    TAGS = {
+        "BASE": ["BASE"],
+        "HC..": ["HCHC", "HCHP"],
+        "EJP.": ["EJPHN", "EJPHPM"],
+        "BBR(": BBR,
     }
 
+    def test_the_fields_are_the_devices_in_its_order_and_complete(self):
+        self.feed(historic(), historic())
+        fields = self.meter.fields(self.now)
+        self.assertEqual(FIELDS, list(fields))
+        for tag, value in fields.items():
+            self.assertIs(str if tag in TEXTS else int, type(value), tag)
 
-@contextlib.contextmanager
-def running_server(store, login="", second=False):
-    """Serve the store on a free port and yield the port."""
-    device = ecolinky.Device("ecolinky", MAC, free_port(), False)
-    if second:
-        device = ecolinky.second_device(device, free_port())
-    program = ecolinky.Program(time.monotonic(), [device.port, 4001], {1: 8889})
-    server = ecolinky.Server("127.0.0.1", device, program, store, login)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    def test_what_a_frame_says_in_the_words_of_the_device(self):
+        ejp = dict(
+            OPTARIF="EJP ",
+            BASE=None,
+            EJPHN="000123456",
+            EJPHPM="000023456",
+            PEJP="30",
+            PTEC="HN..",
+        )
+        stamp = "H260101080000"
+        three = dict(
+            IRMS2="002",
+            IRMS3="000",
+            PREF="12",
+            SMAXSN=None,
+            SMAXSN1=("02300", stamp),
+            SMAXSN2=("00000", stamp),
+        )
+        for groups, expected in (
+            (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
+            (historic(), dict(IINST=3, IINST1=3, IINST2=0, IMAX=60, IMAX1=60, IMAX2=0)),
+            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # 0 is no meter to Jeedom
+            (historic(IMAX=None), dict(IMAX=1)),
+            (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
+            (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
+            (historic(**dict(THREE, PAPP=None)), dict(PAPP=230 * (1 + 3 + 4))),
+            (historic(**dict(THREE, PPOT="0A")), dict(PPOT=10)),
+            (
+                standard(),
+                dict(
+                    ADCO="041761123456",
+                    OPTARIF="HC..",
+                    PTEC="HP..",
+                    BASE=0,
+                    ISOUSC=30,
+                    HCHC=1000,
+                    HCHP=2000,
+                    PAPP=920,
+                    IINST=4,
+                    IMAX=20,
+                    DEMAIN="----",
+                    PEJP=0,
+                    ADPS=0,
+                ),
+            ),
+            (standard(SMAXSN=("00000", stamp)), dict(IMAX=1)),
+            (
+                standard(PREF="10", IRMS2="002", IRMS3="000", URMS2="231"),
+                dict(ISOUSC=17),  # a third of 50 A, rounded
+            ),
+            (
+                standard(
+                    NGTF="      BASE      ",
+                    LTARF="      BASE      ",
+                    NTARF="01",
+                    EAST="000003001",  # a Wh more than its EASF
+                ),
+                dict(BASE=3001),
+            ),
+            (
+                standard(**three),
+                dict(
+                    ISOUSC=20,
+                    IINST=0,
+                    IINST1=4,
+                    IINST2=2,
+                    IINST3=0,
+                    IMAX=0,
+                    IMAX1=10,
+                    IMAX2=1,
+                    IMAX3=1,
+                ),
+            ),
+            (
+                standard(URMS1=None, IRMS2="002", IRMS3="000"),
+                dict(IINST=0, IINST1=4, IINST2=2),
+            ),
+            (standard(STGE="463A0800"), dict(DEMAIN="BLEU", PEJP=0)),
+            (standard(STGE="9B3A9000"), dict(DEMAIN="BLAN", PEJP=30)),
+            (standard(STGE="0F3A0000"), dict(DEMAIN="ROUG")),
+            (standard(STGE="013A0000"), dict(DEMAIN="----")),
+            (standard(STGE="083A0401"), dict(DEMAIN="BLAN", PEJP=0)),
+            (standard(STGE="203A0401"), dict(DEMAIN="----", PEJP=30)),
+            (standard(STGE="003A0481"), dict(ADPS=4)),
+            (
+                standard(
+                    VTIC="01",
+                    SINSTS=None,
+                    SMAXSN=None,
+                    SINST1="00777",
+                    SMAXN=("02300", stamp),
+                ),
+                dict(PAPP=777, IMAX=10),
+            ),
+            (standard(SINSTS=None), dict(PAPP=230 * 4)),
+            (standard(NTARF=None, LTARF="    INCONNU     "), dict(PTEC="HP..")),
+            (
+                standard(NTARF=None, STGE=None, NGTF="      BASE      "),
+                dict(OPTARIF="BASE", PTEC="TH..", BASE=3000),
+            ),
+            (
+                standard(NTARF=None, STGE=None, NGTF="EJP".ljust(16)),
+                dict(OPTARIF="EJP.", PTEC="HN..", EJPHN=1000, EJPHPM=2000),
+            ),
+            (
+                standard(
+                    NTARF=None,
+                    STGE=None,
+                    NGTF="EJP".ljust(16),
+                    LTARF="POINTE".ljust(16),
+                ),
+                dict(OPTARIF="EJP.", PTEC="PM.."),
+            ),
+            (
+                standard(
+                    NGTF="     TEMPO      ",
+                    LTARF="    HP  ROUGE   ",
+                    NTARF=None,
+                    STGE=None,
+                ),
+                dict(OPTARIF="BBR(", PTEC="HPJR"),
+            ),
+        ):
+            with self.subTest(expected):
+                self.afresh(groups, groups, groups)
+                self.assertServes(**expected)
+
+    def test_every_tariff_of_standard_mode(self):
+        tempo = "HC  BLEU|HP  BLEU|HC  BLANC|HP  BLANC|HC  ROUGE|HP  ROUGE".split("|")
+        periods = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
+        cases = [
+            ("BASE", "BASE", 1, "BASE", "TH.."),
+            ("base", "base", 1, "BASE", "TH.."),
+            ("H PLEINE/CREUSE", "HEURE  CREUSE", 1, "HC..", "HC.."),
+            ("H PLEINE/CREUSE", "INDEX INACTIF 1", 1, "HC..", "HC.."),
+            ("H PLEINE/CREUSE", "INDEX INACTIF 2", 2, "HC..", "HP.."),
+            ("H PLEINE/CREUSE", "INDEX INACTIF X", 10, "HC..", "HP.."),
+            ("HC", "BASE", 1, "HC..", "HC.."),
+            ("HC", "BASE", 2, "HC..", "HP.."),
+            ("EJP", "HEURE NORMALE", 1, "EJP.", "HN.."),
+            ("EJP", "HEURE POINTE", 2, "EJP.", "PM.."),
+            ("PRODUCTEUR", "INDEX NON CONSO", 1, "BASE", "TH.."),
+            ("HC et Week-End", "HEURE WEEK-END", 3, "HC..", "HC.."),
+            ("HC SEM WE MERCR", "HP MERCREDI", 6, "HC..", "HP.."),
+            ("HC SEM WE LUNDI", "HC LUNDI", 5, "HC..", "HC.."),
+            ("H SUPER CREUSES", "SUPER CREUSE", 3, "HC..", "HC.."),
+            ("ZEN Flex", "HP SOBRIETE", 4, "HC..", "HP.."),
+            ("ZEN Flex", "HC ECO", 1, "HC..", "HC.."),
+            ("OFFRE HC SPECIAL", "HP ETE", 3, "HC..", "HP.."),
+            ("OFFRE HC SPECIAL", "HC ETE", 2, "HC..", "HC.."),
+            ("BASE", "HEURE POINTE", 2, "BASE", "TH.."),
+            ("NOUVELLE OFFRE", "PERIODE 4", 4, "BASE", "TH.."),
+            ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "BASE", "TH.."),
+            ("OCTOTEMPO", "HP ROUGE", 1, "BASE", "TH.."),
+            ("2 SAISONS POINTE", "HC HIVER", 3, "BASE", "TH.."),
+            ("SEM WE VENDREDI", "HEURE WEEK-END", 3, "HC..", "HC.."),
+            ("HC-12H30", "HEURE PLEINE", 2, "HC..", "HP.."),
+            ("OPTION WEEK-END", "HEURE SEMAINE", 2, "HC..", "HP.."),
+            ("HC PERSO", "HP ETE", 3, "HC..", "HP.."),
+            ("ZEN  estival", "HC HIVER", 2, "HC..", "HC.."),
+            ("TEMPO", "BLEU HC", 1, "BBR(", "HCJB"),
+        ]
+        cases += [
+            ("TEMPO", word, number + 1, "BBR(", periods[number])
+            for number, word in enumerate(tempo)
+        ]
+        easf = {"EASF%02d" % n: "%09d" % (n * 111) for n in range(1, 11)}
+        for ngtf, ltarf, ntarf, option, period in cases:
+            with self.subTest(ngtf=ngtf, ltarf=ltarf):
+                stge = "%08X" % (0x003A0001 | ntarf - 1 << 10)
+                groups = standard(
+                    NGTF=ngtf.center(16),
+                    LTARF=ltarf.center(16),
+                    NTARF="%02d" % ntarf,
+                    STGE=stge,
+                    EAST="000006105",
+                    **easf,
+                )
+                self.afresh(groups, groups)
+                self.assertServes(OPTARIF=option, PTEC=period)
+                fields = self.meter.fields(self.now)
+                self.assertEqual(6105, sum(fields[tag] for tag in INDEX_TAGS))
+
+    def test_what_is_injected_has_fields_of_its_own(self):
+        self.feed(standard(), standard())
+        self.assertIsNone(self.meter.view(self.now).injection)
+        three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", "H260101080000"))
+        for more, expected in (
+            ({}, dict(IINST=8, IINST1=8, IINST2=0, ISOUSC=30, IMAX=20)),
+            (three, dict(IINST=0, IINST1=3, IINST2=3, IINST3=3, ISOUSC=10, IMAX=0)),
+        ):
+            self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 2)
+            fields = self.meter.view(self.now).injection
+            self.assertEqual(FIELDS, list(fields))
+            expected.update(
+                ADCO="041761123456",
+                OPTARIF="BASE",
+                PTEC="TH..",
+                BASE=671631,
+                PAPP=1840,
+                PPAP=1840,
+                HCHC=0,
+            )
+            self.assertEqual(expected, {tag: fields[tag] for tag in expected})
+            self.assertIsNone(self.meter.view(self.now + 31).injection)
+        self.afresh(*[standard(EAIT="000671631")] * 3)
+        self.assertIsNone(self.meter.view(self.now).injection)
+
+    def test_a_view_says_the_mode_and_the_verified_labels(self):
+        for groups, mode in ((historic(), "historic"), (standard(), "standard")):
+            self.setUp()
+            self.assertEqual(None, self.meter.view(self.now).mode)
+            self.feed(groups, groups)
+            view = self.meter.view(self.now)
+            said = {each[0]: each[1] for each in groups}
+            said.update(dict(DATE="H260101120000") if mode == "standard" else {})
+            self.assertEqual((mode, said, []), (view.mode, view.labels, view.missing))
+            stale = self.meter.view(self.now + 31)
+            self.assertEqual((mode, {}, None), (stale.mode, stale.labels, stale.fields))
+
+    def made_up(self, rng):
+        """Return a name that no contract has: words of several, and random letters."""
+        letters = "ABCDEFGILMNOPRSTUVYZ0123456789/-."
+        words = "TEMPO EJP POINTE OCTO FLEX SOLEIL WEEK END HIVER ETE ECO MAX".split()
+        word = "".join(rng.choice(letters) for _ in range(rng.randint(1, 7)))
+        return " ".join([rng.choice(words), word])[:16].strip()
+
+    def spelled(self, name, rng):
+        """Return the name as some meter may spell it, in 16 characters."""
+        name = rng.choice((name, name.lower(), name.title()))
+        if len(name) < 15:
+            name = name.replace(" ", rng.choice((" ", "  ")), 1)
+        return rng.choice((name.ljust, name.rjust, name.center))(16)
+
+    def labels(self, name, ltarf, ntarf, stge, indexes):
+        labels = {
+            "ADSC": "041761123456",
+            "NGTF": name,
+            "LTARF": ltarf.center(16),
+            "EAST": "%09d" % sum(indexes),
+            "IRMS1": "004",
+            "PREF": "06",
+            "SINSTS": "00920",
+            "STGE": "%08X" % stge,
+            "NTARF": "%02d" % ntarf,
+        }
+        labels.update(("EASF%02d" % n, "%09d" % e) for n, e in enumerate(indexes, 1))
+        return labels
+
+    def contracts(self, rng):
+        """Yield a name, its OPTARIF and its numbering: known, then made up."""
+        yield from self.KNOWN
+        unknown = list(self.UNKNOWN) + [self.made_up(rng) for _ in range(300)]
+        for name in unknown:
+            yield name, "BASE", ("TH..",) * 10
+
+    def test_a_contract_is_the_same_at_every_hour(self):
+        rng = random.Random(20)
+        for name, option, numbering in self.contracts(rng):
+            is_made_up = name not in [each[0] for each in self.KNOWN]
+            texts = self.WORDS + [self.made_up(rng) for _ in range(3)]
+            for ltarf in rng.sample(texts, 3) if is_made_up else texts:
+                for ntarf in range(16):
+                    # Colours of today and tomorrow, notices, and any running index.
+                    stge = rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
+                    self.check(
+                        self.spelled(name, rng), option, numbering, ltarf, ntarf, stge
+                    )
+
+    def check(self, name, option, numbering, ltarf, ntarf, stge):
+        labels = self.labels(name, ltarf, ntarf, stge, self.INDEXES)
+        fields = ecolinky.translate_standard(labels)
+        case = (name, ltarf, ntarf, stge)
+        self.assertEqual(option, fields["OPTARIF"], case)
+        tags = self.TAGS[option]
+        self.assertEqual(sum(self.INDEXES), sum(fields[tag] for tag in tags), case)
+        self.assertEqual(0, sum(fields[tag] for tag in set(INDEX_TAGS) - set(tags)))
+        if not 1 <= ntarf <= 10:
+            return
+        self.assertIsNotNone(fields["PTEC"], case)
+        grown = list(self.INDEXES)
+        grown[ntarf - 1] += 7
+        after = ecolinky.translate_standard(
+            self.labels(name, ltarf, ntarf, stge, grown)
+        )
+        growth = {tag: after[tag] - fields[tag] for tag in tags}
+        self.assertEqual([0] * (len(tags) - 1) + [7], sorted(growth.values()), case)
+        growing = max(growth, key=growth.get)
+        if numbering is not None:
+            self.assertEqual(numbering[ntarf - 1], fields["PTEC"], case)
+            period = {"BASE": "TH..", "EJPHN": "HN..", "EJPHPM": "PM.."}.get(
+                growing, growing[-2:] + ".." if option == "HC.." else growing[3:]
+            )
+            self.assertEqual(period, fields["PTEC"], case)
+
+    def test_where_no_numbering_is_known_the_period_is_ltarfs_word(self):
+        for name in [each[0] for each in self.KNOWN if each[2] is None]:
+            for ltarf, ptec in (("HEURE CREUSE", "HC.."), ("HP HIVER", "HP..")):
+                for ntarf in range(1, 11):
+                    labels = self.labels(name, ltarf, ntarf, 0, self.INDEXES)
+                    fields = ecolinky.translate_standard(labels)
+                    self.assertEqual(ptec, fields["PTEC"], (name, ntarf))
+
+    def test_where_ntarf_is_no_index_stge_tells_it(self):
+        for name, _, numbering in self.KNOWN:
+            for ntarf in (0, 11, 15, 99):
+                for running in range(1, 11) if numbering else ():
+                    stge = (running - 1) << 10
+                    labels = self.labels(name, "X", ntarf, stge, self.INDEXES)
+                    fields = ecolinky.translate_standard(labels)
+                    self.assertEqual(numbering[running - 1], fields["PTEC"], name)
+
+    def test_the_table_says_of_each_contract_where_it_was_met(self):
+        names = [each[0] for each in self.KNOWN]
+        for contract in ecolinky.CONTRACTS:
+            with self.subTest(contract.name):
+                self.assertTrue(contract.source)
+                self.assertLessEqual(set(contract.numbering), set(ecolinky.PERIODS))
+                self.assertEqual(10, len(contract.numbering))
+                pattern = re.compile(contract.name)
+                is_met = any(pattern.fullmatch(name.upper()) for name in names)
+                self.assertTrue(is_met)
+                if IS_CLONE and contract.source.startswith("standard-"):
+                    path = os.path.join(CAPTURES, contract.source + ".tic")
+                    with open(path, "rb") as file:
+                        name = re.search(rb"NGTF\t(.{16})", file.read())[1]
+                    labels = {"NGTF": name.decode("ascii")}
+                    self.assertIs(contract, ecolinky.contract_of(labels))
+
+    def test_frozen_indexes_are_told_where_the_number_of_used_ones_is_known(self):
+        used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
+        used.update({"HC et Week-End": 3, "HC SEM WE MERCR": 6, "HC SEM WE LUNDI": 6})
+        for name, _, _ in self.contracts(random.Random(7)):
+            labels = self.labels(name.center(16), "", 1, 0, self.INDEXES)
+            frozen = sum(self.INDEXES[used.get(name, 10) :])
+            self.assertEqual(frozen, ecolinky.old_contracts(labels), name)
+        del labels["EASF05"]
+        labels["NGTF"] = "HC".center(16)
+        expected = sum(self.INDEXES[2:]) - self.INDEXES[4]
+        self.assertEqual(expected, ecolinky.old_contracts(labels))
+
+    def test_over_a_meters_life_each_counter_only_grows_by_what_was_counted(self):
+        rng = random.Random(366)
+        for name, option, _ in list(self.contracts(rng))[:40]:
+            for seconds, steps in ((2, 30), (1800, 48), (86400, 366)):
+                self.live_through(name, option, seconds, steps, rng)
+
+    def live_through(self, name, option, seconds, steps, rng):
+        """Feed a meter for so many steps; the running index changes at each."""
+        meter, now, last = ecolinky.Meter(), 100.0, None
+        indexes = [index % 1000000 for index in self.INDEXES]
+        for _ in range(steps):
+            running = rng.randrange(10)
+            stge = rng.randrange(64) << 24 | running << 10
+            ltarf = rng.choice(self.WORDS)
+            for _ in range(2):  # the second frame confirms what the first says
+                now += 1.5
+                labels = self.labels(name.center(16), ltarf, running + 1, stge, indexes)
+                meter.feed(encoded(list(labels.items())), now)
+            fields = meter.fields(now)
+            self.assertEqual(option, fields["OPTARIF"], name)
+            served = [fields[tag] for tag in INDEX_TAGS]
+            self.assertEqual(sum(indexes), sum(served), name)
+            if last is not None:
+                grown = [new - old for new, old in zip(served, last)]
+                self.assertLessEqual(0, min(grown), name)
+            last = served
+            indexes[running] += rng.randrange(1, 2 + int(0.5 * seconds))
+            now += seconds
 
 
-def a_snapshot(fields=None, age=0.0, **changes):
-    """Return what a reader publishes; fields None is an input that never was live."""
-    view = ecolinky.View("historic", {}, fields, [], changes.pop("injection", None))
-    shown = ecolinky.Snapshot(
-        source="esp:8888",
-        timeout=30.0,
-        time=time.monotonic() - age,
-        view=view,
-        shows_injection=False,
-        reason=ecolinky.ALL_WELL,
-        ever_served=fields is not None,
-        evictions=0,
-        remarks=[],
-        counters={
-            "frames": 9,
-            "groups": 99,
-            "refused": {"checksum": 1, "form": 2, "implausible": 3},
-            "connections": 4,
-        },
-        last_view=view,
-        last_time=time.monotonic() - age,
-        minutes=(),
-        running_minute=int(time.monotonic() // 60),
-        today=None,
-    )
-    return shown._replace(**changes)
+######## Meter #########################################################################
 
 
-def publish(store, number=1, fields=None, age=0.0, **changes):
-    store.publish(number, a_snapshot(fields, age, **changes))
+class MeterTests(MeterCase):
+    def test_a_cold_start_serves_within_three_clean_frames_and_not_before_two(self):
+        for groups in (historic(), historic(**THREE), standard()):
+            self.setUp()
+            self.assertServesNothing()
+            self.feed(groups)
+            self.assertServesNothing()
+            self.feed(groups, groups)
+            self.assertIsNotNone(self.meter.fields(self.now))
+
+    def test_nothing_is_served_while_a_label_that_matters_is_missing(self):
+        for label in ("ADCO", "OPTARIF", "BASE", "PTEC"):
+            self.afresh(*[frame(historic(**{label: None}))] * 5)
+            self.assertServesNothing()
+            if label != "ADCO":
+                self.assertEqual(label, self.meter.view(self.now).missing[0])
+        self.afresh(*[historic(OPTARIF="HC..", HCHC="000000012", PTEC="HC..")] * 5)
+        self.assertServesNothing()  # HCHP is an index of that tariff too
+        self.assertEqual(["HCHP"], self.meter.view(self.now).missing)
+        self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
+        self.assertServesNothing()  # one frame alone has said whose they are
+
+    def test_what_is_missing_of_a_standard_meter_has_that_meters_names(self):
+        base = dict(NGTF="      BASE      ")
+        words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
+        for without, missing in (
+            (dict(NGTF=None), ["NGTF"]),
+            (words, ["NTARF"]),
+            (dict(base, EAST=None), ["EAST"]),
+            (dict(EASF05=None), ["EASF05"]),
+            (dict(EASF01=None, EASF10=None), ["EASF01", "EASF10"]),
+            (dict(SINSTS=None, IRMS1=None), ["SINSTS"]),
+        ):
+            with self.subTest(missing):
+                self.afresh(*[standard(**without)] * 5)
+                self.assertServesNothing()
+                self.assertEqual(missing, self.meter.view(self.now).missing)
+        self.afresh(standard(), *[frame(standard(ADSC=None), "\t")] * 3)
+        # One frame alone has said whose they are: the others are not believed.
+        missing = ["ADSC", "NGTF", "PREF", "NTARF"]
+        self.assertEqual(missing, self.meter.view(self.now).missing)
+
+    def test_a_silent_meter_is_stale_after_the_timeout_and_fresh_again(self):
+        self.feed(historic(), historic())
+        self.now += 30
+        self.assertServes(BASE=63207)
+        self.now += 0.1
+        self.assertServesNothing()
+        self.feed(frame(historic(ADCO=None)))
+        self.assertServesNothing()  # whose is it? the identity comes first
+        self.feed(historic())
+        self.assertServes(BASE=63207)
+
+    def test_after_a_silence_a_grown_index_is_confirmed_before_anything_is_served(self):
+        self.feed(historic(), historic())
+        self.now += 3 * 86400
+        self.feed(historic(base="000163207"))
+        self.assertServesNothing()
+        self.feed(historic(base="000163209"))
+        self.assertServes(BASE=163207)
+
+    def test_a_power_that_is_not_read_any_more_is_that_of_the_current(self):
+        data = encoded(historic())
+        cut = data[: data.index(b"\nPAPP")]  # no power, and no end that would say so
+        spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
+        for lossy in (cut, spoilt):
+            self.afresh(*[lossy] * 5)
+            self.assertServesNothing()  # the meter's own may still come
+            self.afresh(data, data, *[lossy] * 14, b"\x02")
+            self.assertServes(PAPP=790)
+            self.feed(*[lossy] * 2, b"\x02")
+            self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
+        self.afresh(historic(papp="05000"), historic(PAPP=None))
+        self.assertServesNothing()  # one frame may have lost it
+        self.feed(historic(PAPP=None))
+        self.assertServes(PAPP=690)
+
+    def test_a_power_a_current_or_a_period_is_as_fresh_as_the_meter(self):
+        for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
+            data = encoded(historic())
+            place = data.index(b"\n%s " % label.encode()) + len(label) + 2
+            lossy = data[:place] + b"~" + data[place + 1 :]
+            self.afresh(historic(), historic(), *[lossy] * 14)
+            self.assertIsNotNone(self.served("PAPP"), label)
+            self.feed(lossy, lossy)
+            if tag is None:
+                self.assertServesNothing()  # no period is known
+            else:
+                expected = 30 if tag == "ISOUSC" else 0  # what changes slowly is known
+                self.assertServes(**{tag: expected})
+            self.feed(historic(), historic())
+            self.assertIsNotNone(self.served("PAPP"))
+
+    def test_a_number_of_a_period_is_as_fresh_as_the_meter(self):
+        groups = standard(LTARF=" HEURE  CREUSE  ")
+        data = without("NTARF", without("STGE", encoded(groups)))
+        self.feed(groups, groups, *[data] * 14)
+        self.assertServes(PTEC="HP..")
+        self.feed(*[data] * 5)
+        self.assertServes(PTEC="HC..")
+
+    def test_a_meter_without_power_is_known_by_two_whole_frames(self):
+        whole = historic(PAPP=None)
+        self.feed(without("HHPHC", encoded(whole)), whole)
+        self.assertServesNothing()
+        self.feed(whole)
+        self.assertServes(PAPP=690)
+        self.afresh(whole, historic(papp="05000"), whole)
+        self.assertServesNothing()  # not two in a row
+
+    def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
+        self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
+        self.feed(*[standard(STGE=None, EAIT="000671631")] * 15)
+        self.assertServes(ADPS=4)
+        self.assertIsNotNone(self.meter.view(self.now).injection)
+        self.feed(standard(STGE=None, EAIT="000671631"))
+        self.assertServes(ADPS=0)
+        self.assertIsNone(self.meter.view(self.now).injection)
+
+    def test_of_a_current_that_is_not_read_any_more_no_power_is_made(self):
+        data = encoded(historic()).replace(b"PAPP 00790 1", b"PAPP 00790 2")
+        data = data.replace(b"IINST 003 Z", b"IINST 003 Y")
+        self.assertIn(b"IINST 003 Y", data)
+        self.feed(historic(), historic(), *[data] * 17)
+        self.assertServesNothing()
+
+    def test_where_nothing_is_drawn_no_current_is_drawn(self):
+        for groups in (historic(papp="00000", IINST="009"), standard(SINSTS="00000")):
+            self.afresh(groups, groups, groups)
+            self.assertServes(PAPP=0, IINST=0, IINST1=0)
+        self.afresh(*[historic(papp="00000", **THREE)] * 3)
+        self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
+
+    def test_a_subscription_is_waited_for_and_never_zero(self):
+        for groups, label, most in (
+            (historic(), "ISOUSC", 90),
+            (historic(**THREE), "ISOUSC", 60),
+            (standard(), "PREF", 90),
+            (standard(IRMS2="002", IRMS3="000", URMS2="231"), "PREF", 60),
+        ):
+            lossy = without(label, encoded(groups))
+            self.afresh(*[lossy] * 15)
+            self.assertServesNothing()
+            self.assertEqual([label], self.meter.view(self.now).missing)
+            self.feed(lossy)
+            self.assertServes(ISOUSC=most)
+            self.feed(groups, groups)
+            self.assertIn(self.served("ISOUSC"), (30, 10))
+
+    def test_no_label_stands_for_a_power_that_is_not_read_any_more(self):
+        groups = standard(SINST1="02087")
+        self.afresh(*[groups] * 3)
+        self.assertServes(PAPP=920)
+        self.feed(*[without("SINSTS", encoded(groups))] * 20)
+        self.assertServes(PAPP=230 * 4)
+        oldest = standard(VTIC="01", SINSTS=None, SINST1="00931")
+        self.afresh(oldest, oldest)
+        self.assertServes(PAPP=931)
+
+    def test_the_power_of_a_phase_may_be_too_high_and_is_no_damage(self):
+        groups = standard(SINSTS1="73569", SINSTS2="00012", SINSTS3="99999")
+        self.feed(*[groups] * 3)
+        self.assertServes(PAPP=920)
+        self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
+
+    def test_a_notice_of_a_peak_ends_with_its_beginning(self):
+        ejp = dict(NGTF="      EJP       ", STGE="103A0401")
+        for ltarf, ntarf, pejp in (
+            (" HEURE NORMALE  ", "01", 30),
+            (" HEURE POINTE   ", "02", 0),
+        ):
+            self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
+            self.assertServes(PEJP=pejp)
+
+    def test_a_power_is_none_after_30_seconds_whatever_the_timeout(self):
+        for timeout in (5, 30, 900):
+            self.setUp()
+            self.meter = ecolinky.Meter(timeout=timeout)
+            self.feed(
+                historic(), historic(), *[without("PAPP", encoded(historic()))] * 15
+            )
+            self.assertServes(PAPP=790)
+            self.feed(*[without("PAPP", encoded(historic()))] * 2)
+            self.assertServes(PAPP=690)  # of the current
+
+    def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
+        self.meter = ecolinky.Meter(timeout=900)
+        self.feed(historic(), historic())
+        self.feed(*[without("BASE", encoded(historic()))] * 440)
+        self.assertServes(BASE=63207)
+
+    def test_a_three_phase_meter_is_never_shown_as_single_phase(self):
+        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+        data = encoded(groups).replace(b"IRMS2", b"IRMS7")
+        self.feed(data, data)
+        self.assertServes(IINST=0, IINST1=4, IMAX=0, IMAX1=1)
+        self.afresh(standard(), standard(), standard(URMS3="210"))
+        self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # one label proves nothing
+
+    def test_short_three_phase_frames_update_and_do_not_replace(self):
+        self.feed(*[historic(**THREE)] * 2, frame(SHORT))
+        self.assertServes(IINST1=24, IINST3=5, BASE=63207, PAPP=790, ADPS=24)
+        self.feed(*[historic(**THREE)] * 2)
+        self.assertServes(IINST1=1, ADPS=0)
+
+    def test_an_overload_of_any_phase_is_an_alert_while_it_lasts(self):
+        for label in ("ADIR1", "ADIR2", "ADIR3"):
+            short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
+            self.afresh(*[historic(**THREE)] * 2, frame(short))
+            self.assertServes(ADPS=31, IINST2=31)
+            self.feed(historic(**THREE))  # as comes once in a while meanwhile
+            self.assertServes(ADPS=31, IINST2=3)
+            self.feed(historic(**THREE))
+            self.assertServes(ADPS=0, IINST2=3)
+
+    def test_an_overload_of_a_quarter_of_an_hour_is_served_as_it_is(self):
+        # 20 short frames of 0.65 s, then a whole one of 1.85 s (ERDF-NOI-CPT_02E).
+        short = frame(changed(SHORT, ADCO="021728123450"))
+        for damage in (False, True):
+            self.afresh(*[frame(THREE_PHASES)] * 3)
+            energy = 63207.0
+            for cycle in range(60):
+                for _ in range(20):
+                    self.feed(short, step=0.65)
+                    self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
+                energy += 18400 * 14.85 / 3600
+                data = frame(changed(THREE_PHASES, BASE="%09d" % energy))
+                is_damaged = damage and cycle % 4 == 1
+                self.feed(without("BASE", data) if is_damaged else data, step=1.85)
+                self.assertServes(ADPS=24, IINST1=27, PAPP=18400)
+                late = 3 if damage else 1  # cycles, of 76 Wh each
+                self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
+                self.assertLessEqual(self.served("BASE"), int(energy))
+
+    def test_in_overload_a_short_timeout_loses_no_power(self):
+        self.meter = ecolinky.Meter(timeout=5)
+        self.feed(*[historic(papp="05000", **THREE)] * 3)
+        self.feed(*[frame(SHORT)] * 20, step=0.65)
+        self.feed(without("PAPP", encoded(historic(**THREE))), step=1.85)
+        self.assertServes(PAPP=5000)
+
+    def test_another_meters_subscription_is_waited_for_too(self):
+        self.feed(*[historic()] * 20)
+        self.now += 60
+        other = historic(ADCO="021728999999", ISOUSC="45")
+        self.feed(*[without("ISOUSC", encoded(other))] * 12)
+        self.assertServesNothing()
+
+    def test_a_power_that_comes_and_is_not_believed_is_not_made_of_currents(self):
+        self.feed(*[historic()] * 3)
+        for number in range(40):
+            self.feed(historic(papp="%05d" % (10000 + 9000 * (number % 2))))
+        self.assertServesNothing()
 
 
-######## An input between two frames: no socket, no thread, no clock ###################
-
-
-Shown = collections.namedtuple("Shown", "state fields")
-
-
-def shown(inputs, number):
-    """Return what an input shows, with the name of its state."""
-    if number not in inputs:
-        return Shown("absent", ecolinky.EMPTY)
-    fields = inputs[number]
-    return Shown("stale", ecolinky.EMPTY) if fields is None else Shown("live", fields)
+######## Diagnosis #####################################################################
 
 
 class InputCase(unittest.TestCase):
     """An Input, its clock, and the lines that it says."""
 
     def setUp(self):
+        super().setUp()
         self.begin()
 
     def begin(self, second=ecolinky.NO_INPUT, timeout=30.0):
@@ -1748,19 +1558,7 @@ class InputCase(unittest.TestCase):
         return shown(ecolinky.served({1: self.snapshot()}, self.now), number)
 
 
-class InputTest(InputCase):
-    def test_a_clean_line_is_served_and_said_in_one_line(self):
-        self.connect(HC_FRAME)
-        self.assertIn("attendent confirmation", str(self.snapshot().reason))
-        self.feed(*[HC_FRAME] * 30)
-        self.assertEqual(self.shown(), ("live", live()))
-        served = (
-            "compteur 021728123456, mode historique, tarif Heures creuses (HC..), ses"
-            " valeurs sont transmises"
-        )
-        self.assertEqual(self.said(), [served])
-        self.assertEqual(self.snapshot().reason, ecolinky.ALL_WELL)
-
+class DiagnosisTests(InputCase):
     def test_what_comes_and_is_no_tic_is_said_with_what_to_do(self):
         noise = random.Random(1)
         no_spaces = encoded(standard()).replace(b" ", b"_")
@@ -1804,12 +1602,6 @@ class InputTest(InputCase):
                 self.assertIn(hint, str(self.snapshot().reason))
                 self.assertEqual("stale", self.shown().state)
 
-    def test_a_flood_is_worth_a_new_connection(self):
-        self.input.connected(self.now)
-        with self.assertRaises(ecolinky.LinkError) as caught:
-            self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
-        self.assertIn("vérifier port", str(caught.exception))
-
     def test_why_nothing_comes_is_said_in_french(self):
         for error, words in (
             (
@@ -1830,6 +1622,142 @@ class InputTest(InputCase):
             if isinstance(error, OSError):
                 self.assertNotIn(str(error.args[-1]), said)
             self.assertIn(words, str(self.snapshot().reason))
+
+    def test_an_end_that_never_comes_is_said_though_values_come(self):
+        cut = [pair for pair in HC if pair[0] not in ("HHPHC", "MOTDETAT")]
+        self.connect(*[frame(cut)] * 10)
+        self.assertEqual([], self.said(logging.WARNING))  # too early to say
+        self.feed(*[frame(cut)] * 10)
+        (said,) = self.said(logging.WARNING)
+        self.assertIn("la fin des trames manque", said)
+        self.assertIn("RX Receive Timeout à 0", said)
+        self.assertEqual("live", self.shown().state)
+        self.begin()
+        self.connect(
+            *[HC_FRAME.replace(b"MOTDETAT", b"MOTDETAU")] * 2, *[HC_FRAME] * 20
+        )
+        self.assertEqual([], self.said(logging.WARNING))
+
+    def test_what_came_before_the_last_good_frame_tells_nothing(self):
+        noise = random.Random(1)
+        self.connect(bytes(noise.randrange(256) for _ in range(900)), *[HC_FRAME] * 3)
+        self.feed(*[b"\0" * 20] * 15)
+        self.assertEqual(ecolinky.STUCK, self.snapshot().reason)
+
+    def test_indexes_that_do_not_add_up_are_said(self):
+        self.connect(*[encoded(standard(EASF02="000002777"))] * 30)
+        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+        self.begin()
+        self.connect(*[encoded(standard())] * 5)
+        self.feed(*[encoded(standard(EASF02="000002777"))] * 200)
+        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+
+    def test_a_total_or_an_index_that_is_lost_without_a_trace_is_said(self):
+        for label in ("EAST", "EASF02"):
+            self.begin()
+            self.connect(*[encoded(standard())] * 5)
+            for growth in range(1, 60):
+                total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
+                grown = {each: "%09d" % value for each, value in total.items()}
+                self.feed(encoded(standard(**{**grown, label: None})))
+            self.assertIsNone(self.input.view.fields)
+            expected = "des groupes manquent (%s), aucun n'est abîmé" % label
+            self.assertIn(expected, str(self.snapshot().reason))
+            self.assertIn(expected, "".join(self.said(logging.WARNING)))
+
+    def test_an_identity_that_never_comes_is_said(self):
+        for groups in (HC, standard()):
+            for count in (0, 5):
+                self.begin()
+                self.connect(*[encoded(groups)] * count)
+                self.feed(*[without(groups[0][0], encoded(groups))] * 30)
+                separator = " " if groups is HC else "\t"
+                self.feed(*[frame(groups[1:], separator)] * 30)
+                if not count:
+                    self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
+                    text = "".join(self.said(logging.WARNING))
+                    self.assertIn(str(ecolinky.NO_IDENTITY), text)
+
+    def test_the_current_of_a_phase_that_never_comes_is_said(self):
+        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+        self.connect(*[encoded(groups)] * 3)
+        self.assertEqual([], self.snapshot().remarks)
+        self.setUp()
+        self.connect(*[without("IRMS2", encoded(groups))] * 5)
+        self.assertIn("(IRMS2)", "".join(self.snapshot().remarks))
+        one = without("IINST", HC_FRAME)
+        self.begin()
+        self.connect(*[one] * 5)
+        self.assertIn("(IINST)", "".join(self.snapshot().remarks))
+        self.begin()
+        self.connect(*[without("IRMS2", encoded(groups))] * 5)
+        self.assertNotIn("IRMS2", "".join(self.said()))
+        self.feed(*[without("IRMS2", encoded(groups))] * 20)
+        self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
+
+    def test_the_log_of_an_esp_is_text_and_no_noise(self):
+        self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
+
+    def test_an_easf_that_never_comes_is_named(self):
+        self.connect(*[without("EASF03", encoded(standard()))] * 20)
+        self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
+
+    def test_the_first_frames_of_a_good_line_have_no_remarks(self):
+        for data in (HC_FRAME, encoded(standard())):
+            self.begin()
+            self.connect()
+            for _ in range(12):
+                self.feed(data)
+                self.assertEqual([], self.snapshot().remarks)
+
+    def test_an_eot_beside_an_etx_is_no_interrupted_frame(self):
+        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
+        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(b"\x04" + damaged))
+
+    def test_a_frame_without_an_etx_is_not_interrupted(self):
+        damaged = re.sub(b".\r", b"~\r", HC_FRAME).strip(b"\x03")
+        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(damaged))
+
+    def test_of_a_meter_that_fell_silent_no_end_is_missing(self):
+        self.connect(*[HC_FRAME] * 20)
+        self.now += 60.0
+        self.lose(ecolinky.LinkError(ecolinky.SILENT))
+        self.assertEqual([], self.snapshot().remarks)
+
+    def test_where_nothing_has_come_nothing_could_be_better(self):
+        self.assertEqual([], self.snapshot().remarks)
+        self.lose(OSError(errno.EHOSTUNREACH, ""))
+        self.assertEqual([], self.snapshot().remarks)
+
+    def test_a_meter_whose_other_groups_are_damaged_is_activated(self):
+        data = HC_FRAME
+        for label, _ in HC[1:]:
+            data = without(label, data)
+        self.connect(*[data] * 20)
+        self.assertIn("abîmés", str(self.snapshot().reason))
+
+    def test_what_loses_nothing_is_not_why_a_group_is_missing(self):
+        less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
+        eight = less.replace(b"\r", b"\x8d")
+        self.connect(*[eight] * 20)
+        self.assertIn("HCHC", str(self.snapshot().reason))
+        self.assertIn(ecolinky.NEVER_SENT.remedy, str(self.snapshot().reason))
+
+    def test_what_was_wrong_half_an_hour_ago_is_still_said(self):
+        self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
+        self.feed(*[HC_FRAME] * 900)
+        self.assertEqual([str(ecolinky.READ_AS_8N1)], self.snapshot().remarks)
+
+
+######## Link ##########################################################################
+
+
+class LinkTests(InputCase):
+    def test_a_flood_is_worth_a_new_connection(self):
+        self.input.connected(self.now)
+        with self.assertRaises(ecolinky.LinkError) as caught:
+            self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
+        self.assertIn("vérifier port", str(caught.exception))
 
     def test_an_esp_that_is_off_is_one_line_an_hour_and_its_return_another(self):
         self.connect(HC_FRAME, HC_FRAME)
@@ -1869,20 +1797,138 @@ class InputTest(InputCase):
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual([], self.said(logging.WARNING))
 
-    def test_an_end_that_never_comes_is_said_though_values_come(self):
-        cut = [pair for pair in HC if pair[0] not in ("HHPHC", "MOTDETAT")]
-        self.connect(*[frame(cut)] * 10)
-        self.assertEqual([], self.said(logging.WARNING))  # too early to say
-        self.feed(*[frame(cut)] * 10)
-        (said,) = self.said(logging.WARNING)
-        self.assertIn("la fin des trames manque", said)
-        self.assertIn("RX Receive Timeout à 0", said)
-        self.assertEqual("live", self.shown().state)
+    def test_another_meter_and_another_contract_are_a_warning_with_old_and_new(self):
+        hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
+        other = frame(changed(HC, ADCO="021728999999"))
+        for before, after, old, new in (
+            (hc, base, "021728123456, tarif Heures", "021728123456, tarif Base (BASE)"),
+            (hc, other, "avant 021728123456", "maintenant 021728999999"),
+        ):
+            self.begin()
+            self.connect(*[before] * 3)
+            self.said()
+            self.lose(OSError(111, "refused"))
+            self.connect(*[after] * 12)
+            (warning,) = self.said(logging.WARNING)
+            for words in ("a changé", old, new, "un nouveau matériel"):
+                self.assertIn(words, warning)
+
+    def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
+        for new, is_said in (
+            ("000000100", 1),
+            ("012345178", 1),
+            ("012999999", 1),
+            ("012345700", 0),
+        ):
+            with self.subTest(new):
+                self.setUp()
+                self.connect(*[HC_FRAME] * 3)
+                self.lines.clear()
+                self.feed(*[frame(changed(HC, HCHC=new))] * 20)
+                self.assertEqual(int(new), self.input.view.fields["HCHC"])
+                said = [line for line in self.lines if "est passé de" in line[1]]
+                self.assertEqual(is_said, len(said), self.lines)
+                for level, line in said:
+                    self.assertEqual(logging.WARNING, level)
+                    self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
+
+    def test_a_leap_after_days_is_warned_of(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.now += 5 * 86400.0
+        self.feed(*[HC_FRAME] * 3)
+        self.feed(*[frame(changed(HC, HCHC="012999999"))] * 20)
+        self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
+
+    def test_another_meters_or_contracts_indexes_are_no_leap(self):
+        other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
+        base = frame(historic(ADCO="021728123456"))
+        for data in (other, base):
+            self.setUp()
+            self.connect(*[HC_FRAME] * 3, *[data] * 30)
+            text = "\n".join(line for _, line in self.lines)
+            self.assertIn("a changé", text)
+            self.assertNotIn("est passé de", text)
+
+    def test_after_a_silence_an_index_may_have_grown_by_what_a_meter_counts(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.now += 3600.0
+        self.feed(*[frame(changed(HC, HCHC="012380000"))] * 20)
+        self.assertEqual(12380000, self.input.view.fields["HCHC"])
+        self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
+
+    def test_a_good_line_says_one_line(self):
+        for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
+            self.begin()
+            self.connect(*[data] * 30)
+            self.assertEqual(1, len(self.said()))
+            self.assertEqual([], self.snapshot().remarks)
+
+    def test_a_good_line_in_small_chunks_says_one_line(self):
         self.begin()
-        self.connect(
-            *[HC_FRAME.replace(b"MOTDETAT", b"MOTDETAU")] * 2, *[HC_FRAME] * 20
+        data = HC_FRAME * 4
+        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
+        self.assertEqual(1, len(self.said()))
+        self.now += 1000
+        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
+        self.assertEqual([], self.said())
+
+    def test_an_unknown_contract_with_its_period_is_said_at_once(self):
+        self.connect(*[encoded(standard(NGTF="   SUPER OFFRE  "))] * 4)
+        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
+
+    def test_the_phases_that_never_come_are_one_line_an_hour(self):
+        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+        two = without("IRMS2", encoded(groups))
+        self.connect(*[encoded(groups)] * 3, *[two] * 30)
+        self.feed(*[without("IRMS1", two)] * 30)
+        self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
+
+    def test_an_unknown_contract_without_its_period_is_said_a_little_later(self):
+        data = without("LTARF", encoded(standard(NGTF="   SUPER OFFRE  ")))
+        self.connect(*[data] * 5)
+        self.assertNotIn("SUPER OFFRE", "".join(self.said()))
+        self.feed(*[data] * 10)
+        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
+
+    def test_a_name_that_nobody_knows_is_said_once_and_on_the_page(self):
+        name, ltarf = "  OctoFlex 4    ", "    HP HIVER    "
+        groups = [encoded(standard(NGTF=name, LTARF=each)) for each in (ltarf, ltarf)]
+        self.connect(*groups * 8)
+        other = encoded(standard(NGTF=name, LTARF="    HP ETE      "))
+        self.feed(*[other] * 8)
+        said = [line for line in self.said() if "inconnu d'ecolinky" in line]
+        self.assertEqual(1, len(said))
+        for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
+            self.assertIn(part, said[0])
+        content = ecolinky.describe_input(self.snapshot(), self.now)
+        self.assertEqual("live", content["state"])
+        self.assertEqual(1, len(content["remarks"]))
+        self.assertIn("HP ETE", content["remarks"][0])
+        findings = ecolinky.judge("teleinfo1", self.snapshot())
+        warnings = [each for each in findings if each.verdict == ecolinky.WARNING]
+        self.assertEqual(1, len(warnings))
+        self.assertIn("OctoFlex 4", warnings[0].text)
+        self.assertEqual(ecolinky.OK, findings[-1].verdict)
+        self.begin()
+        self.connect(*[encoded(standard())] * 8)
+        self.assertEqual([], self.snapshot().remarks)
+
+
+######## Input #########################################################################
+
+
+class InputTests(InputCase):
+    def test_a_clean_line_is_served_and_said_in_one_line(self):
+        self.connect(HC_FRAME)
+        self.assertIn("attendent confirmation", str(self.snapshot().reason))
+        self.feed(*[HC_FRAME] * 30)
+        self.assertEqual(self.shown(), ("live", live()))
+        served = (
+            "compteur 021728123456, mode historique, tarif Heures creuses (HC..), ses"
+            " valeurs sont transmises"
         )
-        self.assertEqual([], self.said(logging.WARNING))
+        self.assertEqual(self.said(), [served])
+        self.assertEqual(self.snapshot().reason, ecolinky.ALL_WELL)
 
     def test_what_it_injects_is_input_2_when_that_is_asked_for(self):
         meter, injection = ecolinky.METER, ecolinky.INJECTION
@@ -1919,22 +1965,6 @@ class InputTest(InputCase):
         self.assertEqual("stale", self.shown(2).state)
         self.feed(*[encoded(standard())] * 160)  # five minutes without EAIT
         self.assertEqual(("live", "stale"), (self.shown(1).state, self.shown(2).state))
-
-    def test_another_meter_and_another_contract_are_a_warning_with_old_and_new(self):
-        hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
-        other = frame(changed(HC, ADCO="021728999999"))
-        for before, after, old, new in (
-            (hc, base, "021728123456, tarif Heures", "021728123456, tarif Base (BASE)"),
-            (hc, other, "avant 021728123456", "maintenant 021728999999"),
-        ):
-            self.begin()
-            self.connect(*[before] * 3)
-            self.said()
-            self.lose(OSError(111, "refused"))
-            self.connect(*[after] * 12)
-            (warning,) = self.said(logging.WARNING)
-            for words in ("a changé", old, new, "un nouveau matériel"):
-                self.assertIn(words, warning)
 
     def powers(self):
         return tuple(minute.power for minute in self.snapshot().minutes)
@@ -1988,74 +2018,6 @@ class InputTest(InputCase):
         lost = [minute.lost for minute in self.snapshot().minutes]
         self.assertEqual([0, math.ceil(100 / 55), math.ceil(100 / 11), 0], lost)
 
-    def test_todays_energy_is_told_while_values_are_served(self):
-        self.input.count_day(time.time())
-        self.assertIsNone(self.snapshot().today)
-        self.connect(*[HC_FRAME] * 3)
-        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(wall)
-        self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
-        self.input.count_day(wall + 6)
-        energy = {"HCHC": 12, "HCHP": 0}
-        expected = {"since": "14:20", "energy": energy}
-        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
-        self.assertEqual(expected, describe()["today"])
-        self.now += 31
-        self.assertIsNone(describe()["today"])  # it may be of yesterday
-
-    def test_todays_energy_has_what_is_injected(self):
-        self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
-        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(wall)
-        self.feed(*[encoded(standard(EAIT="000000520", SINSTI="00000"))] * 3)
-        self.input.count_day(wall + 6)
-        energy = self.snapshot().today.energy
-        self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
-
-    def test_what_came_before_the_last_good_frame_tells_nothing(self):
-        noise = random.Random(1)
-        self.connect(bytes(noise.randrange(256) for _ in range(900)), *[HC_FRAME] * 3)
-        self.feed(*[b"\0" * 20] * 15)
-        self.assertEqual(ecolinky.STUCK, self.snapshot().reason)
-
-    def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
-        for new, is_said in (("000000100", 1), ("012999999", 1), ("012345700", 0)):
-            with self.subTest(new):
-                self.setUp()
-                self.connect(*[HC_FRAME] * 3)
-                self.lines.clear()
-                self.feed(*[frame(changed(HC, HCHC=new))] * 20)
-                self.assertEqual(int(new), self.input.view.fields["HCHC"])
-                said = [line for line in self.lines if "est passé de" in line[1]]
-                self.assertEqual(is_said, len(said), self.lines)
-                for level, line in said:
-                    self.assertEqual(logging.WARNING, level)
-                    self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
-
-    def test_a_change_is_a_remark_for_a_day(self):
-        for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
-            self.begin()
-            self.connect(*[HC_FRAME] * 3, *[data] * 20)
-            (remark,) = self.snapshot().remarks
-            self.assertRegex(remark, "est passé de|a changé")
-            self.feed(*[data] * 2, step=44000.0)
-            self.assertEqual([], self.snapshot().remarks)
-
-    def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
-        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
-        self.connect(HC_FRAME)
-        self.assertIsNone(describe()["last"])
-        self.feed(HC_FRAME, HC_FRAME)
-        self.assertIsNone(describe()["last"])  # it is live
-        self.now += 100.0
-        for _ in range(2):
-            last = describe()["last"]
-            self.assertEqual(live(), last["fields"])
-            self.assertEqual((1, "HC.."), (last["phases"], last["tariff"]["option"]))
-            self.assertAlmostEqual(100.0, last["age"], delta=10)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertIsNone(describe()["fields"])
-
     def test_the_history_says_when_its_last_minute_was_over(self):
         self.now = 6000.0
         self.connect(*[HC_FRAME] * 3)
@@ -2087,100 +2049,53 @@ class InputTest(InputCase):
                 self.assertEqual(first, told["first"])
                 self.assertEqual(every[first - 100 :], told["minutes"])
 
-    def test_another_meters_or_contracts_indexes_are_no_leap(self):
-        other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
-        base = frame(historic(ADCO="021728123456"))
-        for data in (other, base):
-            self.setUp()
-            self.connect(*[HC_FRAME] * 3, *[data] * 30)
-            text = "\n".join(line for _, line in self.lines)
-            self.assertIn("a changé", text)
-            self.assertNotIn("est passé de", text)
-
-    def test_after_a_silence_an_index_may_have_grown_by_what_a_meter_counts(self):
+    def test_todays_energy_is_told_while_values_are_served(self):
+        self.input.count_day(time.time())
+        self.assertIsNone(self.snapshot().today)
         self.connect(*[HC_FRAME] * 3)
-        self.now += 3600.0
-        self.feed(*[frame(changed(HC, HCHC="012380000"))] * 20)
-        self.assertEqual(12380000, self.input.view.fields["HCHC"])
-        self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
+        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
+        self.input.count_day(wall)
+        self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
+        self.input.count_day(wall + 6)
+        energy = {"HCHC": 12, "HCHP": 0}
+        expected = {"since": "14:20", "energy": energy}
+        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
+        self.assertEqual(expected, describe()["today"])
+        self.now += 31
+        self.assertIsNone(describe()["today"])  # it may be of yesterday
 
-    def test_indexes_that_do_not_add_up_are_said(self):
-        self.connect(*[encoded(standard(EASF02="000002777"))] * 30)
-        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
-        self.begin()
-        self.connect(*[encoded(standard())] * 5)
-        self.feed(*[encoded(standard(EASF02="000002777"))] * 200)
-        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+    def test_todays_energy_has_what_is_injected(self):
+        self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
+        wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
+        self.input.count_day(wall)
+        self.feed(*[encoded(standard(EAIT="000000520", SINSTI="00000"))] * 3)
+        self.input.count_day(wall + 6)
+        energy = self.snapshot().today.energy
+        self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
 
-    def test_a_total_or_an_index_that_is_lost_without_a_trace_is_said(self):
-        for label in ("EAST", "EASF02"):
+    def test_a_change_is_a_remark_for_a_day(self):
+        for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
             self.begin()
-            self.connect(*[encoded(standard())] * 5)
-            for growth in range(1, 60):
-                total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
-                grown = {each: "%09d" % value for each, value in total.items()}
-                self.feed(encoded(standard(**{**grown, label: None})))
-            self.assertIsNone(self.input.view.fields)
-            expected = "des groupes manquent (%s), aucun n'est abîmé" % label
-            self.assertIn(expected, str(self.snapshot().reason))
-            self.assertIn(expected, "".join(self.said(logging.WARNING)))
-
-    def test_an_identity_that_never_comes_is_said(self):
-        for groups in (HC, standard()):
-            for count in (0, 5):
-                self.begin()
-                self.connect(*[encoded(groups)] * count)
-                self.feed(*[without(groups[0][0], encoded(groups))] * 30)
-                separator = " " if groups is HC else "\t"
-                self.feed(*[frame(groups[1:], separator)] * 30)
-                if not count:
-                    self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
-                    text = "".join(self.said(logging.WARNING))
-                    self.assertIn(str(ecolinky.NO_IDENTITY), text)
-
-    def test_the_current_of_a_phase_that_never_comes_is_said(self):
-        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
-        self.connect(*[encoded(groups)] * 3)
-        self.assertEqual([], self.snapshot().remarks)
-        self.setUp()
-        self.connect(*[without("IRMS2", encoded(groups))] * 5)
-        self.assertIn("(IRMS2)", "".join(self.snapshot().remarks))
-        one = without("IINST", HC_FRAME)
-        self.begin()
-        self.connect(*[one] * 5)
-        self.assertIn("(IINST)", "".join(self.snapshot().remarks))
-        self.begin()
-        self.connect(*[without("IRMS2", encoded(groups))] * 5)
-        self.assertNotIn("IRMS2", "".join(self.said()))
-        self.feed(*[without("IRMS2", encoded(groups))] * 20)
-        self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
-
-    def test_a_good_line_says_one_line(self):
-        for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
-            self.begin()
-            self.connect(*[data] * 30)
-            self.assertEqual(1, len(self.said()))
+            self.connect(*[HC_FRAME] * 3, *[data] * 20)
+            (remark,) = self.snapshot().remarks
+            self.assertRegex(remark, "est passé de|a changé")
+            self.feed(*[data] * 2, step=44000.0)
             self.assertEqual([], self.snapshot().remarks)
 
-    def test_a_good_line_in_small_chunks_says_one_line(self):
-        self.begin()
-        data = HC_FRAME * 4
-        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
-        self.assertEqual(1, len(self.said()))
-        self.now += 1000
-        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
-        self.assertEqual([], self.said())
-
-    def test_a_reader_is_patient_for_20_seconds(self):
-        settings = ecolinky.FirstInputSettings("127.0.0.1", 1, 30.0)
-        reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
-        source = reader._input
-        source.connected(100.0)
-        for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
-            self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
-
-    def test_the_log_of_an_esp_is_text_and_no_noise(self):
-        self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
+    def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
+        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
+        self.connect(HC_FRAME)
+        self.assertIsNone(describe()["last"])
+        self.feed(HC_FRAME, HC_FRAME)
+        self.assertIsNone(describe()["last"])  # it is live
+        self.now += 100.0
+        for _ in range(2):
+            last = describe()["last"]
+            self.assertEqual(live(), last["fields"])
+            self.assertEqual((1, "HC.."), (last["phases"], last["tariff"]["option"]))
+            self.assertAlmostEqual(100.0, last["age"], delta=10)
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertIsNone(describe()["fields"])
 
     def test_a_half_frame_is_forgotten_with_its_connection(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-20])
@@ -2285,12 +2200,7 @@ class InputTest(InputCase):
         self.assertEqual(3, content["phases"])
 
 
-def paris(*when):
-    """Return the time since the epoch of a local time in Paris."""
-    return time.mktime(when + (0,) * (6 - len(when)) + (0, 0, -1))
-
-
-class DayTest(unittest.TestCase):
+class DayTests(unittest.TestCase):
     """Today's energy, by the indexes."""
 
     def setUp(self):
@@ -2396,548 +2306,32 @@ class DayTest(unittest.TestCase):
             self.assertTrue(0 <= today.energy["BASE"] <= most, (wall - start, today))
 
 
-######## The reader against an ESP8266 that misbehaves #################################
+######## Store #########################################################################
 
 
-class FakeEsp(socketserver.ThreadingTCPServer):
-    """An ESP8266's serial server; what it does to each client in turn is a script.
-
-    A script is called as script(esp, connection); when it returns the connection is
-    closed.  The last script serves all later clients too.
-    """
-
-    allow_reuse_address = daemon_threads = True
-
-    def __init__(self, *scripts, port=0):
-        self.scripts, self.connections = list(scripts), 0
-        self.over = threading.Event()
-        super().__init__(("127.0.0.1", port), None)
-        self.port = self.server_address[1]
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def finish_request(self, request, client_address):
-        script = self.scripts[min(self.connections, len(self.scripts) - 1)]
-        self.connections += 1
-        request.settimeout(5)
-        with contextlib.suppress(OSError):
-            script(self, request)
-
-    def close(self):
-        self.over.set()
-        self.shutdown()
-        self.server_close()
-
-
-def frames(data, every=0.004):
-    """Send the data again and again, as a meter does."""
-
-    def script(esp, connection):
-        while not esp.over.wait(every):
-            connection.sendall(data)
-
-    return script
-
-
-def once(*chunks, reset=False, silent=False):
-    """Send the chunks and close, reset the connection, or say nothing more."""
-
-    def script(esp, connection):
-        for chunk in chunks:
-            connection.sendall(chunk)
-            esp.over.wait(0.01)
-        if silent:
-            esp.over.wait()
-        if reset:
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-
-    return script
-
-
-class QuickReader(ecolinky.Reader):
-    """The reader, with its times shortened."""
-
-    SILENCE, PAUSE = 0.15, 0.01
-
-
-class EspCase(unittest.TestCase):
+class StoreTests(unittest.TestCase):
     def setUp(self):
         self.store = ecolinky.Store()
 
-    def esp(self, *scripts, **options):
-        esp = FakeEsp(*scripts, **options)
-        self.addCleanup(esp.close)
-        return esp
+    def test_of_many_readers_the_last_eight_are_told(self):
+        for number in range(20):
+            self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
+        expected = {
+            "10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)
+        }
+        self.assertEqual(expected, self.store.clients())
 
-    def read(self, port, number=1, timeout=5.0, host="127.0.0.1", **options):
-        settings = ecolinky.FirstInputSettings(host, port, timeout)
-        options.setdefault("second", ecolinky.NO_INPUT)
-        reader = QuickReader(number, settings, self.store, patience=0.1, **options)
-        self.addCleanup(reader.join, 5)
-        self.addCleanup(reader.stopped.set)
-        reader.start()
-        return reader
+    def test_a_snapshot_dictionary_that_was_read_does_not_change(self):
+        publish(self.store, 1, live())
+        snapshots = self.store.read()
+        publish(self.store, 2, live())
+        self.assertEqual([1], list(snapshots))
 
-    def live(self, number=1):
-        """Return the fields of an input that is live, else None."""
-        return ecolinky.served(self.store.read(), time.monotonic()).get(number)
 
-    def reason(self):
-        return str(self.store.read()[1].reason)
+######## Documents #####################################################################
 
 
-class ReaderTest(EspCase):
-    def test_what_ends_a_connection_is_no_end(self):
-        half = HC_FRAME[:80]
-        for kind, script in {
-            "closed": once(HC_FRAME * 2, half),
-            "reset": once(HC_FRAME, half, reset=True),
-            "silent": once(half, silent=True),
-            "flood": frames(b"A" * 65536, 0.0),
-        }.items():
-            with self.subTest(kind):
-                self.store = ecolinky.Store()
-                esp = self.esp(script, script, frames(HC_FRAME))
-                self.read(esp.port)
-                self.assertEqual(wait_for(self.live), live())
-                wait_for(lambda: esp.connections >= 3)
-
-    def test_what_it_says_names_the_input_and_where_to_look(self):
-        port = free_port()
-        with self.assertLogs("ecolinky", "INFO") as logs:
-            self.read(port)
-            wait_for(lambda: "rien n'écoute" in self.reason())
-            self.esp(frames(HC_FRAME), port=port)
-            served = "INFO:ecolinky:teleinfo1 : compteur 021728123456, mode"
-            wait_for(lambda: any(served in line for line in logs.output), 20)
-        first = "WARNING:ecolinky:teleinfo1 (127.0.0.1:%d) : l'ESP répond, mais" % port
-        self.assertEqual(first, logs.output[0][: len(first)])
-
-    def test_a_silent_esp_is_told_apart_from_one_that_fell_silent(self):
-        for script, words in (
-            (once(silent=True), "aucun octet n'en vient, vérifier port"),
-            (once(b"x", silent=True), "plus aucun octet"),
-        ):
-            self.store = ecolinky.Store()
-            self.read(self.esp(script).port)
-            wait_for(lambda: words in self.reason())
-
-    def test_a_name_that_is_not_known_yet_is_no_end(self):
-        connect = socket.create_connection
-        unknown = socket.gaierror(-2, "Name or service not known")
-        port = self.esp(frames(HC_FRAME)).port
-        answers = [unknown, unknown, connect(("127.0.0.1", port))]
-        with mock.patch("socket.create_connection", side_effect=answers):
-            self.read(port, host="linky.lan")
-            self.assertEqual(wait_for(self.live), live())
-
-    def test_a_port_that_refuses_is_not_hammered(self):
-        times = []
-
-        def refuse(*_):
-            times.append(time.monotonic())
-            raise ConnectionRefusedError(111, "refused")
-
-        with mock.patch("socket.create_connection", refuse):
-            with mock.patch.object(QuickReader, "PAUSE", 0.05):
-                reader = self.read(1)
-                wait_for(lambda: len(times) > 4)
-                reader.stopped.set()
-                reader.join(5)
-        pauses = [later - earlier for earlier, later in zip(times, times[1:])]
-        self.assertGreater(min(pauses), 0.045)
-
-    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "no /proc here")
-    def test_twenty_connections_leave_no_descriptor_behind(self):
-        esp = self.esp(once(HC_FRAME))
-        self.read(esp.port)
-        wait_for(lambda: esp.connections > 3)
-        before = len(os.listdir("/proc/self/fd"))
-        wait_for(lambda: esp.connections > 24)
-        self.assertLess(len(os.listdir("/proc/self/fd")), before + 8)
-
-    def test_a_bug_is_logged_and_does_not_end_the_reader(self):
-        faults = []
-        translate = ecolinky.translate_historic
-
-        def faulty(labels):
-            if len(faults) < 10:
-                faults.append("one more")
-                raise ZeroDivisionError("?")
-            return translate(labels)
-
-        with self.assertLogs("ecolinky", "WARNING") as logs:
-            reader = self.read(self.esp(frames(HC_FRAME)).port)
-            with mock.patch("ecolinky.translate_historic", faulty):
-                wait_for(lambda: len(faults) == 10)
-                self.assertEqual(wait_for(self.live), live())
-        self.assertTrue(reader.is_alive())
-        self.assertIn("erreur imprévue", logs.output[0])
-
-    def test_the_clock_of_the_wall_may_leap(self):
-        self.read(self.esp(frames(HC_FRAME)).port)
-        wait_for(self.live)
-        with mock.patch("time.time", return_value=0.0):
-            published = self.store.read()[1]
-            self.assertLess(abs(published.time - time.monotonic()), 2)
-            self.assertEqual(wait_for(self.live), live())
-
-
-######## The relay #####################################################################
-
-
-def relayed_frames(data):
-    """Decode what a relay sends, by means of its own: the frames, each a list of pairs.
-
-    Fails on anything that is not whole frames of groups whose checksum is right.
-    """
-    found = []
-    for text in data.split(b"\x03")[:-1]:
-        assert text[:1] == b"\x02", text[:20]
-        pairs_of_frame = []
-        for line in text[1:].split(b"\r")[:-1]:
-            assert line[:1] == b"\n", line
-            separator = b"\t" if b"\t" in line else b" "
-            body = line[1:-1] if separator == b"\t" else line[1:-2]
-            assert (sum(body) & 0x3F) + 0x20 == line[-1], line
-            label, _, rest = body.strip(b"\t").partition(separator)
-            pairs_of_frame.append((label.decode(), rest.decode()))
-        found.append(pairs_of_frame)
-    return found
-
-
-def _pieces(data):
-    """Return the frames of bytes that hold nothing else."""
-    return [each + b"\x03" for each in data.split(b"\x03")[:-1]]
-
-
-def relay_of(stream, step=2.0):
-    """Return what the relay sends of a stream of chunks."""
-    meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
-    for chunk in stream:
-        now += step
-        meter.feed(chunk, now)
-        sent += b"".join(meter.verified)
-    return sent
-
-
-def without(label, data):
-    """Return a frame in which the group of that label is damaged."""
-    place = data.index(b"\n%s" % label.encode()) + len(label) + 2
-    return data[:place] + b"~" + data[place + 1 :]
-
-
-def split_at(number, data):
-    """Return a frame with the LF before a group turned into an STX by a flipped bit."""
-    parts = data.split(b"\r\n")
-    return b"\r\n".join(parts[:number]) + b"\r\x02" + b"\r\n".join(parts[number:])
-
-
-class RelayedFramesTest(unittest.TestCase):
-    def test_a_clean_line_is_passed_on_byte_for_byte(self):
-        for groups in (HC, EJP, TEMPO_3, standard(), SUN):
-            data = encoded(groups)
-            self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
-
-    def test_half_a_frame_and_another_meters_are_not_passed_on(self):
-        other = frame(changed(HC, ADCO="021728999999"))
-        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
-        self.assertEqual(HC_FRAME * 3, sent)
-
-    def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
-        data = encoded(historic())
-        for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
-            sent = relay_of([data, data] + [without(label, data)] * 170)
-            names = [[each[0] for each in one] for one in relayed_frames(sent)]
-            complete = [label for label, _ in historic()]
-            less = [each for each in complete if each != label]
-            last = names.index(less)
-            self.assertEqual(seconds // 2 + 1, last, label)
-            self.assertEqual([complete] * last + [less] * (171 - last), names)
-
-    def test_a_label_that_comes_back_stands_where_the_meter_has_it(self):
-        groups = historic()
-        groups.insert(6, ("ADPS", "031"))
-        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
-        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
-        names = [[each[0] for each in one] for one in relayed_frames(sent)]
-        in_order = [each[0] for each in groups]
-        self.assertEqual([in_order] * 3, names[-3:])
-
-    def test_an_index_is_the_confirmed_one_a_frame_late(self):
-        stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
-        sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual(["%09d" % (63207 + n) for n in range(5)], sent)
-
-    def test_short_frames_are_passed_on_as_what_they_are(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        sent = relay_of([whole] * 3 + [short, short, whole])
-        self.assertEqual(whole * 2 + short * 2 + whole, sent)
-        lossy = whole.replace(b"HHPHC", b"HHPHD")  # no end of an overload
-        self.assertEqual(
-            whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
-        )
-
-    def test_nothing_is_relayed_until_every_label_of_a_whole_frame_is_trusted(self):
-        for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            labels = [each[0] for each in groups]
-            for label in labels:
-                with self.subTest(label, of=len(labels)):
-                    lossy = without(label, data)
-                    sent = relay_of([lossy] * 10 + [data] * 3)
-                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
-                    self.assertEqual([labels] * len(names), names)
-                    self.assertLessEqual(1, len(names))
-
-    def test_the_labels_of_a_minute_stand_for_a_frame_that_is_never_whole(self):
-        data = encoded(SUN)
-        always = without("SMAXSN", data)
-        lossy = without("EAIT", always)
-        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
-        stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
-
-    def test_a_label_that_changes_in_each_frame_does_not_hold_the_relay_up(self):
-        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
-            # Never two readings in a row that agree.
-            changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
-            stream = [encoded(standard(EAIT="000671631", **each)) for each in changing]
-            begins = len(stream) - len(relayed_frames(relay_of(stream)))
-            self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
-
-    def test_each_frame_of_one_chunk_is_asked_for_itself(self):
-        stream = [encoded(SUN)] * 4
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
-        lossy = without("EAIT", encoded(SUN))
-        stream = [lossy] * 4 + [encoded(SUN)] * 3
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
-
-    def test_after_a_silence_it_begins_with_a_whole_frame_again(self):
-        data = encoded(SUN)
-        for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
-            meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
-            for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
-                now += silence if now == 6.0 else 2.0
-                meter.feed(chunk, now)
-                sent += b"".join(meter.verified)
-            self.assertEqual([data] * count, [*_pieces(sent)], silence)
-
-    def test_a_frame_of_the_identity_alone_is_relayed_whole(self):
-        data = frame(HC)
-        self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
-
-    def test_two_halves_of_a_frame_are_relayed_whole_or_not_at_all(self):
-        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
-            data = encoded(groups)
-            for number in range(1, len(groups)):
-                halves = split_at(number, data)
-                stream = [halves, data, halves, data, data, halves, data]
-                sent = set(_pieces(relay_of(stream)))
-                self.assertEqual({data}, sent, (groups[0], number))
-        short = frame(SHORT)
-        for number in range(1, len(SHORT)):
-            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
-            sent = relayed_frames(relay_of(stream))
-            self.assertIn("ADCO", [label for label, _ in sent[-1]])
-
-    def test_a_group_that_is_lost_whole_leaves_no_hole(self):
-        for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            for number in range(1, len(groups) - 1):
-                holed = encoded(groups[:number] + groups[number + 1 :])
-                stream = [data, data, data, holed, data, holed, data]
-                self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
-
-    def test_tempo_without_its_period_which_ends_domoticz_is_not_relayed(self):
-        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
-        data = encoded(tempo)
-        lossy = without("NTARF", data)
-        self.assertEqual(b"", relay_of([lossy] * 60))
-        self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
-
-    def test_nothing_false_comes_out_of_a_damaged_line(self):
-        for kind in House.KINDS:
-            for number, damage in enumerate(damages()):
-                rng = random.Random(number)
-                house = House(kind, rng)
-                meter = ecolinky.Meter(is_relayed=True)
-                last, truth, sent = {}, {}, 0
-                for _ in range(100):
-                    groups, _ = house.step()
-                    truth.update(each[:2] for each in groups)
-                    _, pieces = damage(
-                        rng, frame(groups, "\t" if house.standard else " ")
-                    )
-                    for piece in pieces:
-                        if piece is CUT:
-                            meter.disconnected()
-                            continue
-                        meter.feed(piece, house.now)
-                        if meter.verified:
-                            self.assertIsNotNone(meter.fields(house.now))
-                        for one in relayed_frames(b"".join(meter.verified)):
-                            sent += 1
-                            for label, data in one:
-                                if re.match("BASE|HC|BBR|EAST|EASF", label):
-                                    self.assertLessEqual(int(data), int(truth[label]))
-                                    self.assertLessEqual(last.get(label, 0), int(data))
-                                    last[label] = int(data)
-                if not damage.__name__.startswith("bit flips 1e-02"):
-                    self.assertGreater(sent, 15, (kind, damage.__name__))
-
-
-class RelayTest(EspCase):
-    def setUp(self):
-        super().setUp()
-        self.relay_port = free_port()
-
-    def relay(self, timeout=5.0):
-        relay = ecolinky.Relay("127.0.0.1", self.relay_port, timeout, time.monotonic())
-        self.addCleanup(relay.close)
-        return relay
-
-    def client(self, buffer=None):
-        client = socket.socket()
-        self.addCleanup(client.close)
-        if buffer:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        client.settimeout(5)
-        client.connect(("127.0.0.1", self.relay_port))
-        return client
-
-    def test_who_reads_the_relay_is_told_too(self):
-        self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
-        wait_for(self.live)
-        self.assertEqual({}, self.store.clients())
-        self.client()
-        wait_for(lambda: "127.0.0.1" in self.store.clients())
-
-    def test_a_piece_ends_with_the_start_of_the_next_frame(self):
-        relay, now = self.relay(), time.monotonic()
-        clients = [self.client()]
-        for count in range(1, 5):
-            relay.tend(now)
-            relay.send([HC_FRAME, frame(EJP)], now)
-            for client in clients:
-                data = client.recv(65536)
-                opening = b"\x02\n" if client is clients[-1] else b""
-                expected = opening + HC_FRAME[2:] + frame(EJP) + b"\x02\n"
-                self.assertEqual(expected.replace(b"\x02\n\x02\n", b"\x02\n"), data)
-            clients.append(self.client())
-
-    def test_readers_get_whole_frames_and_a_stuck_one_harms_none(self):
-        relay, now = self.relay(1e9), 100.0
-        stuck, first, second = self.client(4096), self.client(), self.client()
-        relay.tend(now)
-        received = {first: b"", second: b""}
-        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # of no interest
-        for count in range(1, 4001):
-            now += 0.01
-            relay.send([HC_FRAME], now)
-            for client in received:
-                while len(received[client]) < count * len(HC_FRAME) + 2:
-                    received[client] += client.recv(65536)
-        for data in received.values():
-            self.assertEqual(HC_FRAME * 4000 + b"\x02\n", data)
-        taken = b"".join(iter(lambda: stuck.recv(65536), b""))  # it was cut off
-        whole, rest = divmod(len(taken), len(HC_FRAME))
-        self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
-
-    def test_a_piece_that_was_taken_in_part_is_sent_to_its_end(self):
-        start, body, other = b"\x02\n", HC_FRAME[2:], frame(EJP)[2:]
-        first = start + body + start
-        for taken in range(1, len(first)):
-            connection = mock.Mock()
-            connection.recv.side_effect = BlockingIOError
-            rest = len(first) - taken
-            connection.send.side_effect = [taken, BlockingIOError, rest, 5]
-            reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
-            pieces = [body + start] + [other + start] * 3
-            for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
-                self.assertTrue(reader.send(piece, now))
-            sent = [each[0][0] for each in connection.send.call_args_list]
-            self.assertEqual([first, first[taken:], first[taken:], other + start], sent)
-        connection.send.side_effect = BlockingIOError
-        self.assertTrue(reader.send(other, 116.9))
-        self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
-
-    def test_sixteen_readers_at_the_most(self):
-        relay = self.relay()
-        clients = [self.client() for _ in range(17)]
-        relay.tend(time.monotonic())
-        relay.send([HC_FRAME], time.monotonic())
-        for client in clients[:16]:
-            self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
-        clients[16].settimeout(0.05)
-        with self.assertRaises(socket.timeout):
-            clients[16].recv(1)
-        clients[0].close()
-
-        def the_seventeenth_is_let_in():
-            relay.send([HC_FRAME], time.monotonic())  # finds out that one has gone
-            relay.tend(time.monotonic())
-            with contextlib.suppress(socket.timeout):
-                return clients[16].recv(65536)
-
-        self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
-
-    def test_readers_of_a_meter_that_fell_silent_are_told(self):
-        relay, client = self.relay(30.0), self.client()
-        now = time.monotonic()
-        relay.tend(now + 29)
-        relay.send([HC_FRAME], now + 29)
-        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
-        relay.tend(now + 59)
-        relay.tend(now + 59.1)
-        self.assertEqual(b"", client.recv(65536))
-
-    def test_the_port_of_a_relay_that_has_just_ended_can_be_had_again(self):
-        relay, client = self.relay(), self.client()
-        relay.tend(time.monotonic())
-        relay.close()
-        self.assertEqual(b"", client.recv(1))
-        client.close()
-        self.relay().tend(time.monotonic())
-
-    def test_readers_are_sent_away_while_frames_come_that_are_not_served(self):
-        esp = self.esp(frames(frame(HC[:5]), 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
-        self.assertEqual(b"", self.client().recv(65536))
-
-    def test_a_reader_thread_passes_on_what_it_reads_and_says_when_it_ends(self):
-        esp = self.esp(frames(HC_FRAME, 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
-        wait_for(self.live)
-        client = self.client()
-        data = client.recv(65536)
-        self.assertEqual(b"\x02", data[:1])
-        esp.close()
-        while data:
-            data = client.recv(65536)  # ends: the connection is closed
-        self.assertIsNone(self.live())
-
-
-######## HTTP ##########################################################################
-
-
-class HttpCase(unittest.TestCase):
-    LOGIN = ""
-
-    def setUp(self):
-        terminal = io.StringIO()
-        patch = mock.patch("sys.stderr", terminal)
-        patch.start()
-        self.addCleanup(lambda: self.assertEqual(terminal.getvalue(), ""))
-        self.addCleanup(patch.stop)
-        self.store = ecolinky.Store()
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        self.port = stack.enter_context(running_server(self.store, self.LOGIN))
-
-
-class DocumentsTest(unittest.TestCase):
+class DocumentsTests(unittest.TestCase):
     """The documents of what is published, without a server."""
 
     DEVICE = ecolinky.Device("ecolinky", MAC, 4000, False)
@@ -3110,12 +2504,6 @@ class DocumentsTest(unittest.TestCase):
             clock.return_value = 1030.5
             self.assertEqual(503, self.answer(T1).status)
 
-    def test_a_snapshot_dictionary_that_was_read_does_not_change(self):
-        publish(self.store, 1, live())
-        snapshots = self.store.read()
-        publish(self.store, 2, live())
-        self.assertEqual([1], list(snapshots))
-
     def test_the_page_has_the_colours_of_tempos_days(self):
         for ptec, today in (("HCJB", "bleu"), ("HPJW", "blanc"), ("HCJR", "rouge")):
             for demain, tomorrow in (
@@ -3163,7 +2551,710 @@ class DocumentsTest(unittest.TestCase):
         self.assertEqual(503, self.answer(T2).status)
 
 
-class ProtocolTest(HttpCase):
+######## Settings ######################################################################
+
+
+DEFAULTS = {
+    "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0, "relay_port": None},
+    "teleinfo2": {
+        "host": "",
+        "port": 8888,
+        "timeout": 30.0,
+        "relay_port": None,
+        "injection": False,
+    },
+    "http": {
+        "address": "0.0.0.0",
+        "port": 4000,
+        "second_port": 4001,
+        "username": "",
+        "password": "",
+    },
+    "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
+    "log": {"level": "info"},
+}
+
+
+HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
+
+
+TWO = HOST + "[teleinfo2]\nhost = x\n"
+
+
+BROKEN = (  # what stands in the ini, what the one line of error says
+    ("", "[teleinfo1] host manque"),
+    ("host = 192.168.1.50\n", "ligne 1, une [section] manque au-dessus"),
+    ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1, une [section] manque"),
+    (HOST + "[http\nport = 80\n", "ligne 3, "),
+    (HOST + "port 8888\n", "ligne 3, "),
+    (
+        HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
+        "ligne 4, host est déjà dans [teleinfo1], ôter l'un des deux, ou le # resté",
+    ),
+    (HOST + "[http]\n" + HOST, "ligne 4, [teleinfo1] est déjà plus haut"),
+    (HOST + "= 5\n", "ligne 3, "),
+    (
+        "[teleinfo1]\nhots = 192.168.1.50\n",
+        "clé inconnue [teleinfo1] hots, il y a host",
+    ),
+    (HOST + "[mqtt]\n", "section inconnue [mqtt], il y a teleinfo1"),
+    ("[Teleinfo1]\nhost = x\n", "section inconnue [Teleinfo1], écrire [teleinfo1]"),
+    (HOST + "[DEFAULT]\nport = 1\n", "section inconnue [DEFAULT]"),
+    ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "attendu : quatre nombres de 0 à 255"),
+    ("[teleinfo1]\nhost = 192.168.1\n", "attendu : quatre nombres de 0 à 255"),
+    ("[teleinfo1]\nhost = 192.168.1.500\n", "attendu : quatre nombres de 0 à 255"),
+    ("[teleinfo1]\nhost = 192.168.001.050\n", "sans zéro devant"),
+    ("[teleinfo1]\nhost = http://a/\n", "ou un nom, sans port"),
+    (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
+    ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire sur une ligne à lui"),
+    (HOST + "port = 23 # y\n", "mettre le commentaire sur une ligne à lui"),
+    (HOST + "port = # y\n", "mettre le commentaire sur une ligne à lui"),
+    (
+        HOST + "port = 70000\n",
+        "port = 70000 n'est pas valable, attendu : un nombre de 1",
+    ),
+    (HOST + "port = 0\n", "port = 0 n'est pas valable"),
+    (HOST + "port = 88.5\n", "port = 88.5 n'est pas valable"),
+    (HOST + "timeout = 0\n", "timeout = 0 n'est pas valable"),
+    (HOST + "relay_port = x\n", "attendu : rien, ou un nombre de 1 à 65535"),
+    (HOST + "[http]\naddress =\n", "attendu : 0.0.0.0 pour toutes"),
+    (HOST + "[http]\nusername = moi\n", "username et password, donner les deux"),
+    (HOST + "[http]\nusername = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ -, Domoticz"),
+    (HOST + "[http]\nusername = a\npassword = s3cr\u00e9t\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HOST + "[http]\nusername = a\npassword = p@ss:/?#\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HOST + "[http]\nusername = a\npassword = %(a)s%\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HOST + "[ecodevice]\nhostname = maison \u00e9t\u00e9\n", "lettres sans accent"),
+    (HOST + "[ecodevice]\nmac = 12:34\n", "six paires"),
+    (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
+    (HOST + "[log]\nlevel = tout\n", "attendu : debug, info, warning ou error"),
+    (TWO + "injection = yes\n", "host et injection = yes"),
+    (TWO + "[http]\nport = 4001\n", "les ports [http] port et [http] second_port sont"),
+    (HOST + "[teleinfo2]\ninjection = yes\n[http]\nsecond_port = 4000\n", "égaux"),
+    (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port sont égaux"),
+    (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
+    (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
+    ("\0\0", "texte simple"),
+)
+
+
+class SettingsTests(unittest.TestCase):
+    def read(self, content, **options):
+        """Return the settings of a file with the content, bytes or text."""
+        if isinstance(content, str):
+            content = content.encode("utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            self.path = os.path.join(folder, "ecolinky.ini")
+            with open(self.path, "wb") as file:
+                file.write(content)
+            return ecolinky.read_settings(self.path, **options)
+
+    def shipped(self):
+        with open(os.path.join(HERE, "ecolinky.ini"), encoding="utf-8") as file:
+            return file.read()
+
+    def test_what_is_wrong_is_one_french_line_that_names_the_file(self):
+        for text, words in BROKEN:
+            with self.subTest(words), self.assertRaises(ecolinky.ConfigError) as caught:
+                self.read(text)
+            line = str(caught.exception)
+            self.assertTrue(line.startswith(self.path + ", "), line)
+            self.assertIn(words, line)
+            self.assertNotRegex(line, "\n|File contains|While reading|Error|invalid")
+            self.assertLessEqual(line.count(" : "), 1, line)
+
+    def test_a_password_is_not_printed(self):
+        for text in (
+            "username = a\npassword = s3cr\u00e9t\n",
+            "username = s3cr\u00e9t\n",
+        ):
+            with self.assertRaises(ecolinky.ConfigError) as caught:
+                self.read(HOST + "[http]\n" + text)
+            self.assertNotIn("s3cr", str(caught.exception))
+
+    def test_a_missing_file_is_one_line_but_no_trouble_for_a_demo(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "ecolinky.ini")
+            with self.assertRaises(ecolinky.ConfigError) as caught:
+                ecolinky.read_settings(path)
+            words = "introuvable, mettre ecolinky.ini à côté"
+            self.assertIn(words, str(caught.exception))
+            demo = ecolinky.read_settings(path, demo=True)
+            self.assertEqual(DEFAULTS, self.as_dict(demo))
+            with open(path + ".txt", "w") as file:
+                file.write(HOST)
+            with self.assertRaises(ecolinky.ConfigError) as caught:
+                ecolinky.read_settings(path)
+            self.assertIn("ecolinky.ini.txt est là", str(caught.exception))
+
+    def as_dict(self, settings):
+        return {name: each._asdict() for name, each in settings._asdict().items()}
+
+    def test_the_shipped_ini_says_the_defaults_and_every_key(self):
+        expected = dict(DEFAULTS, teleinfo1=dict(DEFAULTS["teleinfo1"]))
+        expected["teleinfo1"]["host"] = "192.168.1.50"
+        self.assertEqual(expected, self.as_dict(self.read(self.shipped())))
+        bare = re.sub(r"(?m)^#(?=\[|\w+ =)", "", self.shipped())
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            readme = file.read()
+        for section, keys in DEFAULTS.items():
+            self.assertIn("[%s]\n" % section, bare)
+            part = bare.partition("[%s]\n" % section)[2].partition("\n[")[0] + "\n"
+            for key in keys:
+                self.assertRegex("\n" + part, "\n%s =" % key)
+                self.assertIn("`%s`" % key, readme)
+        one = re.sub("(?m)^host = 192.168.1.51\n", "", bare)
+        self.assertTrue(self.read(one).teleinfo2.injection)
+        other = re.sub("(?m)^injection = yes\n", "", bare)
+        self.assertEqual(self.read(other).teleinfo2.host, "192.168.1.51")
+
+    def test_every_value_is_read_as_notepad_may_save_it(self):
+        text = (
+            "# r\u00e9glages\n[teleinfo1]\nHOST = linky.lan\nport = 23\n"
+            "timeout = 12.5\n"
+            "relay_port = 8889\n[teleinfo2]\nhost = 10.0.0.9\n[http]\n"
+            "address = 127.0.0.1\nport = 1\n"
+            "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
+            "hostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
+        )
+        for content in (
+            b"\xef\xbb\xbf" + text.encode("utf-8"),
+            text.encode("utf-8"),
+            text.replace("\n", "\r\n").encode("cp1252"),
+        ):
+            settings = self.read(content)
+            self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1)
+            http = ("127.0.0.1", 1, 2, "moi", "a.B_c~d-9")
+            self.assertEqual(http, settings.http)
+            self.assertIs(settings.ecodevice.discovery, True)
+            self.assertEqual(settings.ports, [1, 2])
+            self.assertEqual({1: 8889}, settings.relay_ports)
+            self.assertEqual(ecolinky.METER, settings.second)
+
+    def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
+        self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
+        with mock.patch("builtins.open", side_effect=FileNotFoundError):
+            made = []
+            for name in ("pi", "nas", "pi"):
+                with mock.patch("socket.gethostname", return_value=name):
+                    made.append(ecolinky.lasting_mac())
+        self.assertTrue(made[0] == made[2] != made[1])
+        machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
+        with mock.patch("builtins.open", machine_id):
+            for name in ("pi", "nas"):  # one changes a host's name, and not the machine
+                with mock.patch("socket.gethostname", return_value=name):
+                    self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
+
+    def test_two_processes_make_the_same_mac(self):
+        made = {
+            subprocess.check_output(
+                [
+                    sys.executable,
+                    "-c",
+                    "import ecolinky; print(ecolinky.lasting_mac())",
+                ],
+                cwd=HERE,
+            )
+            for _ in range(2)
+        }
+        self.assertEqual(1, len(made))
+
+    def test_a_timeout_is_five_seconds_at_least(self):
+        text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
+        for seconds in ("1", "4.9"):
+            with self.assertRaises(ecolinky.ConfigError):
+                ecolinky.parse_settings(text % seconds)
+        self.assertEqual(5.0, ecolinky.parse_settings(text % "5").teleinfo1.timeout)
+
+
+######## Relay #########################################################################
+
+
+class EspCase(unittest.TestCase):
+    """Fake ESP8266s, and readers of them that publish into one store."""
+
+    def setUp(self):
+        super().setUp()
+        self.store = ecolinky.Store()
+
+    def esp(self, *scripts, **options):
+        esp = FakeEsp(*scripts, **options)
+        self.addCleanup(esp.close)
+        return esp
+
+    def read(self, port, number=1, timeout=5.0, host="127.0.0.1", **options):
+        settings = ecolinky.FirstInputSettings(host, port, timeout)
+        options.setdefault("second", ecolinky.NO_INPUT)
+        reader = QuickReader(number, settings, self.store, patience=0.1, **options)
+        self.addCleanup(reader.join, 5)
+        self.addCleanup(reader.stopped.set)
+        reader.start()
+        return reader
+
+    def live(self, number=1):
+        """Return the fields of an input that is live, else None."""
+        return ecolinky.served(self.store.read(), time.monotonic()).get(number)
+
+    def reason(self):
+        return str(self.store.read()[1].reason)
+
+
+class RelayTests(EspCase):
+    def setUp(self):
+        super().setUp()
+        self.relay_port = free_port()
+
+    def relay(self, timeout=5.0):
+        relay = ecolinky.Relay("127.0.0.1", self.relay_port, timeout, time.monotonic())
+        self.addCleanup(relay.close)
+        return relay
+
+    def client(self, buffer=None):
+        client = socket.socket()
+        self.addCleanup(client.close)
+        if buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        client.settimeout(5)
+        client.connect(("127.0.0.1", self.relay_port))
+        return client
+
+    def test_a_clean_line_is_passed_on_byte_for_byte(self):
+        for groups in (HC, EJP, TEMPO_3, standard(), SUN):
+            data = encoded(groups)
+            self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
+
+    def test_half_a_frame_and_another_meters_are_not_passed_on(self):
+        other = frame(changed(HC, ADCO="021728999999"))
+        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
+        self.assertEqual(HC_FRAME * 3, sent)
+
+    def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
+        data = encoded(historic())
+        for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
+            sent = relay_of([data, data] + [without(label, data)] * 170)
+            names = [[each[0] for each in one] for one in relayed_frames(sent)]
+            complete = [label for label, _ in historic()]
+            less = [each for each in complete if each != label]
+            last = names.index(less)
+            self.assertEqual(seconds // 2 + 1, last, label)
+            self.assertEqual([complete] * last + [less] * (171 - last), names)
+
+    def test_a_label_that_comes_back_stands_where_the_meter_has_it(self):
+        groups = historic()
+        groups.insert(6, ("ADPS", "031"))
+        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
+        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
+        names = [[each[0] for each in one] for one in relayed_frames(sent)]
+        in_order = [each[0] for each in groups]
+        self.assertEqual([in_order] * 3, names[-3:])
+
+    def test_an_index_is_the_confirmed_one_a_frame_late(self):
+        stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
+        sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual(["%09d" % (63207 + n) for n in range(5)], sent)
+
+    def test_short_frames_are_passed_on_as_what_they_are(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        sent = relay_of([whole] * 3 + [short, short, whole])
+        self.assertEqual(whole * 2 + short * 2 + whole, sent)
+        lossy = whole.replace(b"HHPHC", b"HHPHD")  # no end of an overload
+        self.assertEqual(
+            whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
+        )
+
+    def test_nothing_is_relayed_until_every_label_of_a_whole_frame_is_trusted(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            labels = [each[0] for each in groups]
+            for label in labels:
+                with self.subTest(label, of=len(labels)):
+                    lossy = without(label, data)
+                    sent = relay_of([lossy] * 10 + [data] * 3)
+                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
+                    self.assertEqual([labels] * len(names), names)
+                    self.assertLessEqual(1, len(names))
+
+    def test_the_labels_of_a_minute_stand_for_a_frame_that_is_never_whole(self):
+        data = encoded(SUN)
+        always = without("SMAXSN", data)
+        lossy = without("EAIT", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
+
+    def test_a_label_that_changes_in_each_frame_does_not_hold_the_relay_up(self):
+        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
+            # Never two readings in a row that agree.
+            changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
+            stream = [encoded(standard(EAIT="000671631", **each)) for each in changing]
+            begins = len(stream) - len(relayed_frames(relay_of(stream)))
+            self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
+
+    def test_each_frame_of_one_chunk_is_asked_for_itself(self):
+        stream = [encoded(SUN)] * 4
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+        lossy = without("EAIT", encoded(SUN))
+        stream = [lossy] * 4 + [encoded(SUN)] * 3
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+
+    def test_after_a_silence_it_begins_with_a_whole_frame_again(self):
+        data = encoded(SUN)
+        for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
+            meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+            for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
+                now += silence if now == 6.0 else 2.0
+                meter.feed(chunk, now)
+                sent += b"".join(meter.verified)
+            self.assertEqual([data] * count, [*_pieces(sent)], silence)
+
+    def test_a_frame_of_the_identity_alone_is_relayed_whole(self):
+        data = frame(HC)
+        self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
+
+    def test_two_halves_of_a_frame_are_relayed_whole_or_not_at_all(self):
+        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
+            data = encoded(groups)
+            for number in range(1, len(groups)):
+                halves = split_at(number, data)
+                stream = [halves, data, halves, data, data, halves, data]
+                sent = set(_pieces(relay_of(stream)))
+                self.assertEqual({data}, sent, (groups[0], number))
+        short = frame(SHORT)
+        for number in range(1, len(SHORT)):
+            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
+            for one in relayed_frames(relay_of(stream)):
+                self.assertIn("ADCO", [label for label, _ in one])
+
+    def test_a_group_that_is_lost_whole_leaves_no_hole(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            for number in range(1, len(groups) - 1):
+                holed = encoded(groups[:number] + groups[number + 1 :])
+                stream = [data, data, data, holed, data, holed, data]
+                self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
+
+    def test_tempo_without_its_period_which_ends_domoticz_is_not_relayed(self):
+        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
+        data = encoded(tempo)
+        lossy = without("NTARF", data)
+        self.assertEqual(b"", relay_of([lossy] * 60))
+        self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
+
+    def test_nothing_false_comes_out_of_a_damaged_line(self):
+        for kind in House.KINDS:
+            for number, damage in enumerate(damages()):
+                rng = random.Random(number)
+                house = House(kind, rng)
+                meter = ecolinky.Meter(is_relayed=True)
+                last, truth, sent = {}, {}, 0
+                for _ in range(100):
+                    groups, _ = house.step()
+                    truth.update(each[:2] for each in groups)
+                    _, pieces = damage(
+                        rng, frame(groups, "\t" if house.standard else " ")
+                    )
+                    for piece in pieces:
+                        if piece is CUT:
+                            meter.disconnected()
+                            continue
+                        meter.feed(piece, house.now)
+                        if meter.verified:
+                            self.assertIsNotNone(meter.fields(house.now))
+                        for one in relayed_frames(b"".join(meter.verified)):
+                            sent += 1
+                            for label, data in one:
+                                if re.match("BASE|HC|BBR|EAST|EASF", label):
+                                    self.assertLessEqual(int(data), int(truth[label]))
+                                    self.assertLessEqual(last.get(label, 0), int(data))
+                                    last[label] = int(data)
+                if not damage.__name__.startswith("bit flips 1e-02"):
+                    self.assertGreater(sent, 15, (kind, damage.__name__))
+
+    def test_half_a_frame_is_no_whole_one_to_the_relay(self):
+        labels = [each[0] for each in standard()]
+        lossy = without("PCOUP", encoded(standard()))
+        halves = split_at(labels.index("SINSTS"), lossy)
+        self.assertEqual(b"", relay_of([halves] * 10))
+
+    def test_a_stream_without_marks_is_relayed(self):
+        data = encoded(historic()).strip(b"\x02\x03")
+        self.assertEqual(
+            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
+        )
+
+    def test_of_another_meter_nothing_is_relayed_until_all_is_heard(self):
+        other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
+        lossy = without("SMAXSN", without("EAIT", other))
+        sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_of_another_meter_two_whole_frames_are_awaited(self):
+        other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
+        holed = encoded([each for each in other if each[0] != "EAIT"])
+        lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
+        sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_without_an_index_that_is_rarely_read_nothing_is_relayed(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("EAIT", always)
+        for gap in (2, 12):
+            stream = ([always] + [lossy] * gap) * 10
+            sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
+            self.assertEqual(b"", sent, gap)
+
+    def test_a_label_that_is_read_at_last_is_awaited_for_a_minute(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("PREF", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * len(names), names)
+
+    def test_a_short_frame_before_a_whole_one_in_one_chunk(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        stream = [whole] * 3 + [short, whole]
+        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
+
+    def test_who_reads_the_relay_is_told_too(self):
+        self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
+        wait_for(self.live)
+        self.assertEqual({}, self.store.clients())
+        self.client()
+        wait_for(lambda: "127.0.0.1" in self.store.clients())
+
+    def test_a_piece_ends_with_the_start_of_the_next_frame(self):
+        relay, now = self.relay(), time.monotonic()
+        clients = [self.client()]
+        for count in range(1, 5):
+            relay.tend(now)
+            relay.send([HC_FRAME, frame(EJP)], now)
+            for client in clients:
+                data = client.recv(65536)
+                opening = b"\x02\n" if client is clients[-1] else b""
+                expected = opening + HC_FRAME[2:] + frame(EJP) + b"\x02\n"
+                self.assertEqual(expected.replace(b"\x02\n\x02\n", b"\x02\n"), data)
+            clients.append(self.client())
+
+    def test_readers_get_whole_frames_and_a_stuck_one_harms_none(self):
+        relay, now = self.relay(1e9), 100.0
+        stuck, first, second = self.client(4096), self.client(), self.client()
+        relay.tend(now)
+        received = {first: b"", second: b""}
+        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # of no interest
+        for count in range(1, 4001):
+            now += 0.01
+            relay.send([HC_FRAME], now)
+            for client in received:
+                while len(received[client]) < count * len(HC_FRAME) + 2:
+                    received[client] += client.recv(65536)
+        for data in received.values():
+            self.assertEqual(HC_FRAME * 4000 + b"\x02\n", data)
+        taken = b"".join(iter(lambda: stuck.recv(65536), b""))  # it was cut off
+        whole, rest = divmod(len(taken), len(HC_FRAME))
+        self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
+
+    def test_a_piece_that_was_taken_in_part_is_sent_to_its_end(self):
+        start, body, other = b"\x02\n", HC_FRAME[2:], frame(EJP)[2:]
+        first = start + body + start
+        for taken in range(1, len(first)):
+            connection = mock.Mock()
+            connection.recv.side_effect = BlockingIOError
+            rest = len(first) - taken
+            connection.send.side_effect = [taken, BlockingIOError, rest, 5]
+            reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
+            pieces = [body + start] + [other + start] * 3
+            for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
+                self.assertTrue(reader.send(piece, now))
+            sent = [each[0][0] for each in connection.send.call_args_list]
+            self.assertEqual([first, first[taken:], first[taken:], other + start], sent)
+        connection.send.side_effect = BlockingIOError
+        self.assertTrue(reader.send(other, 116.9))
+        self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
+
+    def test_sixteen_readers_at_the_most(self):
+        relay = self.relay()
+        clients = [self.client() for _ in range(17)]
+        relay.tend(time.monotonic())
+        relay.send([HC_FRAME], time.monotonic())
+        for client in clients[:16]:
+            self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+        clients[16].settimeout(0.05)
+        with self.assertRaises(socket.timeout):
+            clients[16].recv(1)
+        clients[0].close()
+
+        def the_seventeenth_is_let_in():
+            relay.send([HC_FRAME], time.monotonic())  # finds out that one has gone
+            relay.tend(time.monotonic())
+            with contextlib.suppress(socket.timeout):
+                return clients[16].recv(65536)
+
+        self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
+
+    def test_readers_of_a_meter_that_fell_silent_are_told(self):
+        relay, client = self.relay(30.0), self.client()
+        now = time.monotonic()
+        relay.tend(now + 29)
+        relay.send([HC_FRAME], now + 29)
+        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+        relay.tend(now + 59)
+        relay.tend(now + 59.1)
+        self.assertEqual(b"", client.recv(65536))
+
+    def test_the_port_of_a_relay_that_has_just_ended_can_be_had_again(self):
+        relay, client = self.relay(), self.client()
+        relay.tend(time.monotonic())
+        relay.close()
+        self.assertEqual(b"", client.recv(1))
+        client.close()
+        self.relay().tend(time.monotonic())
+
+    def test_readers_are_sent_away_while_frames_come_that_are_not_served(self):
+        esp = self.esp(frames(frame(HC[:5]), 0.02))
+        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        self.assertEqual(b"", self.client().recv(65536))
+
+    def test_a_reader_thread_passes_on_what_it_reads_and_says_when_it_ends(self):
+        esp = self.esp(frames(HC_FRAME, 0.02))
+        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        wait_for(self.live)
+        client = self.client()
+        data = client.recv(65536)
+        self.assertEqual(b"\x02", data[:1])
+        esp.close()
+        while data:
+            data = client.recv(65536)  # ends: the connection is closed
+        self.assertIsNone(self.live())
+
+
+######## Reader ########################################################################
+
+
+class ReaderTests(EspCase):
+    def test_what_ends_a_connection_is_no_end(self):
+        half = HC_FRAME[:80]
+        for kind, script in {
+            "closed": once(HC_FRAME * 2, half),
+            "reset": once(HC_FRAME, half, reset=True),
+            "silent": once(half, silent=True),
+            "flood": frames(b"A" * 65536, 0.0),
+        }.items():
+            with self.subTest(kind):
+                self.store = ecolinky.Store()
+                esp = self.esp(script, script, frames(HC_FRAME))
+                self.read(esp.port)
+                self.assertEqual(wait_for(self.live), live())
+                wait_for(lambda: esp.connections >= 3)
+
+    def test_what_it_says_names_the_input_and_where_to_look(self):
+        port = free_port()
+        with self.assertLogs("ecolinky", "INFO") as logs:
+            self.read(port)
+            wait_for(lambda: "rien n'écoute" in self.reason())
+            self.esp(frames(HC_FRAME), port=port)
+            served = "INFO:ecolinky:teleinfo1 : compteur 021728123456, mode"
+            wait_for(lambda: any(served in line for line in logs.output), 20)
+        first = "WARNING:ecolinky:teleinfo1 (127.0.0.1:%d) : l'ESP répond, mais" % port
+        self.assertEqual(first, logs.output[0][: len(first)])
+
+    def test_a_silent_esp_is_told_apart_from_one_that_fell_silent(self):
+        for script, words in (
+            (once(silent=True), "aucun octet n'en vient, vérifier port"),
+            (once(b"x", silent=True), "plus aucun octet"),
+        ):
+            self.store = ecolinky.Store()
+            self.read(self.esp(script).port)
+            wait_for(lambda: words in self.reason())
+
+    def test_a_name_that_is_not_known_yet_is_no_end(self):
+        connect = socket.create_connection
+        unknown = socket.gaierror(-2, "Name or service not known")
+        port = self.esp(frames(HC_FRAME)).port
+        answers = [unknown, unknown, connect(("127.0.0.1", port))]
+        with mock.patch("socket.create_connection", side_effect=answers):
+            self.read(port, host="linky.lan")
+            self.assertEqual(wait_for(self.live), live())
+
+    def test_a_port_that_refuses_is_not_hammered(self):
+        times = []
+
+        def refuse(*_):
+            times.append(time.monotonic())
+            raise ConnectionRefusedError(111, "refused")
+
+        with mock.patch("socket.create_connection", refuse):
+            with mock.patch.object(QuickReader, "PAUSE", 0.05):
+                reader = self.read(1)
+                wait_for(lambda: len(times) > 4)
+                reader.stopped.set()
+                reader.join(5)
+        pauses = [later - earlier for earlier, later in zip(times, times[1:])]
+        self.assertGreater(min(pauses), 0.045)
+
+    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "no /proc here")
+    def test_twenty_connections_leave_no_descriptor_behind(self):
+        esp = self.esp(once(HC_FRAME))
+        self.read(esp.port)
+        wait_for(lambda: esp.connections > 3)
+        before = len(os.listdir("/proc/self/fd"))
+        wait_for(lambda: esp.connections > 24)
+        self.assertLess(len(os.listdir("/proc/self/fd")), before + 8)
+
+    def test_a_bug_is_logged_and_does_not_end_the_reader(self):
+        faults = []
+        translate = ecolinky.translate_historic
+
+        def faulty(labels):
+            if len(faults) < 10:
+                faults.append("one more")
+                raise ZeroDivisionError("?")
+            return translate(labels)
+
+        with self.assertLogs("ecolinky", "WARNING") as logs:
+            reader = self.read(self.esp(frames(HC_FRAME)).port)
+            with mock.patch("ecolinky.translate_historic", faulty):
+                wait_for(lambda: len(faults) == 10)
+                self.assertEqual(wait_for(self.live), live())
+        self.assertTrue(reader.is_alive())
+        self.assertIn("erreur imprévue", logs.output[0])
+
+    def test_the_clock_of_the_wall_may_leap(self):
+        self.read(self.esp(frames(HC_FRAME)).port)
+        wait_for(self.live)
+        with mock.patch("time.time", return_value=0.0):
+            published = self.store.read()[1]
+            self.assertLess(abs(published.time - time.monotonic()), 2)
+            self.assertEqual(wait_for(self.live), live())
+
+    def test_a_reader_is_patient_for_20_seconds(self):
+        settings = ecolinky.FirstInputSettings("127.0.0.1", 1, 30.0)
+        reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
+        source = reader._input
+        source.connected(100.0)
+        for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
+            self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
+
+
+######## Server ########################################################################
+
+
+class HttpCase(unittest.TestCase):
+    LOGIN = ""
+
+    def setUp(self):
+        terminal = io.StringIO()
+        patch = mock.patch("sys.stderr", terminal)
+        patch.start()
+        self.addCleanup(lambda: self.assertEqual(terminal.getvalue(), ""))
+        self.addCleanup(patch.stop)
+        self.store = ecolinky.Store()
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.port = stack.enter_context(running_server(self.store, self.LOGIN))
+
+
+class ServerTests(HttpCase):
     def setUp(self):
         super().setUp()
         publish(self.store, 1, live())
@@ -3372,14 +3463,6 @@ class ProtocolTest(HttpCase):
                 self.assertAlmostEqual(100, second["age"], delta=10)
                 self.store.note_client("127.0.0.1", time.monotonic() - 50)
 
-    def test_of_many_readers_the_last_eight_are_told(self):
-        for number in range(20):
-            self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
-        expected = {
-            "10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)
-        }
-        self.assertEqual(expected, self.store.clients())
-
     def test_the_page_gets_the_minutes_that_it_asks_for(self):
         minutes = tuple(
             ecolinky.Minute(100 * number, True, 7, ecolinky.NO_COUNTS)
@@ -3459,8 +3542,43 @@ class ProtocolTest(HttpCase):
                 self.assertEqual(b"", silent.recv(100))
         self.assertLessEqual(ecolinky.RequestBytes.SECONDS, 30)
 
+    def test_a_port_that_is_taken_is_said_and_nothing_else(self):
+        listener = mock.Mock()
+        listener.bind.side_effect = OSError(errno.EADDRINUSE, "in use")
+        with mock.patch("socket.socket", return_value=listener):
+            with self.assertLogs("ecolinky", "WARNING") as logs:
+                ecolinky.answer_discovery(ecolinky.Device("a", MAC, 4000, False))
+        (line,) = logs.output
+        self.assertIn("discovery, port UDP 30303 déjà pris, tout le reste marche", line)
 
-class LoginTest(HttpCase):
+    def test_the_exact_request_is_answered_as_the_device_does(self):
+        device = ecolinky.Device("m" * 32, MAC, 65535, False)
+        answers = [
+            (b"Discover GCE Devices", ("127.0.0.1", 4)),
+            (b"Hello", ("x", 5)),
+            OSError("unreachable"),
+            (b"Discover GCE Devices", ("127.0.0.1", 6)),
+        ]
+        listener = mock.Mock()
+        listener.recvfrom.side_effect = answers + [SystemExit]
+        with mock.patch("socket.socket", return_value=listener):
+            with self.assertRaises(SystemExit):
+                ecolinky.answer_discovery(device)
+        listener.bind.assert_called_once_with(("0.0.0.0", 30303))
+        expected = ("m" * 32 + "\r\n" + MAC + "\r\n65535\r\n").encode()
+        self.assertLessEqual(len(expected), 64)
+        self.assertEqual(
+            listener.sendto.call_args_list,
+            [
+                mock.call(expected, ("127.0.0.1", 4)),
+                mock.call(expected, ("127.0.0.1", 6)),
+            ],
+        )
+
+
+class LoginTests(HttpCase):
+    """A server that wants a password."""
+
     LOGIN = "domoticz:s3cret"
 
     def setUp(self):
@@ -3469,12 +3587,10 @@ class LoginTest(HttpCase):
 
     def test_the_right_login_gets_every_document(self):
         for path in PATHS + ("/", "/ecolinky.json"):
-            headers = basic(self.LOGIN)
-            self.assertEqual(ask(self.port, path, headers=headers).status, 200)
-            headers["Authorization"] = headers["Authorization"].replace(
-                "Basic", "basic"
-            )
-            self.assertEqual(ask(self.port, path, headers=headers).status, 200)
+            token = basic(self.LOGIN)["Authorization"].split()[1]
+            for scheme in ("Basic ", "basic ", "Basic  "):
+                headers = {"Authorization": scheme + token}
+                self.assertEqual(ask(self.port, path, headers=headers).status, 200)
             answer = ask(self.port, path)
             self.assertEqual(answer.status, 401, path)
             self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
@@ -3553,316 +3669,357 @@ class LoginTest(HttpCase):
             logging.getLogger("ecolinky").warning("the only line")
         self.assertEqual(1, len(logs.records))
 
+    def test_each_of_many_wrong_passwords_in_turn_is_answered(self):
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
+            for _ in range(20):
+                self.assertEqual(401, ask(self.port, "/", headers=basic("a:b")).status)
 
-######## Configuration and README ######################################################
+    def test_sixteen_wait_and_the_next_is_cut_off(self):
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        waits, go = threading.Semaphore(0), threading.Event()
 
-DEFAULTS = {
-    "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0, "relay_port": None},
-    "teleinfo2": {
-        "host": "",
-        "port": 8888,
-        "timeout": 30.0,
-        "relay_port": None,
-        "injection": False,
-    },
-    "http": {
-        "address": "0.0.0.0",
-        "port": 4000,
-        "second_port": 4001,
-        "username": "",
-        "password": "",
-    },
-    "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
-    "log": {"level": "info"},
-}
-HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
-TWO = HOST + "[teleinfo2]\nhost = x\n"
-BROKEN = (  # what stands in the ini, what the one line of error says
-    ("", "[teleinfo1] host manque"),
-    ("host = 192.168.1.50\n", "ligne 1, une [section] manque au-dessus"),
-    ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1, une [section] manque"),
-    (HOST + "[http\nport = 80\n", "ligne 3, "),
-    (HOST + "port 8888\n", "ligne 3, "),
-    (
-        HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
-        "ligne 4, host est déjà dans [teleinfo1], ôter l'un des deux, ou le # resté",
-    ),
-    (HOST + "[http]\n" + HOST, "ligne 4, [teleinfo1] est déjà plus haut"),
-    (HOST + "= 5\n", "ligne 3, "),
-    (
-        "[teleinfo1]\nhots = 192.168.1.50\n",
-        "clé inconnue [teleinfo1] hots, il y a host",
-    ),
-    (HOST + "[mqtt]\n", "section inconnue [mqtt], il y a teleinfo1"),
-    ("[Teleinfo1]\nhost = x\n", "section inconnue [Teleinfo1], écrire [teleinfo1]"),
-    (HOST + "[DEFAULT]\nport = 1\n", "section inconnue [DEFAULT]"),
-    ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.1\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.1.500\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.001.050\n", "sans zéro devant"),
-    ("[teleinfo1]\nhost = http://a/\n", "ou un nom, sans port"),
-    (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
-    ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire sur une ligne à lui"),
-    (HOST + "port = 23 # y\n", "mettre le commentaire sur une ligne à lui"),
-    (HOST + "port = # y\n", "mettre le commentaire sur une ligne à lui"),
-    (
-        HOST + "port = 70000\n",
-        "port = 70000 n'est pas valable, attendu : un nombre de 1",
-    ),
-    (HOST + "port = 0\n", "port = 0 n'est pas valable"),
-    (HOST + "port = 88.5\n", "port = 88.5 n'est pas valable"),
-    (HOST + "timeout = 0\n", "timeout = 0 n'est pas valable"),
-    (HOST + "relay_port = x\n", "attendu : rien, ou un nombre de 1 à 65535"),
-    (HOST + "[http]\naddress =\n", "attendu : 0.0.0.0 pour toutes"),
-    (HOST + "[http]\nusername = moi\n", "username et password, donner les deux"),
-    (HOST + "[http]\nusername = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ -, Domoticz"),
-    (HOST + "[http]\nusername = a\npassword = s3cr\u00e9t\n", "A-Z a-z 0-9 . _ ~ -"),
-    (HOST + "[http]\nusername = a\npassword = p@ss:/?#\n", "A-Z a-z 0-9 . _ ~ -"),
-    (HOST + "[http]\nusername = a\npassword = %(a)s%\n", "A-Z a-z 0-9 . _ ~ -"),
-    (HOST + "[ecodevice]\nhostname = maison \u00e9t\u00e9\n", "lettres sans accent"),
-    (HOST + "[ecodevice]\nmac = 12:34\n", "six paires"),
-    (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
-    (HOST + "[log]\nlevel = tout\n", "attendu : debug, info, warning ou error"),
-    (TWO + "injection = yes\n", "host et injection = yes"),
-    (TWO + "[http]\nport = 4001\n", "les ports [http] port et [http] second_port sont"),
-    (HOST + "[teleinfo2]\ninjection = yes\n[http]\nsecond_port = 4000\n", "égaux"),
-    (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port sont égaux"),
-    (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
-    (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
-    ("\0\0", "texte simple"),
-)
+        def sleep(_):
+            waits.release()
+            go.wait(5)
+
+        wrong = basic("a:b")["Authorization"].encode()
+        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
+        with mock.patch("ecolinky.time.sleep", sleep), contextlib.ExitStack() as stack:
+            stack.callback(go.set)
+            for _ in range(16):
+                client = socket.create_connection(("127.0.0.1", self.port), 5)
+                stack.enter_context(client)
+                client.sendall(request)
+                self.assertTrue(waits.acquire(timeout=2))
+            client = socket.create_connection(("127.0.0.1", self.port), 2)
+            stack.enter_context(client)
+            client.sendall(request)
+            self.assertEqual(b"", client.recv(1))
 
 
-class SettingsTest(unittest.TestCase):
-    def read(self, content, **options):
-        """Return the settings of a file with the content, bytes or text."""
-        if isinstance(content, str):
-            content = content.encode("utf-8")
-        with tempfile.TemporaryDirectory() as folder:
-            self.path = os.path.join(folder, "ecolinky.ini")
-            with open(self.path, "wb") as file:
-                file.write(content)
-            return ecolinky.read_settings(self.path, **options)
+######## Check #########################################################################
 
-    def shipped(self):
-        with open(os.path.join(HERE, "ecolinky.ini"), encoding="utf-8") as file:
-            return file.read()
 
-    def test_what_is_wrong_is_one_french_line_that_names_the_file(self):
-        for text, words in BROKEN:
-            with self.subTest(words), self.assertRaises(ecolinky.ConfigError) as caught:
-                self.read(text)
-            line = str(caught.exception)
-            self.assertTrue(line.startswith(self.path + ", "), line)
-            self.assertIn(words, line)
-            self.assertNotRegex(line, "\n|File contains|While reading|Error|invalid")
-            self.assertLessEqual(line.count(" : "), 1, line)
+class ProgramCase(EspCase):
+    def start(self, ini, *arguments, **options):
+        program = Program(ini, *arguments, **options)
+        self.addCleanup(lambda: program._output.closed or program.end(signal.SIGKILL))
+        return program
 
-    def test_a_password_is_not_printed(self):
-        for text in (
-            "username = a\npassword = s3cr\u00e9t\n",
-            "username = s3cr\u00e9t\n",
+
+class CheckTests(InputCase, ProgramCase):
+    def judged(self):
+        findings = ecolinky.judge("teleinfo1", self.snapshot())
+        return ["%s %s" % (each.verdict, each.text) for each in findings]
+
+    def test_what_is_wrong_with_a_link_is_said_with_what_to_do(self):
+        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
+        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
+        cut = frame([pair for pair in HC if pair[0] != "MOTDETAT"])
+        damaged = HC_FRAME + re.sub(b".\r", b"~\r", HC_FRAME)
+        frozen = standard(
+            NGTF="      BASE      ",
+            LTARF="      BASE      ",
+            NTARF="01",
+            EASF01="018625000",
+            EASF02="019843000",
+            EAST="038468000",
+        )
+        spaces = encoded(standard()).replace(b"H PLEINE/CREUSE ", b"H_PLEINE/CREUSE_")
+        for case, data, verdict in (
+            ("good", HC_FRAME, "ok ses valeurs seront transmises"),
+            ("8N1", eight, "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
+            (
+                "log",
+                log,
+                "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial",
+            ),
+            ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
+            (
+                "cut in a group",
+                HC_FRAME[:-9],
+                "ATTENTION la fin des trames manque, dans",
+            ),
+            (
+                "damaged",
+                damaged,
+                "ATTENTION beaucoup de groupes sont abîmés, vérifier l'opto",
+            ),
+            (
+                "never whole",
+                frame(HC[:8]),
+                "ÉCHEC rien ne sera transmis, il manque PAPP",
+            ),
+            ("old contracts", encoded(frozen), "ok dont 19843 kWh d'anciens contrats"),
+            (
+                "spaces",
+                spaces,
+                "ATTENTION l'ESP remplace des espaces ou des fins de ligne",
+            ),
         ):
-            with self.assertRaises(ecolinky.ConfigError) as caught:
-                self.read(HOST + "[http]\n" + text)
-            self.assertNotIn("s3cr", str(caught.exception))
+            with self.subTest(case):
+                self.begin()
+                self.connect(*[data] * 8)
+                judged = self.judged()
+                found = [text for text in judged if text.startswith(verdict)]
+                self.assertEqual(1, len(found), judged)
+                is_served = case not in ("never whole", "spaces")
+                last = "ok ses valeurs" if is_served else "ÉCHEC"
+                self.assertTrue(judged[-1].startswith(last), judged)
 
-    def test_a_missing_file_is_one_line_but_no_trouble_for_a_demo(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "ecolinky.ini")
-            with self.assertRaises(ecolinky.ConfigError) as caught:
-                ecolinky.read_settings(path)
-            words = "introuvable, mettre ecolinky.ini à côté"
-            self.assertIn(words, str(caught.exception))
-            demo = ecolinky.read_settings(path, demo=True)
-            self.assertEqual(DEFAULTS, self.as_dict(demo))
-            with open(path + ".txt", "w") as file:
-                file.write(HOST)
-            with self.assertRaises(ecolinky.ConfigError) as caught:
-                ecolinky.read_settings(path)
-            self.assertIn("ecolinky.ini.txt est là", str(caught.exception))
-
-    def as_dict(self, settings):
-        return {name: each._asdict() for name, each in settings._asdict().items()}
-
-    def test_the_shipped_ini_says_the_defaults_and_every_key(self):
-        expected = dict(DEFAULTS, teleinfo1=dict(DEFAULTS["teleinfo1"]))
-        expected["teleinfo1"]["host"] = "192.168.1.50"
-        self.assertEqual(expected, self.as_dict(self.read(self.shipped())))
-        bare = re.sub(r"(?m)^#(?=\[|\w+ =)", "", self.shipped())
-        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
-            readme = file.read()
-        for section, keys in DEFAULTS.items():
-            self.assertIn("[%s]\n" % section, bare)
-            part = bare.partition("[%s]\n" % section)[2].partition("\n[")[0] + "\n"
-            for key in keys:
-                self.assertRegex("\n" + part, "\n%s =" % key)
-                self.assertIn("`%s`" % key, readme)
-        one = re.sub("(?m)^host = 192.168.1.51\n", "", bare)
-        self.assertTrue(self.read(one).teleinfo2.injection)
-        other = re.sub("(?m)^injection = yes\n", "", bare)
-        self.assertEqual(self.read(other).teleinfo2.host, "192.168.1.51")
-
-    def test_every_value_is_read_as_notepad_may_save_it(self):
-        text = (
-            "# r\u00e9glages\n[teleinfo1]\nHOST = linky.lan\nport = 23\n"
-            "timeout = 12.5\n"
-            "relay_port = 8889\n[teleinfo2]\nhost = 10.0.0.9\n[http]\n"
-            "address = 127.0.0.1\nport = 1\n"
-            "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
-            "hostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
-        )
-        for content in (
-            b"\xef\xbb\xbf" + text.encode("utf-8"),
-            text.encode("utf-8"),
-            text.replace("\n", "\r\n").encode("cp1252"),
+    def test_of_several_causes_of_loss_one_is_said(self):
+        spoilt = re.sub(b".\r", b"~\r", frame(HC[4:]))
+        replaced = encoded(standard()).replace(b" ", b"_")
+        for data, cause in (
+            (spoilt + frame(HC[:-1]), "optocoupleur"),
+            (replaced, "Replace spaces"),
+            (replaced[: replaced.index(b"STGE")] + b"\x03", "Replace spaces"),
         ):
-            settings = self.read(content)
-            self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1)
-            http = ("127.0.0.1", 1, 2, "moi", "a.B_c~d-9")
-            self.assertEqual(http, settings.http)
-            self.assertIs(settings.ecodevice.discovery, True)
-            self.assertEqual(settings.ports, [1, 2])
-            self.assertEqual({1: 8889}, settings.relay_ports)
-            self.assertEqual(ecolinky.METER, settings.second)
+            self.begin()
+            self.connect(*[data] * 8)
+            warnings = [text for text in self.judged() if text.startswith("ATTENTION")]
+            self.assertEqual(1, len(warnings), warnings)
+            self.assertIn(cause, warnings[0])
 
-    def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
-        self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
-        with mock.patch("builtins.open", side_effect=FileNotFoundError):
-            made = []
-            for name in ("pi", "nas", "pi"):
-                with mock.patch("socket.gethostname", return_value=name):
-                    made.append(ecolinky.lasting_mac())
-        self.assertTrue(made[0] == made[2] != made[1])
-        machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
-        with mock.patch("builtins.open", machine_id):
-            for name in ("pi", "nas"):  # one changes a host's name, and not the machine
-                with mock.patch("socket.gethostname", return_value=name):
-                    self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
+    def test_a_second_client_is_told_once_the_esp_has_closed_two_connections(self):
+        for _ in range(2):
+            self.connect(HC_FRAME, HC_FRAME)
+            self.assertNotIn("un autre programme", "".join(self.judged()))
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        (only,) = self.judged()
+        self.assertIn("ÉCHEC un autre programme lit cet ESP, l'arrêter", only)
 
+    def test_a_meter_whose_tic_is_not_activated_is_told_with_the_remedy(self):
+        remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
+        for groups in (HC[:1], standard()[:1]):
+            self.begin()
+            self.connect(*[encoded(groups)] * 20)
+            self.assertIn(remedy, self.judged()[-1])
+            self.assertNotIn("RX buffer", "".join(self.judged()))
+            self.assertIn(remedy, "".join(self.said(logging.WARNING)))
 
-class ReadmeTest(unittest.TestCase):
-    def setUp(self):
-        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
-            self.text = file.read()
+    def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
+        self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
+        last = self.judged()[-1]
+        self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
+        self.begin()
+        self.connect(*[without("HCHP", HC_FRAME)] * 20)
+        self.assertIn("(HCHP), beaucoup de groupes sont abîmés", self.judged()[-1])
 
-    def test_the_two_commands_are_at_its_top(self):
-        for command in ("python3 ecolinky.py --demo", "python3 -m unittest"):
-            self.assertIn(command, self.text.splitlines()[:25])
+    def test_frames_that_the_meter_gives_up_are_told_as_such(self):
+        for data in (HC_FRAME, encoded(standard())):
+            self.begin()
+            self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
+            self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
+            self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
 
-    def test_its_troubleshooting_quotes_what_the_program_says(self):
-        with open(PROGRAM, encoding="utf-8") as file:
-            tree = ast.parse(file.read())
-        said = " ".join(
-            node.value if hasattr(node, "value") else node.s  # 3.7: ast.Str
-            for node in ast.walk(tree)
-            if type(node).__name__ in ("Str", "Constant")
-            and isinstance(node.value if hasattr(node, "value") else node.s, str)
+    def test_what_was_mended_is_not_complained_of_after_an_hour(self):
+        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
+        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
+        spoilt = without("HCHP", HC_FRAME)
+        for bad in (eight, log, spoilt):
+            self.begin()
+            self.connect(*[bad] * 20)
+            self.assertEqual(1, len(self.snapshot().remarks))
+            self.feed(*[HC_FRAME] * 59, step=60.0)
+            self.assertEqual(bad is not spoilt, bool(self.snapshot().remarks))
+            self.feed(*[HC_FRAME] * 4, step=60.0)
+            self.assertEqual([], self.snapshot().remarks)
+            self.feed(*[bad] * 80)
+            self.assertEqual(1, len(self.snapshot().remarks))
+
+    def test_it_says_what_to_compare_with_the_meters_screen(self):
+        self.connect(*[HC_FRAME] * 5)
+        contract = (
+            "ok compteur 021728123456, tarif Heures creuses (HC..), 30 A, en cours"
+            " Heures pleines, 690 VA, mode historique, monophasé"
         )
-        table = self.text.partition("## Ça ne marche pas")[2].partition("\n## ")[0]
-        rows = re.findall(r"(?m)^\| (`.*?`) \|", table)
-        self.assertTrue(8 <= len(rows) <= 18, rows)
-        for row in rows:
-            for words in re.findall("`(.+?)`", row):
-                self.assertIn(words.replace("’", "'"), said)
-
-    def test_no_made_up_address_stands_in_it(self):
-        for found in re.findall(r"https?://([\w.:-]+)", self.text):
-            self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
-
-
-######## The program itself ############################################################
-
-MODES = ("historic", "standard", "tempo", "three-phase")
-
-
-def esp_ini(*ports, more=""):
-    """Return an ini that reads ESPs at these ports of this machine."""
-    text = "[teleinfo%d]\nhost = 127.0.0.1\nport = %d\ntimeout = 5\n"
-    return "".join(text % each for each in enumerate(ports, 1)) + more
-
-
-def as_typed(text):
-    """Return what the program says with the signs of a keyboard."""
-    return text.replace("\u00a0", " ").replace("’", "'")
-
-
-def end_with_the_tests():
-    """Let a program end with the tests that started it, however these end (Linux)."""
-    if PRCTL:
-        PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-class Program:
-    """The real program as a subprocess, started as the README says."""
-
-    def __init__(self, ini, *arguments, http="", **environment):
-        self.port, self.second = free_port(), free_port()
-        self._folder = tempfile.TemporaryDirectory()
-        path = os.path.join(self._folder.name, "ecolinky.ini")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                ini
-                + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-                % (self.port, self.second)
-                + http
-            )
-        self._output = open(os.path.join(self._folder.name, "output"), "w+b")
-        self.process = subprocess.Popen(
-            [sys.executable, PROGRAM, "--config", path] + list(arguments),
-            stdout=self._output,
-            stderr=self._output,
-            env=dict(os.environ, **environment),
-            preexec_fn=end_with_the_tests,
+        self.assertEqual(
+            [
+                "ok 55 groupes intacts, 0 abîmés",
+                contract,
+                "ok index HCHC = 12345678 Wh",
+                "ok index HCHP = 23456789 Wh",
+                "ok ses valeurs seront transmises",
+            ],
+            self.judged(),
         )
 
-    def output(self):
-        self._output.seek(0)
-        return as_typed(self._output.read().decode("utf-8", "replace"))
+    def test_a_first_eviction_decides_nothing(self):
+        self.connect(*[HC_FRAME] * 10)
+        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(1, self.snapshot().evictions)
+        self.assertFalse(ecolinky.is_decided(self.snapshot()))
 
-    def answers(self):
-        """Say whether it answers HTTP; fail when it has ended."""
-        if self.process.poll() is not None:
-            raise AssertionError("it ended: " + self.output())
-        return ask(self.port, "/status.xml").status in (200, 401)
+    def test_where_no_label_is_missing_a_second_frame_is(self):
+        self.connect(encoded(standard()))
+        snapshot = self.snapshot()
+        snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
+        self.assertIn(
+            "il manque une seconde trame", ecolinky.judge("t", snapshot)[-1].text
+        )
 
-    def end(self, number=signal.SIGTERM):
-        """Ask it to stop; return exit code, seconds and what it wrote."""
+    def check(self, ini, seconds=0.6, ports=None):
+        """Return exit code and lines of --check, with the reader's times shortened."""
+        http = "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+        ports = ports or (free_port(), free_port())
+        settings = ecolinky.parse_settings(ini + http % ports)
+        out = io.StringIO()
+        with mock.patch("ecolinky.Reader", QuickReader), mock.patch("sys.stdout", out):
+            code = ecolinky.check(settings, seconds)
+        return code, out.getvalue().replace("\u00a0", " ").replace("’", "'")
+
+    def test_a_good_link_is_soon_told(self):
         started = time.monotonic()
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            code = self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        taken, text = time.monotonic() - started, self.output()
-        self._output.close()
-        self._folder.cleanup()
-        return code, taken, text
+        code, text = self.check(esp_ini(self.esp(frames(HC_FRAME)).port), 60)
+        self.assertEqual(0, code, text)
+        self.assertLess(time.monotonic() - started, 30)
+        self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
+
+    def test_a_link_that_says_nothing_or_noise_is_told_in_time(self):
+        noise = random.Random(2)
+        garbage = bytes(noise.randrange(256) for _ in range(400))
+        for script, words in (
+            (once(silent=True), "RX Receive Timeout à 0 dans ESPEasy, puis"),
+            (frames(garbage), "changer la vitesse"),
+            (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
+        ):
+            code, text = self.check(esp_ini(self.esp(script).port))
+            self.assertEqual(1, code, text)
+            self.assertIn(words, text.splitlines()[-1])
+            self.assertNotIn("seront transmises", text)
+
+    def test_each_of_two_inputs_is_judged(self):
+        good, ini = self.esp(frames(HC_FRAME)).port, "[teleinfo%d]\nhost = 127.0.0.1\n"
+        ini = ini % 1 + "port = %d\n" % good + ini % 2 + "port = %d\n" % free_port()
+        code, text = self.check(ini)
+        self.assertEqual(1, code)
+        self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
+        self.assertIn(
+            "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text
+        )
+        self.assertEqual(2, text.count("matériel Eco Devices"))
+        self.assertEqual(2, text.count(" : libre"))
+
+    def test_injection_that_does_not_come_is_a_warning(self):
+        for data, count in ((HC_FRAME, 1), (encoded(SUN), 0)):
+            ini = esp_ini(
+                self.esp(frames(data)).port, more="[teleinfo2]\ninjection = yes"
+            )
+            code, text = self.check(ini)
+            self.assertEqual(0, code)
+            self.assertEqual(count, text.count("ATTENTION teleinfo2 : injection = yes"))
+
+    def test_a_taken_port_is_a_failure_unless_ecolinky_has_it(self):
+        ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
+        with socket.socket() as other, running_server(self.store) as port:
+            other.bind(("127.0.0.1", 0))
+            other.listen(1)
+            taken = other.getsockname()[1]
+            code, text = self.check(ini % free_port(), ports=(port, free_port()))
+            self.assertEqual(0, code)
+            stop = "pris par ecolinky, pour l'arrêter sudo systemctl stop ecolinky"
+            self.assertEqual(1, text.count(stop), text)
+            code, text = self.check(ini % taken, ports=(port, free_port()))
+            self.assertEqual(1, code)
+            self.assertIn(
+                "port %d : déjà pris, changer [teleinfo1] relay" % taken, text
+            )
+            code, text = self.check(ini % free_port(), ports=(taken, free_port()))
+            self.assertEqual(1, code)
+            self.assertIn("déjà pris, changer [http] port", text)
+            self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
+
+    def test_a_port_in_time_wait_is_free(self):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
+                accepted, _ = listener.accept()
+                accepted.close()  # who closes first keeps the port in TIME_WAIT
+                client.recv(1)
+        with socket.socket() as probe, self.assertRaises(OSError):
+            probe.bind(("127.0.0.1", port))
+        found = ecolinky.check_port("[http] port", "127.0.0.1", port, False)
+        self.assertEqual(("ok", "libre"), (found.verdict, found.text))
+
+    def test_an_address_of_another_machine_is_a_failure_without_a_question(self):
+        ini = esp_ini(self.esp(frames(HC_FRAME)).port)
+        settings = ecolinky.parse_settings(ini + "[http]\naddress = 192.0.2.1\n")
+        out = io.StringIO()
+        with mock.patch("sys.stdout", out):
+            self.assertEqual(1, ecolinky.check(settings, 5))
+        self.assertRegex(
+            out.getvalue(), "ÉCHEC     port 4000.*de cette machine, corriger"
+        )
+        self.assertNotIn("?", out.getvalue())
+
+    def ports(self, port, address="127.0.0.1", login=("", "")):
+        return ecolinky.ports_of_ecolinky(
+            ecolinky.HttpSettings(address, port, 4001, *login)
+        )
+
+    def test_another_address(self):
+        with mock.patch.object(
+            ecolinky, "HTTPConnection", side_effect=OSError
+        ) as asked:
+            for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
+                self.ports(4000, address)
+                self.assertEqual(host, asked.call_args[0][0])
+
+    def test_another_program_on_the_port_is_none_of_ours(self):
+        head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
+        for answer in (
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            head % (b"404 Not Found", b"nginx"),
+            head % (b"200 OK", b"nginx"),
+            head % (b"200 OK", b"ecolinky/1.2.0") + b"no JSON",
+        ):
+            self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
+
+    def test_an_ecolinky_with_another_password_is_one(self):
+        with running_server(self.store, "a:b") as port:
+            with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
+                self.assertEqual({port}, self.ports(port, login=("a", "c")))
+
+    def test_its_relay_is_its_own(self):
+        store = ecolinky.Store()
+        publish(store, 1, live())
+        with running_server(store) as port:
+            self.assertEqual({port, 4001, 8889}, self.ports(port))
+
+    def test_check_is_an_option_whose_exit_code_tells(self):
+        for port, code, words in (
+            (
+                free_port(),
+                1,
+                "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond",
+            ),
+            (
+                self.esp(frames(HC_FRAME)).port,
+                0,
+                "ok        teleinfo1 : ses valeurs",
+            ),
+        ):
+            program = self.start(esp_ini(port), "--check")
+            self.assertEqual(code, program.process.wait(30))
+            self.assertIn(words, program.output())
+
+    def test_check_listens_long_enough_for_a_meter_of_1200_baud(self):
+        program = DEMOS["check"]
+        self.assertEqual(0, program.process.wait(40), program.output())
+        self.assertIn("ses valeurs seront transmises", program.output())
 
 
-DEMOS = {}
+######## Demo ##########################################################################
 
 
-def setUpModule():
-    for mode in MODES:  # all at once: they send at line rate
-        DEMOS[mode] = Program("[teleinfo2]\ninjection = yes\n", "--demo", mode)
-    DEMOS["check"] = Program("", "--demo", "tempo", "--check")
-
-
-def tearDownModule():
-    while RESERVED:
-        RESERVED.pop().close()
-    DEMOS.pop("check").end()
-    for program in DEMOS.values():
-        wait_for(program.answers, 10)
-        code, _, text = program.end()
-        if code or "Traceback" in text:
-            raise AssertionError("a demo ended badly: %s %s" % (code, text))
-
-
-class DemoTest(unittest.TestCase):
+class DemoTests(unittest.TestCase):
     def test_an_hours_growth_of_the_indexes_is_the_energy(self):
         for mode in MODES:
             meter = ecolinky.DemoMeter(mode)
@@ -3922,15 +4079,27 @@ class DemoTest(unittest.TestCase):
         with self.assertRaises(OSError):
             socket.create_connection(("127.0.0.2", settings.teleinfo1.port), 5).close()
 
+    def test_the_demonstrations_serve_values_and_what_is_injected(self):
+        options = {"tempo": "TEMPO", "three-phase": "BASE"}
+        for mode in MODES:
+            program = DEMOS[mode]
+            box = DomoticzClient(program.port)
+            wait_for(program.answers, 10)
+            seen = wait_for(lambda: box.poll().get(1), 20)
+            self.assertEqual(seen["option"], options.get(mode, "HC"))
+            self.assertEqual(seen["phases"], 3 if mode == "three-phase" else 1)
+            second = DomoticzClient(program.second)
+            if mode == "standard":
+                injected = wait_for(lambda: second.poll().get(1), 20)
+                self.assertLess(4567889, injected["indexes"]["BASE"])
+            else:
+                self.assertEqual({}, second.poll())
 
-class ProgramCase(EspCase):
-    def start(self, ini, *arguments, **options):
-        program = Program(ini, *arguments, **options)
-        self.addCleanup(lambda: program._output.closed or program.end(signal.SIGKILL))
-        return program
+
+######## Main ##########################################################################
 
 
-class ProgramTest(ProgramCase):
+class MainTests(ProgramCase):
     def run_it(self, *arguments, **environment):
         """Return exit code and all that a run that ends by itself says."""
         done = subprocess.run(
@@ -4231,28 +4400,6 @@ class ProgramTest(ProgramCase):
         self.assertIn("détail", text)  # what was written before it was full
         self.assertNotIn("Traceback", text)
 
-    def test_check_is_an_option_whose_exit_code_tells(self):
-        for port, code, words in (
-            (
-                free_port(),
-                1,
-                "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond",
-            ),
-            (
-                self.esp(frames(HC_FRAME)).port,
-                0,
-                "ok        teleinfo1 : ses valeurs",
-            ),
-        ):
-            program = self.start(esp_ini(port), "--check")
-            self.assertEqual(code, program.process.wait(30))
-            self.assertIn(words, program.output())
-
-    def test_check_listens_long_enough_for_a_meter_of_1200_baud(self):
-        program = DEMOS["check"]
-        self.assertEqual(0, program.process.wait(40), program.output())
-        self.assertIn("ses valeurs seront transmises", program.output())
-
     def test_it_waits_for_an_address_that_is_not_its_own_yet(self):
         asked = []
         real = socket.socket.bind
@@ -4270,20 +4417,6 @@ class ProgramTest(ProgramCase):
                 ecolinky.wait_for_address("192.168.1.10")
         self.assertEqual((2, 1), (sleep.call_count, len(logs.records)))
         self.assertIn("192.168.1.10 n'est pas encore une adresse", logs.output[0])
-
-    def test_two_processes_make_the_same_mac(self):
-        made = {
-            subprocess.check_output(
-                [
-                    sys.executable,
-                    "-c",
-                    "import ecolinky; print(ecolinky.lasting_mac())",
-                ],
-                cwd=HERE,
-            )
-            for _ in range(2)
-        }
-        self.assertEqual(1, len(made))
 
     def test_two_meters_either_lost_and_back_never_meet_in_domoticz(self):
         first, second = self.esp(frames(HC_FRAME)), self.esp(frames(frame(EJP)))
@@ -4308,132 +4441,101 @@ class ProgramTest(ProgramCase):
         code, _, text = program.end()
         self.assertEqual((code, "Traceback" in text), (0, False), text)
 
-    def test_the_demonstrations_serve_values_and_what_is_injected(self):
-        options = {"tempo": "TEMPO", "three-phase": "BASE"}
-        for mode in MODES:
-            program = DEMOS[mode]
-            box = DomoticzClient(program.port)
-            wait_for(program.answers, 10)
-            seen = wait_for(lambda: box.poll().get(1), 20)
-            self.assertEqual(seen["option"], options.get(mode, "HC"))
-            self.assertEqual(seen["phases"], 3 if mode == "three-phase" else 1)
-            second = DomoticzClient(program.second)
-            if mode == "standard":
-                injected = wait_for(lambda: second.poll().get(1), 20)
-                self.assertLess(4567889, injected["indexes"]["BASE"])
-            else:
-                self.assertEqual({}, second.poll())
+    def test_a_line_of_the_log_is_a_thousand_characters_at_most(self):
+        with tempfile.TemporaryFile("w+") as file, mock.patch("sys.stderr", file):
+            record = logging.LogRecord("x", logging.INFO, "", 0, "x" * 5000, None, None)
+            with mock.patch("ecolinky.select.select", return_value=([], [file], [])):
+                ecolinky.LogHandler().emit(record)
+            file.seek(0)
+            self.assertEqual(1001, len(file.read()))
 
 
-######## Domoticz as a test sees it ####################################################
+######## Home page #####################################################################
 
 
-class DomoticzClient:
-    """Polls as Domoticz does; a poll returns what it would store, by input.
+@unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
+class PageTests(EspCase):
+    def dom(self, port):
+        """Return the page's document as Chromium has it once the values are there."""
+        options = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+            " --disable-background-networking --disable-component-update"
+            " --disable-sync --virtual-time-budget=6000 --dump-dom"
+        ).split()
+        with tempfile.TemporaryDirectory() as profile:
+            options += ["--user-data-dir=" + profile, "http://127.0.0.1:%d/" % port]
+            run = subprocess.run(
+                [CHROMIUM] + options,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=90,
+            )
+        return html.unescape(run.stdout.decode("utf-8"))
 
-    Written from its source, EcoDevices.cpp: the version rule, the ---- rule, the
-    tariffs that it compares OPTARIF and PTEC with, the phases, the load, the alerts and
-    the power.  Of all polls it keeps the meters seen, and fails where an index falls.
-    """
+    def test_a_browser_shows_the_values_that_are_served(self):
+        wait_for(DomoticzClient(DEMOS["tempo"].port).poll, 20)
+        dom = self.dom(DEMOS["tempo"].port)
+        for words in (
+            'data-ready="1"',
+            "en direct",
+            "Heures creuses, jour bleu",
+            "blanc",
+            "1\u202f333,333\u00a0kWh",
+            "Dans Domoticz",
+            "l’injection",
+            str(DEMOS["tempo"].second),
+        ):
+            self.assertTrue(words in dom, words)
+        self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
 
-    OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
-    INDEXES = {
-        "BASE": ["BASE"],
-        "HC": ["HCHC", "HCHP"],
-        "EJP": ["EJPHN", "EJPHPM"],
-        "TEMPO": BBR,
-    }
-    PERIODS = {
-        "BASE": ("TH",),
-        "HC": ("HC", "HP"),
-        "EJP": ("HN", "PM"),
-        "TEMPO": ("HC", "HP"),
-    }
-
-    def __init__(self, port, login=""):
-        self.port, self.headers = port, basic(login) if login else {}
-        self.hostname, self.meters, self.last = None, set(), {}
-        self._power_seen = set()
-
-    def _get(self, path):
-        answer = ask(self.port, path, headers=self.headers)
-        if answer.status != 200:
-            raise OSError("status %d of %s" % (answer.status, path))
-        root = ElementTree.fromstring(answer.body)
-        return {child.tag: child.text or "" for child in root}
-
-    def poll(self):
-        status = self._get("/status.xml")
-        if [int(part) for part in status["version"].split(".")] < [1, 5, 12]:
-            raise AssertionError("firmware too old")
-        self.hostname = status["config_hostname"]
-        stored = {}
-        for number in (1, 2):
-            if status["T%d_PTEC" % number] == "----":
-                continue
-            try:
-                tags = self._get("/protect/settings/teleinfo%d.xml" % number)
-            except OSError:
-                continue  # it became stale just now: nothing is stored
-            fields = {tag[3:]: text for tag, text in tags.items()}
-            stored[number] = self._store(number, fields)
-        return stored
-
-    def _store(self, number, fields):
-        amount = {tag: int(text) for tag, text in fields.items() if tag not in TEXTS}
-        option = self.OPTIONS.get(fields["OPTARIF"])
-        if fields["OPTARIF"].startswith("BBR"):
-            option = "TEMPO"
-        period = fields["PTEC"][:2]
-        if option is None or period not in self.PERIODS[option]:
-            raise AssertionError("%(OPTARIF)s %(PTEC)s is no tariff" % fields)
-        currents = [amount["IINST%d" % phase] for phase in (1, 2, 3)]
-        three = currents[1] > 0 or currents[2] > 0
-        three = three or (amount["IINST"] == 0 and currents[0] > 0)
-        currents = currents if three else [amount["IINST"]]
-        if amount["PAPP"] > 0:
-            self._power_seen.add(number)
-        power = amount["PAPP"] if number in self._power_seen else 230 * sum(currents)
-        indexes = {tag: amount[tag] for tag in self.INDEXES[option]}
-        self.meters.add(fields["ADCO"])
-        for tag, value in indexes.items():
-            if value < self.last.get((number, tag), 0):
-                raise AssertionError("%s fell" % tag)
-            self.last[number, tag] = value
-        limit = amount["ISOUSC"]
-        return {
-            "meter": fields["ADCO"],
-            "option": option,
-            "period": period,
-            "today": fields["PTEC"][3:],
-            "tomorrow": fields["DEMAIN"],
-            "indexes": indexes,
-            "power": power,
-            "phases": 3 if three else 1,
-            "load": [100 * each // limit for each in currents] if limit else None,
-            "overload": amount["ADPS"] > 0,
-            "announced": amount["PEJP"] == 30,
-        }
+    def test_a_browser_shows_why_nothing_is_live(self):
+        program = Program(esp_ini(free_port()))
+        wait_for(program.answers, 10)
+        wait_for(lambda: "transmise" in program.output(), 10)
+        dom = self.dom(program.port)
+        program.end()
+        self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
+        self.assertTrue("en attente du compteur" in dom)
+        self.assertRegex(dom, 'id="power-1">–<')
 
 
-def labels_of(capture):
-    """Return the labels of a capture by plain means, a dict a frame."""
-    found = []
-    for part in re.split(b"[\x02\x03]", capture):
-        groups = {}
-        for line in re.split(b"[\r\n]+", part):
-            if line.strip():
-                separator = b"\t" if b"\t" in line else b" "
-                words = line[:-2].split(separator)
-                data = b"".join(words[2:]) or words[1]
-                if separator == b" ":
-                    data = separator.join(words[1:])
-                groups[words[0].decode("ascii")] = data.decode("ascii")
-        found += [groups] if groups else []
-    return found
+######## README ########################################################################
 
 
-class DomoticzTest(HttpCase):
+class ReadmeTests(unittest.TestCase):
+    def setUp(self):
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            self.text = file.read()
+
+    def test_the_two_commands_are_at_its_top(self):
+        for command in ("python3 ecolinky.py --demo", "python3 -m unittest"):
+            self.assertIn(command, self.text.splitlines()[:25])
+
+    def test_its_troubleshooting_quotes_what_the_program_says(self):
+        with open(PROGRAM, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        said = " ".join(
+            node.value if hasattr(node, "value") else node.s  # 3.7: ast.Str
+            for node in ast.walk(tree)
+            if type(node).__name__ in ("Str", "Constant")
+            and isinstance(node.value if hasattr(node, "value") else node.s, str)
+        )
+        table = self.text.partition("## Ça ne marche pas")[2].partition("\n## ")[0]
+        rows = re.findall(r"(?m)^\| (`.*?`) \|", table)
+        self.assertTrue(8 <= len(rows) <= 18, rows)
+        for row in rows:
+            for words in re.findall("`(.+?)`", row):
+                self.assertIn(words.replace("’", "'"), said)
+
+    def test_no_made_up_address_stands_in_it(self):
+        for found in re.findall(r"https?://([\w.:-]+)", self.text):
+            self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
+
+
+######## Clients of the Eco-Devices: as tests imitate them, and the real ones ##########
+
+
+class DomoticzCase(HttpCase):
     def after(self, *sent):
         """Return what Domoticz stores after the frames, one each two seconds."""
         meter = ecolinky.Meter()
@@ -4442,6 +4544,8 @@ class DomoticzTest(HttpCase):
         publish(self.store, 1, meter.fields(2.0 * len(sent)))
         return DomoticzClient(self.port).poll().get(1)
 
+
+class DomoticzTests(DomoticzCase):
     def test_what_domoticz_stores_of_each_tariff(self):
         hc = dict(
             indexes={"HCHC": 12345678, "HCHP": 23456789},
@@ -4477,7 +4581,9 @@ class DomoticzTest(HttpCase):
 
 
 @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-class CapturesTest(DomoticzTest):
+class CapturesTests(DomoticzCase):
+    """Real meters' frames, as Domoticz stores them."""
+
     OPTIONS = {
         "base": "BASE",
         "hc": "HC",
@@ -4570,137 +4676,7 @@ class CapturesTest(DomoticzTest):
         return served
 
 
-######## The device's real clients, --check, and the page in a browser #################
-
-
-@unittest.skipUnless(pyecodevices or CLIENTS_WANTED, "the clients are not installed")
-class ClientsTest(unittest.TestCase):
-    LOGINS = ("", "domoticz:s3cret")
-    CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
-
-    def home_assistant(self, port, login, library=pyecodevices):
-        """Return what pyecodevices makes of each call, or what it raises."""
-
-        async def call():
-            user, _, password = login.partition(":")
-            device = library.EcoDevices(
-                "127.0.0.1", port, user or None, password or None
-            )
-            async with device:
-                results = {}
-                for name in self.CALLS.split():
-                    try:
-                        results[name] = await getattr(device, name)()
-                    except library.EcoDevicesCannotConnectError:
-                        results[name] = "unavailable"
-                    except library.EcoDevicesInvalidAuthError:
-                        results[name] = "login"
-                return results, device
-
-        loop = asyncio.new_event_loop()
-        try:
-            return loop.run_until_complete(call())
-        finally:
-            loop.close()
-
-    def gce(self, port, login):
-        """Return a device as find_gce does; the client has no other way for a login."""
-        return [
-            login + "@127.0.0.1" if login else "127.0.0.1",
-            "ecolinky",
-            MAC,
-            str(port),
-        ]
-
-    def test_fresh_stale_back_and_a_second_input(self):
-        for login in self.LOGINS:
-            store = ecolinky.Store()
-            with running_server(store, login) as port:
-                for age, hchp in ((31, 1), (0, 23456789), (31, 1), (0, 23456790)):
-                    publish(store, 1, live(HCHP=hchp), age)
-                    publish(store, 2, live(ADCO="021728999999"), age)
-                    got, device = self.home_assistant(port, login)
-                    self.assertRegex(
-                        device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
-                    )
-                    self.assertEqual(int(got["get_c1"]["daily"]), 0)
-                    box = self.gce(port, login)
-                    status = gce_client.status(box)
-                    self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
-                    if age:
-                        for name in ("get_t1", "get_t2"):  # unknown, and not a zero
-                            for key in ("puissance_apparente", "periode_en_cours"):
-                                self.assertFalse(got[name].get(key), (name, key))
-                        self.assertIsNone(gce_client.donnees(box))
-                        continue
-                    for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
-                        self.assertIn(tag, got["global_get"])
-                    self.assertEqual(got["get_t1"]["index_heures_pleines"], str(hchp))
-                    self.assertEqual(got["get_t2"]["numero_compteur"], "021728999999")
-                    self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
-                    self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
-                    self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
-
-    @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
-    def test_an_early_home_assistant_records_no_zero_of_a_stale_input(self):
-        path = os.path.join(OLD_CLIENT, "pyecodevices", "__init__.py")
-        spec = importlib.util.spec_from_file_location("pyecodevices_1_2_1", path)
-        library = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(library)
-        for login in self.LOGINS:
-            store = ecolinky.Store()
-            with running_server(store, login) as port:
-                for first, second in ((0, 0), (31, 0), (0, 31), (31, 31)):
-                    publish(store, 1, live(), first)
-                    publish(store, 2, live(PAPP=920), second)
-                    got, device = self.home_assistant(port, login, library)
-                    self.assertEqual(MAC, device.mac_address)
-                    for name, age, power in (
-                        ("get_t1", first, "690"),
-                        ("get_t2", second, "920"),
-                    ):
-                        self.assertEqual(None if age else power, got[name]["current"])
-
-
-class JeedomClient:
-    """What Jeedom records of an input: its daemon each minute, its plugin on demand.
-
-    The daemon reads the power of status.xml, whatever the status says, and does nothing
-    where the tag is missing; the plugin goes by the HTTP status of teleinfoN.xml.
-    """
-
-    def __init__(self, port):
-        self.port = port
-
-    def power(self, number):
-        found = re.search(
-            b"<T%d_PPAP>(.*?)</" % number, ask(self.port, "/status.xml").body
-        )
-        return int(found.group(1)) if found else None
-
-    def phases(self, number):
-        answer = ask(self.port, "/protect/settings/teleinfo%d.xml" % number)
-        if answer.status != 200:
-            return None
-        tags = {each.tag[3:]: each.text for each in ElementTree.fromstring(answer.body)}
-        if tags["IMAX2"] != "0":
-            return 3
-        return 1 if tags["IMAX"] != "0" else 0
-
-
-def script_power(port, number=1):
-    """Return what a script reads of cmd=10 that takes no notice of the status."""
-    content = json.loads(ask(port, CMD10).body.decode())
-    return content.get("T%d_PAPP" % number)
-
-
-def power_in_summary(port, number=1):
-    """Return the text of the power in status.xml, as XPath and Node scripts read it."""
-    root = ElementTree.fromstring(ask(port, "/status.xml").body)
-    return root.findtext("T%d_PAPP" % number)
-
-
-class OtherClientsTest(HttpCase):
+class OtherClientsTests(HttpCase):
     """Clients that decide as the real ones do."""
 
     def test_scripts_read_the_live_input_and_no_zero_of_the_stale_one(self):
@@ -4801,10 +4777,300 @@ class OtherClientsTest(HttpCase):
         self.assertEqual(0, DomoticzClient(self.port).poll()[1]["power"])
 
 
+@unittest.skipUnless(pyecodevices or CLIENTS_WANTED, "the clients are not installed")
+class RealClientsTests(unittest.TestCase):
+    """Home Assistant's libraries, and the one of Python scripts."""
+
+    LOGINS = ("", "domoticz:s3cret")
+    CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
+
+    def home_assistant(self, port, login, library=pyecodevices):
+        """Return what pyecodevices makes of each call, or what it raises."""
+
+        async def call():
+            user, _, password = login.partition(":")
+            device = library.EcoDevices(
+                "127.0.0.1", port, user or None, password or None
+            )
+            async with device:
+                results = {}
+                for name in self.CALLS.split():
+                    try:
+                        results[name] = await getattr(device, name)()
+                    except library.EcoDevicesCannotConnectError:
+                        results[name] = "unavailable"
+                    except library.EcoDevicesInvalidAuthError:
+                        results[name] = "login"
+                return results, device
+
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(call())
+        finally:
+            loop.close()
+
+    def gce(self, port, login):
+        """Return a device as find_gce does; the client has no other way for a login."""
+        return [
+            login + "@127.0.0.1" if login else "127.0.0.1",
+            "ecolinky",
+            MAC,
+            str(port),
+        ]
+
+    def test_fresh_stale_back_and_a_second_input(self):
+        for login in self.LOGINS:
+            store = ecolinky.Store()
+            with running_server(store, login) as port:
+                for age, hchp in ((31, 1), (0, 23456789), (31, 1), (0, 23456790)):
+                    publish(store, 1, live(HCHP=hchp), age)
+                    publish(store, 2, live(ADCO="021728999999"), age)
+                    got, device = self.home_assistant(port, login)
+                    self.assertRegex(
+                        device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
+                    )
+                    self.assertEqual(int(got["get_c1"]["daily"]), 0)
+                    box = self.gce(port, login)
+                    status = gce_client.status(box)
+                    self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
+                    if age:
+                        for name in ("get_t1", "get_t2"):  # unknown, and not a zero
+                            for key in ("puissance_apparente", "periode_en_cours"):
+                                self.assertFalse(got[name].get(key), (name, key))
+                        self.assertIsNone(gce_client.donnees(box))
+                        continue
+                    for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
+                        self.assertIn(tag, got["global_get"])
+                    self.assertEqual(got["get_t1"]["index_heures_pleines"], str(hchp))
+                    self.assertEqual(got["get_t2"]["numero_compteur"], "021728999999")
+                    self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
+                    self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
+                    self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
+
+    @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
+    def test_an_early_home_assistant_records_no_zero_of_a_stale_input(self):
+        path = os.path.join(OLD_CLIENT, "pyecodevices", "__init__.py")
+        spec = importlib.util.spec_from_file_location("pyecodevices_1_2_1", path)
+        library = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(library)
+        for login in self.LOGINS:
+            store = ecolinky.Store()
+            with running_server(store, login) as port:
+                for first, second in ((0, 0), (31, 0), (0, 31), (31, 31)):
+                    publish(store, 1, live(), first)
+                    publish(store, 2, live(PAPP=920), second)
+                    got, device = self.home_assistant(port, login, library)
+                    self.assertEqual(MAC, device.mac_address)
+                    for name, age, power in (
+                        ("get_t1", first, "690"),
+                        ("get_t2", second, "920"),
+                    ):
+                        self.assertEqual(None if age else power, got[name]["current"])
+
+
+######## Readers of the relay that expect a serial line ################################
+
+
+class RelayedPiecesTests(unittest.TestCase):
+    """What a serial reader gets of a relay, without a socket."""
+
+    @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
+    def test_each_frame_of_every_capture_is_counted_with_its_labels(self):
+        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
+        self.assertGreater(len(names), 40)
+        for path in names:
+            if os.path.basename(path) in CapturesTests.PARTIAL:
+                continue  # nothing is served of these
+            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
+                self.check_capture(file.read())
+
+    def check_capture(self, content):
+        frames_of_it = [each + b"\x03" for each in content.split(b"\x03")[:-1]]
+        looped = (frames_of_it * 40)[:40]  # 80 s: one can have no complete frame
+        twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
+        said, counts = labels_of(content), []
+        for chunks, step in ((looped, 2.0), (twos, 4.0)):
+            pieces = pieces_of(chunks, step)
+            found = linkytic_frames(pieces, b"ADSC" in content)
+            relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
+            counts.append(len(found))
+            self.assertGreater(len(found), 3)
+            # All that a meter sends, and the start of the next frame.
+            frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
+            self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
+            self.assertIn(len(relayed) - len(found), (0, 1))
+            for labels, values in zip(relayed, found):
+                self.assertEqual(
+                    labels,
+                    {key: data or stamp for key, (stamp, data) in values.items()},
+                )
+            for label, data in relayed[-1].items():
+                self.assertIn(data, [each[label] for each in said])
+        self.assertLess(abs(counts[0] - counts[1]), 3)
+
+    @staticmethod
+    def readable(labels):
+        """Return the labels that Linkytic can read: no space in historic data."""
+        if "ADSC" in labels:
+            return labels
+        return {label: data for label, data in labels.items() if " " not in data}
+
+    def test_an_old_contracts_indexes_are_forgotten(self):
+        new = historic(ADCO=dict(HC)["ADCO"])
+        chunks = [HC_FRAME] * 5 + [encoded(new)] * 160  # 300 s at most
+        found = linkytic_frames(pieces_of(chunks), is_standard=False)
+        self.assertIn(values_of(HC), found)
+        self.assertEqual(values_of(new), found[-1])
+
+    def test_a_short_frame_ends_nothing(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        found = linkytic_frames(
+            pieces_of([whole] * 4 + [short] * 2 + [whole] * 3), False
+        )
+        self.assertGreater(len(found), 4)
+        for values in found:
+            self.assertLessEqual({"IMAX1", "PPOT", "ADCO", "BASE"}, set(values))
+        self.assertEqual(values_of(historic(**THREE)), found[-1])
+
+
+class SerialReadersCase(EspCase):
+    """The started program between a fake ESP and readers of its relay."""
+
+    def setUp(self):
+        super().setUp()
+        self.go = threading.Event()
+
+    def relay_ports(self, meters):
+        """Start a program for each (stream, baud, pause); return their relay ports."""
+        programs, ports = [], []
+        for stream, baud, pause in meters:
+            esp = self.esp(at_pace(iter(stream), baud, self.go, pause))
+            ports.append(free_port())
+            ini = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\nrelay_port = %d\n"
+            programs.append(Program(ini % (esp.port, ports[-1])))
+            self.addCleanup(programs[-1].end)
+        for program in programs:
+            wait_for(program.answers, 20)
+        return ports
+
+
+class LinkyticTests(SerialReadersCase):
+    """Linkytic on the relay of the started program."""
+
+    def test_each_frame_is_counted_and_what_ended_is_forgotten(self):
+        paced = []
+        for make, baud, _ in PACED_METERS:
+            whole = [encoded(make(number)) for number in range(CONNECTIONS)]
+            half, other_half = whole[0][:100], whole[0][100:]  # none sees these
+            stream = whole[:FIRST_CONNECTION] + [half, None, other_half]
+            stream += whole[FIRST_CONNECTION:]
+            paced.append((stream, baud * FASTER, PAUSE / FASTER))
+        ports = self.relay_ports(paced)
+        early, steady = self.readers(ports), self.readers(ports)
+        self.go.set()
+        for reader in early:
+            wait_for(lambda: len(reader.rule.frames) > 1)
+            reader.stop()
+        late = self.readers(ports)  # as one that was started again
+        for (make, _, label), readers in zip(PACED_METERS, zip(early, steady, late)):
+            sent = [values_of(make(number)) for number in range(CONNECTIONS)]
+            for reader in readers[1:]:
+                wait_for(lambda: reader.rule.frames[-1:] == sent[-1:], 20)
+            begun = [self.check(reader.rule.frames, sent, label) for reader in readers]
+            self.assertLess(begun[0], 4)
+            self.assertEqual(begun[0], begun[1])
+
+    def readers(self, ports):
+        """Return a reader of each port."""
+        made = []
+        for port, (_, baud, _) in zip(ports, PACED_METERS):
+            made.append(LinkyticThread(port, baud == 9600))
+            self.addCleanup(made[-1].stop)
+        return made
+
+    def check(self, frames, sent, label):
+        """Check that frames are the sent ones in a row; return the first's number.
+
+        A notice is trusted when it is read again: that frame can be missing.  An alert
+        or a notice ends with two frames without it.
+        """
+
+        def lasting(values):
+            return {key: value for key, value in values.items() if key != label}
+
+        lasting_sent = [lasting(values) for values in sent]
+        numbers = []
+        for values in frames:
+            self.assertIn(lasting(values), lasting_sent)
+            numbers.append(lasting_sent.index(lasting(values)))
+        in_a_row = list(range(numbers[0], numbers[-1] + 1))
+        if label == "PEJP" and PASSES_IN[0] not in numbers[1:]:
+            in_a_row = [number for number in in_a_row if number != PASSES_IN[0]]
+        self.assertEqual(in_a_row, numbers)
+        having = [n for n, values in zip(numbers, frames) if label in values]
+        if label:
+            self.assertLessEqual(set(PASSES_IN[1:]) & set(numbers), set(having))
+        self.assertLessEqual(set(having), set(range(PASSES_IN[0], PASSES_IN[-1] + 3)))
+        return numbers[0]
+
+
+@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
+class SerialTeleinfoTests(SerialReadersCase):
+    """serial-teleinfo on a pseudo-terminal, with its own time-out of a second."""
+
+    def test_it_is_ready_and_has_all_values(self):
+        tempo, _ = House("tempo", random.Random(1)).step()
+        three_phase, _ = House("three-phase", random.Random(1)).step()
+        meters = [HC, EJP, tempo, three_phase]
+        ports = self.relay_ports([([frame(each)] * 9, 1200, PAUSE) for each in meters])
+        updaters = [self.updater(port) for port in ports]
+        self.go.set()
+        for groups, updater in zip(meters, updaters):
+            wait_for(lambda: updater.ready, 15)
+            found = {key: each.value for key, each in updater.values.items()}
+            self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
+
+    @staticmethod
+    def read(label, data):
+        """Return a value as serial-teleinfo has it."""
+        if label in ("OPTARIF", "PTEC", "DEMAIN"):
+            return data.rstrip(".")
+        return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
+
+    def updater(self, port):
+        """Return one that reads a pseudo-terminal which a relay's bytes go into."""
+        connection = socket.create_connection(("127.0.0.1", port), 10)
+        master, slave = os.openpty()
+        import tty  # not on every system
+
+        tty.setraw(slave)  # what comes before it is opened is not to be changed
+        updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
+
+        def pass_on():
+            for data in iter(lambda: connection.recv(4096), b""):
+                os.write(master, data)
+
+        line = threading.Thread(target=pass_on, daemon=True)
+
+        def stop():
+            updater.stop()
+            connection.shutdown(socket.SHUT_RDWR)
+            line.join(5)
+            connection.close()
+            os.close(master)
+            os.close(slave)
+
+        self.addCleanup(stop)
+        connection.settimeout(None)
+        updater.start()
+        line.start()
+        return updater
+
+
 @unittest.skipUnless(
     serial_teleinfo or CLIENTS_WANTED, "the decoders are not installed"
 )
-class DecodersTest(EspCase):
+class DecodersTests(EspCase):
     """An hour of the demo's frames, in fast time, through the relay to decoders."""
 
     def relayed(self, mode):
@@ -4845,14 +5111,691 @@ class DecodersTest(EspCase):
             self.assertEqual(26, len(groups))
 
 
-######## Readers of the relay that expect a serial line ################################
+######## What the tests are made of: frames ############################################
+
+
+def group(label, data, stamp=None, separator=" "):
+    """Return the bytes of one group, LF to CR."""
+    words = [label, data] if stamp is None else [label, stamp, data]
+    body = separator.join(words) + (separator if separator == "\t" else "")
+    total = sum(body.encode("ascii")) & 0x3F
+    end = "" if separator == "\t" else separator
+    return ("\n" + body + end + chr(total + 0x20) + "\r").encode("ascii")
+
+
+def frame(groups, separator=" "):
+    """Return the bytes of one frame, STX to ETX, of (label, data[, stamp]) tuples."""
+    return b"\x02" + b"".join(group(*g, separator=separator) for g in groups) + b"\x03"
+
+
+def pairs(text):
+    """Return the (label, data) pairs of "label data|label data ..."."""
+    return [tuple(each.split(" ", 1)) for each in text.split("|")]
+
+
+def historic(papp="00790", base="000063207", **others):
+    """Return the groups of a single-phase historic frame, less labels set to None."""
+    groups = collections.OrderedDict(
+        [
+            ("ADCO", "027811420827"),
+            ("OPTARIF", "BASE"),
+            ("ISOUSC", "30"),
+            ("BASE", base),
+            ("PTEC", "TH.."),
+            ("IINST", "003"),
+            ("IMAX", "060"),
+            ("PAPP", papp),
+            ("HHPHC", "A"),
+            ("MOTDETAT", "000000"),
+        ]
+    )
+    groups.update(others)
+    return [(label, data) for label, data in groups.items() if data is not None]
+
+
+def standard(**others):
+    """Return the groups of a single-phase standard frame of a day-and-night tariff."""
+    groups = collections.OrderedDict(
+        [
+            ("ADSC", "041761123456"),
+            ("VTIC", "02"),
+            ("DATE", ("", "H260101120000")),
+            ("NGTF", "H PLEINE/CREUSE "),
+            ("LTARF", " HEURE  PLEINE  "),
+            ("EAST", "000003000"),
+            ("EASF01", "000001000"),
+            ("EASF02", "000002000"),
+        ]
+    )
+    groups.update(("EASF%02d" % number, "000000000") for number in range(3, 11))
+    groups.update(
+        [
+            ("IRMS1", "004"),
+            ("URMS1", "230"),
+            ("PREF", "06"),
+            ("PCOUP", "06"),
+            ("SINSTS", "00920"),
+            ("SMAXSN", ("04600", "H260101080000")),
+            ("STGE", "003A0401"),
+            ("MSG1", "PAS DE          MESSAGE         "),
+            ("PRM", "24634288280410"),
+            ("RELAIS", "000"),
+            ("NTARF", "02"),
+        ]
+    )
+    groups.update(others)
+    return [
+        (label,) + (data if isinstance(data, tuple) else (data,))
+        for label, data in groups.items()
+        if data is not None
+    ]
+
+
+def encoded(groups):
+    """Return the frame of either mode."""
+    return frame(groups, "\t" if groups[0][0] == "ADSC" else " ")
+
+
+THREE = dict(
+    IINST=None,
+    IMAX=None,
+    IINST1="001",
+    IINST2="003",
+    IINST3="004",
+    IMAX1="021",
+    IMAX2="031",
+    IMAX3="030",
+    PPOT="00",
+)
+
+
+SHORT = [
+    ("ADIR1", "024"),
+    ("ADIR2", "000"),
+    ("ADIR3", "000"),
+    ("ADCO", "027811420827"),
+    ("IINST1", "024"),
+    ("IINST2", "003"),
+    ("IINST3", "005"),
+]
+
+
+HC = pairs(
+    "ADCO 021728123456|OPTARIF HC..|ISOUSC 30|HCHC 012345678|HCHP 023456789|"
+    "PTEC HP..|IINST 003|IMAX 090|PAPP 00690|HHPHC A|MOTDETAT 000000"
+)
+
+
+EJP = pairs(
+    "ADCO 021728123457|OPTARIF EJP.|ISOUSC 60|EJPHN 001234567|EJPHPM 000123456|"
+    "PEJP 30|PTEC HN..|IINST 009|IMAX 039|PAPP 02070|MOTDETAT 000000"
+)
+
+
+TEMPO_3 = pairs(
+    "ADCO 021728123458|OPTARIF BBR(|ISOUSC 20|BBRHCJB 000000011|"
+    "BBRHPJB 000000022|BBRHCJW 000000033|BBRHPJW 000000044|"
+    "BBRHCJR 000000055|BBRHPJR 000000066|PTEC HPJW|DEMAIN ROUG|IINST1 010|"
+    "IINST2 004|IINST3 021|IMAX1 060|IMAX2 060|IMAX3 060|ADIR3 021|"
+    "PMAX 06000|PAPP 08050|MOTDETAT 000000|PPOT 00"
+)
+
+
+OLD_BASE = pairs(
+    "ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
+    "IINST 004|IMAX 016|MOTDETAT 000000"
+)  # no power, as in the first years
+
+
+THREE_PHASES = pairs(
+    "ADCO 021728123450|OPTARIF BASE|ISOUSC 20|BASE 000063207|PTEC TH..|IINST1 027|"
+    "IINST2 027|IINST3 027|IMAX1 060|IMAX2 060|IMAX3 060|PMAX 18500|PAPP 18400|HHPHC A|"
+    "MOTDETAT 000000|PPOT 00"
+)
+
+
+HC_FRAME = frame(HC)
+
+
+SUN = standard(EAIT="000671631", SINSTI="01840")
+
+
+def changed(groups, **changes):
+    """Return the pairs with the data of some labels changed."""
+    return [(label, changes.get(label, data)) for label, data in groups]
+
+
+def without(label, data):
+    """Return a frame in which the group of that label is damaged."""
+    place = data.index(b"\n%s" % label.encode()) + len(label) + 2
+    return data[:place] + b"~" + data[place + 1 :]
+
+
+def split_at(number, data):
+    """Return a frame with the LF before a group turned into an STX by a flipped bit."""
+    parts = data.split(b"\r\n")
+    return b"\r\n".join(parts[:number]) + b"\r\x02" + b"\r\n".join(parts[number:])
+
+
+def verdict(piece):
+    """Return label and data of a group, or None and why it is none."""
+    found = ecolinky.decode_group(piece)
+    if isinstance(found, ecolinky.Group):
+        return found.label, found.data
+    return None, found.reason
+
+
+def labels_of(capture):
+    """Return the labels of a capture by plain means, a dict a frame."""
+    found = []
+    for part in re.split(b"[\x02\x03]", capture):
+        groups = {}
+        for line in re.split(b"[\r\n]+", part):
+            if line.strip():
+                separator = b"\t" if b"\t" in line else b" "
+                words = line[:-2].split(separator)
+                data = b"".join(words[2:]) or words[1]
+                if separator == b" ":
+                    data = separator.join(words[1:])
+                groups[words[0].decode("ascii")] = data.decode("ascii")
+        found += [groups] if groups else []
+    return found
+
+
+######## Waiting, ports and requests ###################################################
+
+
+BUSY = 6  # times as slow as alone a machine may be
+
+
+def wait_for(condition, within=5.0):
+    """Return the first true value of the condition; fail when there is none in time."""
+    end = time.monotonic() + within * BUSY
+    while True:
+        try:
+            value = condition()
+        except OSError:  # the answer of a moment, which a poller asks again for
+            value = None
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError("did not happen within %s s" % within)
+        time.sleep(0.003)
+
+
+RESERVED = []  # UDP sockets: who has one has the TCP port of that number, too
+
+
+def free_port():
+    """Return a port that is free, and that no other run of these tests takes."""
+    while True:
+        port = random.SystemRandom().randrange(10000, 32000)
+        token = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            token.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
+            RESERVED.append(token)
+            return port
+        token.close()
+
+
+Answer = namedtuple("Answer", "status headers body")
+
+
+def ask(port, path, method="GET", headers=None):
+    """Return the answer to one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, None, headers or {})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def talk(port, request):
+    """Send raw bytes and return all raw bytes that come back."""
+    received = []
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            received += iter(lambda: connection.recv(65536), b"")
+    return b"".join(received)
+
+
+def basic(login):
+    return {
+        "Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")
+    }
+
+
+######## What is published, and a server of it #########################################
+
+
+def tags_of(number):
+    return ["T%d_%s" % (number, field) for field in FIELDS]
+
+
+def live(**changes):
+    """Return the 31 fields of a live single-phase HC input, that of HC_FRAME."""
+    fields = dict.fromkeys(FIELDS, 0)
+    fields.update(ADCO="021728123456", OPTARIF="HC..", PTEC="HP..", DEMAIN="----")
+    fields.update(ISOUSC=30, HCHC=12345678, HCHP=23456789, PAPP=690)
+    fields.update(IINST=3, IINST1=3, IMAX=90, IMAX1=90)
+    fields.update(HHPHC="A", MOTDETAT="000000")
+    fields.update(changes)
+    fields["PPAP"] = fields["PAPP"]
+    return fields
+
+
+def a_snapshot(fields=None, age=0.0, **changes):
+    """Return what a reader publishes; fields None is an input that never was live."""
+    view = ecolinky.View("historic", {}, fields, [], changes.pop("injection", None))
+    shown = ecolinky.Snapshot(
+        source="esp:8888",
+        timeout=30.0,
+        time=time.monotonic() - age,
+        view=view,
+        shows_injection=False,
+        reason=ecolinky.ALL_WELL,
+        ever_served=fields is not None,
+        evictions=0,
+        remarks=[],
+        counters={
+            "frames": 9,
+            "groups": 99,
+            "refused": {"checksum": 1, "form": 2, "implausible": 3},
+            "connections": 4,
+        },
+        last_view=view,
+        last_time=time.monotonic() - age,
+        minutes=(),
+        running_minute=int(time.monotonic() // 60),
+        today=None,
+    )
+    return shown._replace(**changes)
+
+
+def publish(store, number=1, fields=None, age=0.0, **changes):
+    store.publish(number, a_snapshot(fields, age, **changes))
+
+
+Shown = collections.namedtuple("Shown", "state fields")
+
+
+def shown(inputs, number):
+    """Return what an input shows, with the name of its state."""
+    if number not in inputs:
+        return Shown("absent", ecolinky.EMPTY)
+    fields = inputs[number]
+    return Shown("stale", ecolinky.EMPTY) if fields is None else Shown("live", fields)
+
+
+def paris(*when):
+    """Return the time since the epoch of a local time in Paris."""
+    return time.mktime(when + (0,) * (6 - len(when)) + (0, 0, -1))
+
+
+@contextlib.contextmanager
+def running_server(store, login="", second=False):
+    """Serve the store on a free port and yield the port."""
+    device = ecolinky.Device("ecolinky", MAC, free_port(), False)
+    if second:
+        device = ecolinky.second_device(device, free_port())
+    program = ecolinky.Program(time.monotonic(), [device.port, 4001], {1: 8889})
+    server = ecolinky.Server("127.0.0.1", device, program, store, login)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+######## An ESP8266 that misbehaves, and the reader with its times shortened ###########
+
+
+class FakeEsp(socketserver.ThreadingTCPServer):
+    """An ESP8266's serial server; what it does to each client in turn is a script.
+
+    A script is called as script(esp, connection); when it returns the connection is
+    closed.  The last script serves all later clients too.
+    """
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, *scripts, port=0):
+        self.scripts, self.connections = list(scripts), 0
+        self.over = threading.Event()
+        super().__init__(("127.0.0.1", port), None)
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def finish_request(self, request, client_address):
+        script = self.scripts[min(self.connections, len(self.scripts) - 1)]
+        self.connections += 1
+        request.settimeout(5)
+        with contextlib.suppress(OSError):
+            script(self, request)
+
+    def close(self):
+        self.over.set()
+        self.shutdown()
+        self.server_close()
+
+
+def frames(data, every=0.004):
+    """Send the data again and again, as a meter does."""
+
+    def script(esp, connection):
+        while not esp.over.wait(every):
+            connection.sendall(data)
+
+    return script
+
+
+def once(*chunks, reset=False, silent=False):
+    """Send the chunks and close, reset the connection, or say nothing more."""
+
+    def script(esp, connection):
+        for chunk in chunks:
+            connection.sendall(chunk)
+            esp.over.wait(0.01)
+        if silent:
+            esp.over.wait()
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return script
+
+
+class QuickReader(ecolinky.Reader):
+    """The reader, with its times shortened."""
+
+    SILENCE, PAUSE = 0.15, 0.01
+
+
+######## What a relay sends ############################################################
+
+
+def relayed_frames(data):
+    """Decode what a relay sends, by means of its own: the frames, each a list of pairs.
+
+    Fails on anything that is not whole frames of groups whose checksum is right.
+    """
+    found = []
+    for text in data.split(b"\x03")[:-1]:
+        assert text[:1] == b"\x02", text[:20]
+        pairs_of_frame = []
+        for line in text[1:].split(b"\r")[:-1]:
+            assert line[:1] == b"\n", line
+            separator = b"\t" if b"\t" in line else b" "
+            body = line[1:-1] if separator == b"\t" else line[1:-2]
+            assert (sum(body) & 0x3F) + 0x20 == line[-1], line
+            label, _, rest = body.strip(b"\t").partition(separator)
+            pairs_of_frame.append((label.decode(), rest.decode()))
+        found.append(pairs_of_frame)
+    return found
+
+
+def _pieces(data):
+    """Return the frames of bytes that hold nothing else."""
+    return [each + b"\x03" for each in data.split(b"\x03")[:-1]]
+
+
+def relay_of(stream, step=2.0):
+    """Return what the relay sends of a stream of chunks."""
+    meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+    for chunk in stream:
+        now += step
+        meter.feed(chunk, now)
+        sent += b"".join(meter.verified)
+    return sent
+
+
+######## The program itself ############################################################
+
+
+MODES = ("historic", "standard", "tempo", "three-phase")
+
+
+def esp_ini(*ports, more=""):
+    """Return an ini that reads ESPs at these ports of this machine."""
+    text = "[teleinfo%d]\nhost = 127.0.0.1\nport = %d\ntimeout = 5\n"
+    return "".join(text % each for each in enumerate(ports, 1)) + more
+
+
+def as_typed(text):
+    """Return what the program says with the signs of a keyboard."""
+    return text.replace("\u00a0", " ").replace("’", "'")
+
+
+def end_with_the_tests():
+    """Let a program end with the tests that started it, however these end (Linux)."""
+    if PRCTL:
+        PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Program:
+    """The real program as a subprocess, started as the README says."""
+
+    def __init__(self, ini, *arguments, http="", **environment):
+        self.port, self.second = free_port(), free_port()
+        self._folder = tempfile.TemporaryDirectory()
+        path = os.path.join(self._folder.name, "ecolinky.ini")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(
+                ini
+                + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+                % (self.port, self.second)
+                + http
+            )
+        self._output = open(os.path.join(self._folder.name, "output"), "w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, PROGRAM, "--config", path] + list(arguments),
+            stdout=self._output,
+            stderr=self._output,
+            env=dict(os.environ, **environment),
+            preexec_fn=end_with_the_tests,
+        )
+
+    def output(self):
+        self._output.seek(0)
+        return as_typed(self._output.read().decode("utf-8", "replace"))
+
+    def answers(self):
+        """Say whether it answers HTTP; fail when it has ended."""
+        if self.process.poll() is not None:
+            raise AssertionError("it ended: " + self.output())
+        return ask(self.port, "/status.xml").status in (200, 401)
+
+    def end(self, number=signal.SIGTERM):
+        """Ask it to stop; return exit code, seconds and what it wrote."""
+        started = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        taken, text = time.monotonic() - started, self.output()
+        self._output.close()
+        self._folder.cleanup()
+        return code, taken, text
+
+
+DEMOS = {}
+
+
+def setUpModule():
+    for mode in MODES:  # all at once: they send at line rate
+        DEMOS[mode] = Program("[teleinfo2]\ninjection = yes\n", "--demo", mode)
+    DEMOS["check"] = Program("", "--demo", "tempo", "--check")
+
+
+def tearDownModule():
+    while RESERVED:
+        RESERVED.pop().close()
+    DEMOS.pop("check").end()
+    for program in DEMOS.values():
+        wait_for(program.answers, 10)
+        code, _, text = program.end()
+        if code or "Traceback" in text:
+            raise AssertionError("a demo ended badly: %s %s" % (code, text))
+
+
+######## Domoticz and others, as a test sees them ######################################
+
+
+class DomoticzClient:
+    """Polls as Domoticz does; a poll returns what it would store, by input.
+
+    Written from its source, EcoDevices.cpp: the version rule, the ---- rule, the
+    tariffs that it compares OPTARIF and PTEC with, the phases, the load, the alerts and
+    the power.  Of all polls it keeps the meters seen, and fails where an index falls.
+    """
+
+    OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
+    INDEXES = {
+        "BASE": ["BASE"],
+        "HC": ["HCHC", "HCHP"],
+        "EJP": ["EJPHN", "EJPHPM"],
+        "TEMPO": BBR,
+    }
+    PERIODS = {
+        "BASE": ("TH",),
+        "HC": ("HC", "HP"),
+        "EJP": ("HN", "PM"),
+        "TEMPO": ("HC", "HP"),
+    }
+
+    def __init__(self, port, login=""):
+        self.port, self.headers = port, basic(login) if login else {}
+        self.hostname, self.meters, self.last = None, set(), {}
+        self._power_seen = set()
+
+    def _get(self, path):
+        answer = ask(self.port, path, headers=self.headers)
+        if answer.status != 200:
+            raise OSError("status %d of %s" % (answer.status, path))
+        root = ElementTree.fromstring(answer.body)
+        return {child.tag: child.text or "" for child in root}
+
+    def poll(self):
+        status = self._get("/status.xml")
+        if [int(part) for part in status["version"].split(".")] < [1, 5, 12]:
+            raise AssertionError("firmware too old")
+        self.hostname = status["config_hostname"]
+        stored = {}
+        for number in (1, 2):
+            if status["T%d_PTEC" % number] == "----":
+                continue
+            try:
+                tags = self._get("/protect/settings/teleinfo%d.xml" % number)
+            except OSError:
+                continue  # it became stale just now: nothing is stored
+            fields = {tag[3:]: text for tag, text in tags.items()}
+            stored[number] = self._store(number, fields)
+        return stored
+
+    def _store(self, number, fields):
+        amount = {tag: int(text) for tag, text in fields.items() if tag not in TEXTS}
+        option = self.OPTIONS.get(fields["OPTARIF"])
+        if fields["OPTARIF"].startswith("BBR"):
+            option = "TEMPO"
+        period = fields["PTEC"][:2]
+        if option is None or period not in self.PERIODS[option]:
+            raise AssertionError("%(OPTARIF)s %(PTEC)s is no tariff" % fields)
+        currents = [amount["IINST%d" % phase] for phase in (1, 2, 3)]
+        three = currents[1] > 0 or currents[2] > 0
+        three = three or (amount["IINST"] == 0 and currents[0] > 0)
+        currents = currents if three else [amount["IINST"]]
+        if amount["PAPP"] > 0:
+            self._power_seen.add(number)
+        power = amount["PAPP"] if number in self._power_seen else 230 * sum(currents)
+        indexes = {tag: amount[tag] for tag in self.INDEXES[option]}
+        self.meters.add(fields["ADCO"])
+        for tag, value in indexes.items():
+            if value < self.last.get((number, tag), 0):
+                raise AssertionError("%s fell" % tag)
+            self.last[number, tag] = value
+        limit = amount["ISOUSC"]
+        return {
+            "meter": fields["ADCO"],
+            "option": option,
+            "period": period,
+            "today": fields["PTEC"][3:],
+            "tomorrow": fields["DEMAIN"],
+            "indexes": indexes,
+            "power": power,
+            "phases": 3 if three else 1,
+            "load": [100 * each // limit for each in currents] if limit else None,
+            "overload": amount["ADPS"] > 0,
+            "announced": amount["PEJP"] == 30,
+        }
+
+
+class JeedomClient:
+    """What Jeedom records of an input: its daemon each minute, its plugin on demand.
+
+    The daemon reads the power of status.xml, whatever the status says, and does nothing
+    where the tag is missing; the plugin goes by the HTTP status of teleinfoN.xml.
+    """
+
+    def __init__(self, port):
+        self.port = port
+
+    def power(self, number):
+        found = re.search(
+            b"<T%d_PPAP>(.*?)</" % number, ask(self.port, "/status.xml").body
+        )
+        return int(found.group(1)) if found else None
+
+    def phases(self, number):
+        answer = ask(self.port, "/protect/settings/teleinfo%d.xml" % number)
+        if answer.status != 200:
+            return None
+        tags = {each.tag[3:]: each.text for each in ElementTree.fromstring(answer.body)}
+        if tags["IMAX2"] != "0":
+            return 3
+        return 1 if tags["IMAX"] != "0" else 0
+
+
+def script_power(port, number=1):
+    """Return what a script reads of cmd=10 that takes no notice of the status."""
+    content = json.loads(ask(port, CMD10).body.decode())
+    return content.get("T%d_PAPP" % number)
+
+
+def power_in_summary(port, number=1):
+    """Return the text of the power in status.xml, as XPath and Node scripts read it."""
+    root = ElementTree.fromstring(ask(port, "/status.xml").body)
+    return root.findtext("T%d_PAPP" % number)
+
+
+######## Linkytic, and meters at their pace ############################################
+
 
 # A meter's times are divided by this, and linkytic's time-out with them: what counts is
 # that a frame lasts longer than the time-out, and the pause behind it less.
 FASTER = 10
+
+
 LINE_TIMEOUT = 1.0  # seconds without a byte after which readline() gives what it has
+
+
 PAUSE = 0.03  # seconds from ETX to STX: 17 to 33 ms
+
+
 FIRST_CONNECTION, CONNECTIONS = 10, 16  # whole frames of the first one, and of both
+
+
 PASSES_IN = range(4, 7)  # the frames that have the alert or the notice
 
 
@@ -4971,6 +5914,14 @@ def numbered_standard(number):
     return groups
 
 
+# How to make a frame, its baud, the label that comes and ends.
+PACED_METERS = (
+    (numbered, 1200, "ADPS"),
+    (numbered_ejp, 1200, "PEJP"),
+    (numbered_standard, 9600, ""),
+)
+
+
 def at_pace(stream, baud, go, pause=PAUSE):
     """Send pieces as an ESP does, some bytes at a time; None ends the connection.
 
@@ -4994,145 +5945,6 @@ def at_pace(stream, baud, go, pause=PAUSE):
         esp.over.wait()
 
     return script
-
-
-class SerialReadersCase(EspCase):
-    """The started program between a fake ESP and readers of its relay."""
-
-    def setUp(self):
-        super().setUp()
-        self.go = threading.Event()
-
-    def relay_ports(self, meters):
-        """Start a program for each (stream, baud, pause); return their relay ports."""
-        programs, ports = [], []
-        for stream, baud, pause in meters:
-            esp = self.esp(at_pace(iter(stream), baud, self.go, pause))
-            ports.append(free_port())
-            ini = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\nrelay_port = %d\n"
-            programs.append(Program(ini % (esp.port, ports[-1])))
-            self.addCleanup(programs[-1].end)
-        for program in programs:
-            wait_for(program.answers, 20)
-        return ports
-
-
-class LinkyticTest(SerialReadersCase):
-    # How to make a frame, its baud, the label that comes and ends.
-    METERS = (
-        (numbered, 1200, "ADPS"),
-        (numbered_ejp, 1200, "PEJP"),
-        (numbered_standard, 9600, ""),
-    )
-
-    def test_each_frame_is_counted_and_what_ended_is_forgotten(self):
-        paced = []
-        for make, baud, _ in self.METERS:
-            whole = [encoded(make(number)) for number in range(CONNECTIONS)]
-            half, other_half = whole[0][:100], whole[0][100:]  # none sees these
-            stream = whole[:FIRST_CONNECTION] + [half, None, other_half]
-            stream += whole[FIRST_CONNECTION:]
-            paced.append((stream, baud * FASTER, PAUSE / FASTER))
-        ports = self.relay_ports(paced)
-        early, steady = self.readers(ports), self.readers(ports)
-        self.go.set()
-        for reader in early:
-            wait_for(lambda: len(reader.rule.frames) > 1)
-            reader.stop()
-        late = self.readers(ports)  # as one that was started again
-        for (make, _, label), readers in zip(self.METERS, zip(early, steady, late)):
-            sent = [values_of(make(number)) for number in range(CONNECTIONS)]
-            for reader in readers[1:]:
-                wait_for(lambda: reader.rule.frames[-1:] == sent[-1:], 20)
-            begun = [self.check(reader.rule.frames, sent, label) for reader in readers]
-            self.assertLess(begun[0], 4)
-            self.assertEqual(begun[0], begun[1])
-
-    def readers(self, ports):
-        """Return a reader of each port."""
-        made = []
-        for port, (_, baud, _) in zip(ports, self.METERS):
-            made.append(LinkyticThread(port, baud == 9600))
-            self.addCleanup(made[-1].stop)
-        return made
-
-    def check(self, frames, sent, label):
-        """Check that frames are the sent ones in a row; return the first's number.
-
-        A notice is trusted when it is read again: that frame can be missing.  An alert
-        or a notice ends with two frames without it.
-        """
-
-        def lasting(values):
-            return {key: value for key, value in values.items() if key != label}
-
-        lasting_sent = [lasting(values) for values in sent]
-        numbers = []
-        for values in frames:
-            self.assertIn(lasting(values), lasting_sent)
-            numbers.append(lasting_sent.index(lasting(values)))
-        in_a_row = list(range(numbers[0], numbers[-1] + 1))
-        if label == "PEJP" and PASSES_IN[0] not in numbers[1:]:
-            in_a_row = [number for number in in_a_row if number != PASSES_IN[0]]
-        self.assertEqual(in_a_row, numbers)
-        having = [n for n, values in zip(numbers, frames) if label in values]
-        if label:
-            self.assertLessEqual(set(PASSES_IN[1:]) & set(numbers), set(having))
-        self.assertLessEqual(set(having), set(range(PASSES_IN[0], PASSES_IN[-1] + 3)))
-        return numbers[0]
-
-
-@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
-class SerialTeleinfoTest(SerialReadersCase):
-    """serial-teleinfo on a pseudo-terminal, with its own time-out of a second."""
-
-    def test_it_is_ready_and_has_all_values(self):
-        tempo, _ = House("tempo", random.Random(1)).step()
-        three_phase, _ = House("three-phase", random.Random(1)).step()
-        meters = [HC, EJP, tempo, three_phase]
-        ports = self.relay_ports([([frame(each)] * 9, 1200, PAUSE) for each in meters])
-        updaters = [self.updater(port) for port in ports]
-        self.go.set()
-        for groups, updater in zip(meters, updaters):
-            wait_for(lambda: updater.ready, 15)
-            found = {key: each.value for key, each in updater.values.items()}
-            self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
-
-    @staticmethod
-    def read(label, data):
-        """Return a value as serial-teleinfo has it."""
-        if label in ("OPTARIF", "PTEC", "DEMAIN"):
-            return data.rstrip(".")
-        return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
-
-    def updater(self, port):
-        """Return one that reads a pseudo-terminal which a relay's bytes go into."""
-        connection = socket.create_connection(("127.0.0.1", port), 10)
-        master, slave = os.openpty()
-        import tty  # not on every system
-
-        tty.setraw(slave)  # what comes before it is opened is not to be changed
-        updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
-
-        def pass_on():
-            for data in iter(lambda: connection.recv(4096), b""):
-                os.write(master, data)
-
-        line = threading.Thread(target=pass_on, daemon=True)
-
-        def stop():
-            updater.stop()
-            connection.shutdown(socket.SHUT_RDWR)
-            line.join(5)
-            connection.close()
-            os.close(master)
-            os.close(slave)
-
-        self.addCleanup(stop)
-        connection.settimeout(None)
-        updater.start()
-        line.start()
-        return updater
 
 
 class Wire:
@@ -5180,768 +5992,6 @@ def linkytic_frames(pieces, is_standard):
         for line in re.findall(b"[^\n]*\n|[^\n]+", piece):
             rule.take(line)
     return rule.frames
-
-
-class RelayedPiecesTest(unittest.TestCase):
-    """What a serial reader gets of a relay, without a socket."""
-
-    @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-    def test_each_frame_of_every_capture_is_counted_with_its_labels(self):
-        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
-        self.assertGreater(len(names), 40)
-        for path in names:
-            if os.path.basename(path) in CapturesTest.PARTIAL:
-                continue  # nothing is served of these
-            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
-                self.check_capture(file.read())
-
-    def check_capture(self, content):
-        frames_of_it = [each + b"\x03" for each in content.split(b"\x03")[:-1]]
-        looped = (frames_of_it * 40)[:40]  # 80 s: one can have no complete frame
-        twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
-        said, counts = labels_of(content), []
-        for chunks, step in ((looped, 2.0), (twos, 4.0)):
-            pieces = pieces_of(chunks, step)
-            found = linkytic_frames(pieces, b"ADSC" in content)
-            relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
-            counts.append(len(found))
-            self.assertGreater(len(found), 3)
-            # All that a meter sends, and the start of the next frame.
-            frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
-            self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
-            self.assertIn(len(relayed) - len(found), (0, 1))
-            for labels, values in zip(relayed, found):
-                self.assertEqual(
-                    labels,
-                    {key: data or stamp for key, (stamp, data) in values.items()},
-                )
-            for label, data in relayed[-1].items():
-                self.assertIn(data, [each[label] for each in said])
-        self.assertLess(abs(counts[0] - counts[1]), 3)
-
-    @staticmethod
-    def readable(labels):
-        """Return the labels that Linkytic can read: no space in historic data."""
-        if "ADSC" in labels:
-            return labels
-        return {label: data for label, data in labels.items() if " " not in data}
-
-    def test_an_old_contracts_indexes_are_forgotten(self):
-        new = historic(ADCO=dict(HC)["ADCO"])
-        chunks = [HC_FRAME] * 5 + [encoded(new)] * 160  # 300 s at most
-        found = linkytic_frames(pieces_of(chunks), is_standard=False)
-        self.assertIn(values_of(HC), found)
-        self.assertEqual(values_of(new), found[-1])
-
-    def test_a_short_frame_ends_nothing(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        found = linkytic_frames(
-            pieces_of([whole] * 4 + [short] * 2 + [whole] * 3), False
-        )
-        self.assertGreater(len(found), 4)
-        for values in found:
-            self.assertLessEqual({"IMAX1", "PPOT", "ADCO", "BASE"}, set(values))
-        self.assertEqual(values_of(historic(**THREE)), found[-1])
-
-
-class MeterEdgesTest(MeterCase):
-    def test_an_index_does_not_fall_when_a_small_fall_is_caught_up_with_in_a_leap(self):
-        self.feed(*[historic(base="000001020")] * 3)
-        for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
-            self.feed(historic(base="%09d" % base))
-        for base in (1022, 1024, 1026):
-            self.feed(historic(base="%09d" % base))
-            self.assertLessEqual(1020, self.served("BASE"))
-
-    def test_a_reading_from_before_a_silence_is_not_confirmed_by_an_overload_after_it(
-        self,
-    ):
-        self.feed(*[historic(**THREE)] * 3)
-        self.feed(historic(base="000063215", **THREE))
-        self.now += 60.0
-        self.feed(frame(SHORT), historic(base="000063300", **THREE))
-        self.assertNotEqual(63215, self.served("BASE"))
-
-    def test_short_frames_give_a_reading_no_more_than_their_own_time(self):
-        self.feed(*[historic(**THREE)] * 3)
-        self.feed(historic(base="000063215", **THREE))
-        self.feed(*[frame(SHORT)] * 20, step=0.65)
-        self.now += 11.0
-        self.feed(historic(base="000063216", **THREE), step=0.0)
-        self.assertServes(BASE=63207)
-
-    def test_in_overload_a_short_timeout_loses_no_power(self):
-        self.meter = ecolinky.Meter(timeout=5)
-        self.feed(*[historic(papp="05000", **THREE)] * 3)
-        self.feed(*[frame(SHORT)] * 20, step=0.65)
-        self.feed(without("PAPP", encoded(historic(**THREE))), step=1.85)
-        self.assertServes(PAPP=5000)
-
-    def test_another_meters_subscription_is_waited_for_too(self):
-        self.feed(*[historic()] * 20)
-        self.now += 60
-        other = historic(ADCO="021728999999", ISOUSC="45")
-        self.feed(*[without("ISOUSC", encoded(other))] * 12)
-        self.assertServesNothing()
-
-    def test_zeros_that_come_each_minute_are_served_at_once(self):
-        for minute in range(10):
-            self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
-            if minute:
-                self.assertServes(PAPP=0)
-            self.feed(*[historic()] * 2)
-
-    def test_a_power_that_comes_and_is_not_believed_is_not_made_of_currents(self):
-        self.feed(*[historic()] * 3)
-        for number in range(40):
-            self.feed(historic(papp="%05d" % (10000 + 9000 * (number % 2))))
-        self.assertServesNothing()
-
-    def test_an_index_is_served_when_the_notice_behind_it_has_ended(self):
-        ejp = [
-            ("ADCO", "027811420827"),
-            ("OPTARIF", "EJP."),
-            ("ISOUSC", "30"),
-            ("EJPHN", "000100000"),
-            ("EJPHPM", "000005000"),
-        ]
-        rest = [
-            ("PTEC", "HN.."),
-            ("IINST", "003"),
-            ("IMAX", "060"),
-            ("PAPP", "00790"),
-            ("HHPHC", "A"),
-            ("MOTDETAT", "000000"),
-        ]
-        self.feed(*[ejp + [("PEJP", "30")] + rest] * 4)
-        peak = changed(ejp + rest, PTEC="PM..", EJPHPM="000005002")
-        self.feed(*[peak] * 4)
-        self.assertServes(EJPHPM=5002)
-
-    def test_the_last_group_whose_cr_alone_has_come_is_used(self):
-        data = encoded(historic())
-        self.feed(data, data)
-        self.feed(encoded(historic(IINST="007"))[: data.index(b"\nIMAX")])
-        self.meter.disconnected()
-        self.assertServes(IINST=7)
-
-    def test_no_group_is_cut_where_a_stream_without_frames_is(self):
-        decoder = ecolinky.Decoder()
-        data = b"".join(group("BASE", "%09d" % number) for number in range(400))
-        damaged = 0
-        for start in range(0, len(data), 7):
-            damaged += sum(one.damaged for one in decoder.feed(data[start : start + 7]))
-        self.assertEqual(0, damaged)
-
-    def test_the_half_frame_before_the_first_identity_is_no_damage(self):
-        data = encoded(historic()).strip(b"\x02\x03") * 3
-        self.feed(data[30:])
-        self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
-
-    def test_a_stream_without_marks_is_relayed(self):
-        data = encoded(historic()).strip(b"\x02\x03")
-        self.assertEqual(
-            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
-        )
-
-    def test_of_another_meter_nothing_is_relayed_until_all_is_heard(self):
-        other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
-        lossy = without("SMAXSN", without("EAIT", other))
-        sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
-        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
-
-    def test_of_another_meter_two_whole_frames_are_awaited(self):
-        other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
-        holed = encoded([each for each in other if each[0] != "EAIT"])
-        lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
-        sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
-        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
-
-    def test_without_an_index_that_is_rarely_read_nothing_is_relayed(self):
-        always = without("SMAXSN", encoded(SUN))
-        lossy = without("EAIT", always)
-        for gap in (2, 12):
-            stream = ([always] + [lossy] * gap) * 10
-            sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
-            self.assertEqual(b"", sent, gap)
-
-    def test_half_a_short_frame_is_not_relayed(self):
-        short = frame(SHORT)
-        for number in range(1, len(SHORT)):
-            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
-            for one in relayed_frames(relay_of(stream)):
-                self.assertIn("ADCO", [label for label, _ in one])
-
-    def test_a_label_that_is_read_at_last_is_awaited_for_a_minute(self):
-        always = without("SMAXSN", encoded(SUN))
-        lossy = without("PREF", always)
-        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
-        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * len(names), names)
-
-    def test_a_notice_that_a_hole_follows_is_confirmed(self):
-        clean = historic()
-        with_it = clean[:4] + [("PEJP", "30")] + clean[4:]
-        self.feed(*[clean] * 3, with_it, clean, with_it)
-        self.assertServes(PEJP=30)
-
-    def test_the_total_of_a_base_contract_is_east(self):
-        self.feed(
-            *[
-                standard(
-                    NGTF="      BASE      ",
-                    LTARF="      BASE      ",
-                    EAST="000003001",
-                    NTARF="01",
-                )
-            ]
-            * 3
-        )
-        self.assertServes(BASE=3001)
-
-    def test_a_subscription_of_three_phases_is_rounded(self):
-        self.feed(*[standard(PREF="10", IRMS2="002", IRMS3="000", URMS2="231")] * 3)
-        self.assertServes(ISOUSC=17)
-
-    def test_a_short_frame_before_a_whole_one_in_one_chunk(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        stream = [whole] * 3 + [short, whole]
-        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
-
-
-class ReasonsTest(InputCase):
-    def test_the_first_frames_of_a_good_line_have_no_remarks(self):
-        for data in (HC_FRAME, encoded(standard())):
-            self.begin()
-            self.connect()
-            for _ in range(12):
-                self.feed(data)
-                self.assertEqual([], self.snapshot().remarks)
-
-    def test_an_eot_beside_an_etx_is_no_interrupted_frame(self):
-        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
-        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(b"\x04" + damaged))
-
-    def test_a_frame_without_an_etx_is_not_interrupted(self):
-        damaged = re.sub(b".\r", b"~\r", HC_FRAME).strip(b"\x03")
-        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(damaged))
-
-    def test_of_a_meter_that_fell_silent_no_end_is_missing(self):
-        self.connect(*[HC_FRAME] * 20)
-        self.now += 60.0
-        self.lose(ecolinky.LinkError(ecolinky.SILENT))
-        self.assertEqual([], self.snapshot().remarks)
-
-    def test_where_nothing_has_come_nothing_could_be_better(self):
-        self.assertEqual([], self.snapshot().remarks)
-        self.lose(OSError(errno.EHOSTUNREACH, ""))
-        self.assertEqual([], self.snapshot().remarks)
-
-    def test_a_meter_whose_other_groups_are_damaged_is_activated(self):
-        data = HC_FRAME
-        for label, _ in HC[1:]:
-            data = without(label, data)
-        self.connect(*[data] * 20)
-        self.assertIn("abîmés", str(self.snapshot().reason))
-
-    def test_what_loses_nothing_is_not_why_a_group_is_missing(self):
-        less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
-        eight = less.replace(b"\r", b"\x8d")
-        self.connect(*[eight] * 20)
-        self.assertIn("HCHC", str(self.snapshot().reason))
-        self.assertIn(ecolinky.NEVER_SENT.remedy, str(self.snapshot().reason))
-
-    def test_an_unknown_contract_without_its_period_is_said_a_little_later(self):
-        data = without("LTARF", encoded(standard(NGTF="   SUPER OFFRE  ")))
-        self.connect(*[data] * 5)
-        self.assertNotIn("SUPER OFFRE", "".join(self.said()))
-        self.feed(*[data] * 10)
-        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
-
-    def test_what_was_wrong_half_an_hour_ago_is_still_said(self):
-        self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
-        self.feed(*[HC_FRAME] * 900)
-        self.assertEqual([str(ecolinky.READ_AS_8N1)], self.snapshot().remarks)
-
-    def test_an_index_that_falls_a_little_for_good_is_warned_of(self):
-        self.connect(*[HC_FRAME] * 3)
-        self.feed(*[frame(changed(HC, HCHC="012345178"))] * 20)
-        self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
-
-    def test_a_leap_after_days_is_warned_of(self):
-        self.connect(*[HC_FRAME] * 3)
-        self.now += 5 * 86400.0
-        self.feed(*[HC_FRAME] * 3)
-        self.feed(*[frame(changed(HC, HCHC="012999999"))] * 20)
-        self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
-
-    def test_a_first_eviction_decides_nothing(self):
-        self.connect(*[HC_FRAME] * 10)
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertEqual(1, self.snapshot().evictions)
-        self.assertFalse(ecolinky.is_decided(self.snapshot()))
-
-    def test_where_no_label_is_missing_a_second_frame_is(self):
-        self.connect(encoded(standard()))
-        snapshot = self.snapshot()
-        snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
-        self.assertIn(
-            "il manque une seconde trame", ecolinky.judge("t", snapshot)[-1].text
-        )
-
-
-class PortsTest(EspCase):
-    def ports(self, port, address="127.0.0.1", login=("", "")):
-        return ecolinky.ports_of_ecolinky(
-            ecolinky.HttpSettings(address, port, 4001, *login)
-        )
-
-    def test_another_address(self):
-        with mock.patch.object(
-            ecolinky, "HTTPConnection", side_effect=OSError
-        ) as asked:
-            for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
-                self.ports(4000, address)
-                self.assertEqual(host, asked.call_args[0][0])
-
-    def test_another_program_on_the_port_is_none_of_ours(self):
-        head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
-        for answer in (
-            b"SSH-2.0-OpenSSH_9.2\r\n",
-            head % (b"404 Not Found", b"nginx"),
-            head % (b"200 OK", b"nginx"),
-            head % (b"200 OK", b"ecolinky/1.2.0") + b"no JSON",
-        ):
-            self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
-
-    def test_an_ecolinky_with_another_password_is_one(self):
-        with running_server(self.store, "a:b") as port:
-            with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
-                self.assertEqual({port}, self.ports(port, login=("a", "c")))
-
-    def test_its_relay_is_its_own(self):
-        store = ecolinky.Store()
-        publish(store, 1, live())
-        with running_server(store) as port:
-            self.assertEqual({port, 4001, 8889}, self.ports(port))
-
-
-class WrongPasswordsTest(HttpCase):
-    LOGIN = "domoticz:s3cret"
-
-    def test_two_spaces(self):
-        publish(self.store, 1, live())
-        headers = basic(self.LOGIN)
-        headers["Authorization"] = headers["Authorization"].replace(" ", "  ")
-        self.assertEqual(200, ask(self.port, "/", headers=headers).status)
-
-    def test_each_of_many_wrong_passwords_in_turn_is_answered(self):
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
-        with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
-            for _ in range(20):
-                self.assertEqual(401, ask(self.port, "/", headers=basic("a:b")).status)
-
-    def test_sixteen_wait_and_the_next_is_cut_off(self):
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
-        waits, go = threading.Semaphore(0), threading.Event()
-
-        def sleep(_):
-            waits.release()
-            go.wait(5)
-
-        wrong = basic("a:b")["Authorization"].encode()
-        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
-        with mock.patch("ecolinky.time.sleep", sleep), contextlib.ExitStack() as stack:
-            stack.callback(go.set)
-            for _ in range(16):
-                client = socket.create_connection(("127.0.0.1", self.port), 5)
-                stack.enter_context(client)
-                client.sendall(request)
-                self.assertTrue(waits.acquire(timeout=2))
-            client = socket.create_connection(("127.0.0.1", self.port), 2)
-            stack.enter_context(client)
-            client.sendall(request)
-            self.assertEqual(b"", client.recv(1))
-
-
-class TimeoutSettingTest(unittest.TestCase):
-    def test_a_timeout_is_five_seconds_at_least(self):
-        text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
-        for seconds in ("1", "4.9"):
-            with self.assertRaises(ecolinky.ConfigError):
-                ecolinky.parse_settings(text % seconds)
-        self.assertEqual(5.0, ecolinky.parse_settings(text % "5").teleinfo1.timeout)
-
-
-class LinesOfTheLogTest(InputCase):
-    def test_an_easf_that_never_comes_is_named(self):
-        self.connect(*[without("EASF03", encoded(standard()))] * 20)
-        self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
-
-    def test_an_unknown_contract_with_its_period_is_said_at_once(self):
-        self.connect(*[encoded(standard(NGTF="   SUPER OFFRE  "))] * 4)
-        self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
-
-    def test_the_phases_that_never_come_are_one_line_an_hour(self):
-        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
-        two = without("IRMS2", encoded(groups))
-        self.connect(*[encoded(groups)] * 3, *[two] * 30)
-        self.feed(*[without("IRMS1", two)] * 30)
-        self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
-
-    def test_a_line_of_the_log_is_a_thousand_characters_at_most(self):
-        with tempfile.TemporaryFile("w+") as file, mock.patch("sys.stderr", file):
-            record = logging.LogRecord("x", logging.INFO, "", 0, "x" * 5000, None, None)
-            with mock.patch("ecolinky.select.select", return_value=([], [file], [])):
-                ecolinky.LogHandler().emit(record)
-            file.seek(0)
-            self.assertEqual(1001, len(file.read()))
-
-
-class HalfFramesTest(MeterCase):
-    def test_an_alert_ends_with_two_whole_frames_though_the_first_ends_elsewhere(self):
-        with_it = historic(ADPS="031")
-        self.feed(*[with_it] * 3)
-        clean = historic() + [("PPOT", "00")]
-        self.feed(clean, clean)
-        self.assertServes(ADPS=0)
-
-    def test_half_a_frame_is_no_whole_one_to_the_relay(self):
-        labels = [each[0] for each in standard()]
-        lossy = without("PCOUP", encoded(standard()))
-        halves = split_at(labels.index("SINSTS"), lossy)
-        self.assertEqual(b"", relay_of([halves] * 10))
-
-
-class DiscoveryTest(unittest.TestCase):
-    def test_a_port_that_is_taken_is_said_and_nothing_else(self):
-        listener = mock.Mock()
-        listener.bind.side_effect = OSError(errno.EADDRINUSE, "in use")
-        with mock.patch("socket.socket", return_value=listener):
-            with self.assertLogs("ecolinky", "WARNING") as logs:
-                ecolinky.answer_discovery(ecolinky.Device("a", MAC, 4000, False))
-        (line,) = logs.output
-        self.assertIn("discovery, port UDP 30303 déjà pris, tout le reste marche", line)
-
-    def test_the_exact_request_is_answered_as_the_device_does(self):
-        device = ecolinky.Device("m" * 32, MAC, 65535, False)
-        answers = [
-            (b"Discover GCE Devices", ("127.0.0.1", 4)),
-            (b"Hello", ("x", 5)),
-            OSError("unreachable"),
-            (b"Discover GCE Devices", ("127.0.0.1", 6)),
-        ]
-        listener = mock.Mock()
-        listener.recvfrom.side_effect = answers + [SystemExit]
-        with mock.patch("socket.socket", return_value=listener):
-            with self.assertRaises(SystemExit):
-                ecolinky.answer_discovery(device)
-        listener.bind.assert_called_once_with(("0.0.0.0", 30303))
-        expected = ("m" * 32 + "\r\n" + MAC + "\r\n65535\r\n").encode()
-        self.assertLessEqual(len(expected), 64)
-        self.assertEqual(
-            listener.sendto.call_args_list,
-            [
-                mock.call(expected, ("127.0.0.1", 4)),
-                mock.call(expected, ("127.0.0.1", 6)),
-            ],
-        )
-
-
-class JudgeTest(InputCase):
-    """What --check says of an input, without a socket."""
-
-    def test_old_contracts_are_counted_though_an_index_is_missing(self):
-        labels = {"NGTF": "H PLEINE/CREUSE ", "EASF03": "000005000"}
-        self.assertEqual(5000, ecolinky.old_contracts(labels))
-
-    def judged(self):
-        findings = ecolinky.judge("teleinfo1", self.snapshot())
-        return ["%s %s" % (each.verdict, each.text) for each in findings]
-
-    def test_what_is_wrong_with_a_link_is_said_with_what_to_do(self):
-        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
-        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
-        cut = frame([pair for pair in HC if pair[0] != "MOTDETAT"])
-        damaged = HC_FRAME + re.sub(b".\r", b"~\r", HC_FRAME)
-        frozen = standard(
-            NGTF="      BASE      ",
-            LTARF="      BASE      ",
-            NTARF="01",
-            EASF01="018625000",
-            EASF02="019843000",
-            EAST="038468000",
-        )
-        spaces = encoded(standard()).replace(b"H PLEINE/CREUSE ", b"H_PLEINE/CREUSE_")
-        for case, data, verdict in (
-            ("good", HC_FRAME, "ok ses valeurs seront transmises"),
-            ("8N1", eight, "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
-            (
-                "log",
-                log,
-                "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial",
-            ),
-            ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
-            (
-                "cut in a group",
-                HC_FRAME[:-9],
-                "ATTENTION la fin des trames manque, dans",
-            ),
-            (
-                "damaged",
-                damaged,
-                "ATTENTION beaucoup de groupes sont abîmés, vérifier l'opto",
-            ),
-            (
-                "never whole",
-                frame(HC[:8]),
-                "ÉCHEC rien ne sera transmis, il manque PAPP",
-            ),
-            ("old contracts", encoded(frozen), "ok dont 19843 kWh d'anciens contrats"),
-            (
-                "spaces",
-                spaces,
-                "ATTENTION l'ESP remplace des espaces ou des fins de ligne",
-            ),
-        ):
-            with self.subTest(case):
-                self.begin()
-                self.connect(*[data] * 8)
-                judged = self.judged()
-                found = [text for text in judged if text.startswith(verdict)]
-                self.assertEqual(1, len(found), judged)
-                is_served = case not in ("never whole", "spaces")
-                last = "ok ses valeurs" if is_served else "ÉCHEC"
-                self.assertTrue(judged[-1].startswith(last), judged)
-
-    def test_of_several_causes_of_loss_one_is_said(self):
-        spoilt = re.sub(b".\r", b"~\r", frame(HC[4:]))
-        replaced = encoded(standard()).replace(b" ", b"_")
-        for data, cause in (
-            (spoilt + frame(HC[:-1]), "optocoupleur"),
-            (replaced, "Replace spaces"),
-            (replaced[: replaced.index(b"STGE")] + b"\x03", "Replace spaces"),
-        ):
-            self.begin()
-            self.connect(*[data] * 8)
-            warnings = [text for text in self.judged() if text.startswith("ATTENTION")]
-            self.assertEqual(1, len(warnings), warnings)
-            self.assertIn(cause, warnings[0])
-
-    def test_a_second_client_is_told_once_the_esp_has_closed_two_connections(self):
-        for _ in range(2):
-            self.connect(HC_FRAME, HC_FRAME)
-            self.assertNotIn("un autre programme", "".join(self.judged()))
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        (only,) = self.judged()
-        self.assertIn("ÉCHEC un autre programme lit cet ESP, l'arrêter", only)
-
-    def test_a_meter_whose_tic_is_not_activated_is_told_with_the_remedy(self):
-        remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
-        for groups in (HC[:1], standard()[:1]):
-            self.begin()
-            self.connect(*[encoded(groups)] * 20)
-            self.assertIn(remedy, self.judged()[-1])
-            self.assertNotIn("RX buffer", "".join(self.judged()))
-            self.assertIn(remedy, "".join(self.said(logging.WARNING)))
-
-    def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
-        self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
-        last = self.judged()[-1]
-        self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
-        self.begin()
-        self.connect(*[without("HCHP", HC_FRAME)] * 20)
-        self.assertIn("(HCHP), beaucoup de groupes sont abîmés", self.judged()[-1])
-
-    def test_frames_that_the_meter_gives_up_are_told_as_such(self):
-        for data in (HC_FRAME, encoded(standard())):
-            self.begin()
-            self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
-            self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
-            self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
-
-    def test_what_was_mended_is_not_complained_of_after_an_hour(self):
-        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
-        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
-        spoilt = without("HCHP", HC_FRAME)
-        for bad in (eight, log, spoilt):
-            self.begin()
-            self.connect(*[bad] * 20)
-            self.assertEqual(1, len(self.snapshot().remarks))
-            self.feed(*[HC_FRAME] * 59, step=60.0)
-            self.assertEqual(bad is not spoilt, bool(self.snapshot().remarks))
-            self.feed(*[HC_FRAME] * 4, step=60.0)
-            self.assertEqual([], self.snapshot().remarks)
-            self.feed(*[bad] * 80)
-            self.assertEqual(1, len(self.snapshot().remarks))
-
-    def test_it_says_what_to_compare_with_the_meters_screen(self):
-        self.connect(*[HC_FRAME] * 5)
-        contract = (
-            "ok compteur 021728123456, tarif Heures creuses (HC..), 30 A, en cours"
-            " Heures pleines, 690 VA, mode historique, monophasé"
-        )
-        self.assertEqual(
-            [
-                "ok 55 groupes intacts, 0 abîmés",
-                contract,
-                "ok index HCHC = 12345678 Wh",
-                "ok index HCHP = 23456789 Wh",
-                "ok ses valeurs seront transmises",
-            ],
-            self.judged(),
-        )
-
-
-class CheckTest(EspCase):
-    def check(self, ini, seconds=0.6, ports=None):
-        """Return exit code and lines of --check, with the reader's times shortened."""
-        http = "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-        ports = ports or (free_port(), free_port())
-        settings = ecolinky.parse_settings(ini + http % ports)
-        out = io.StringIO()
-        with mock.patch("ecolinky.Reader", QuickReader), mock.patch("sys.stdout", out):
-            code = ecolinky.check(settings, seconds)
-        return code, out.getvalue().replace("\u00a0", " ").replace("’", "'")
-
-    def test_a_good_link_is_soon_told(self):
-        started = time.monotonic()
-        code, text = self.check(esp_ini(self.esp(frames(HC_FRAME)).port), 60)
-        self.assertEqual(0, code, text)
-        self.assertLess(time.monotonic() - started, 30)
-        self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-
-    def test_a_link_that_says_nothing_or_noise_is_told_in_time(self):
-        noise = random.Random(2)
-        garbage = bytes(noise.randrange(256) for _ in range(400))
-        for script, words in (
-            (once(silent=True), "RX Receive Timeout à 0 dans ESPEasy, puis"),
-            (frames(garbage), "changer la vitesse"),
-            (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
-        ):
-            code, text = self.check(esp_ini(self.esp(script).port))
-            self.assertEqual(1, code, text)
-            self.assertIn(words, text.splitlines()[-1])
-            self.assertNotIn("seront transmises", text)
-
-    def test_each_of_two_inputs_is_judged(self):
-        good, ini = self.esp(frames(HC_FRAME)).port, "[teleinfo%d]\nhost = 127.0.0.1\n"
-        ini = ini % 1 + "port = %d\n" % good + ini % 2 + "port = %d\n" % free_port()
-        code, text = self.check(ini)
-        self.assertEqual(1, code)
-        self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-        self.assertIn(
-            "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text
-        )
-        self.assertEqual(2, text.count("matériel Eco Devices"))
-        self.assertEqual(2, text.count(" : libre"))
-
-    def test_injection_that_does_not_come_is_a_warning(self):
-        for data, count in ((HC_FRAME, 1), (encoded(SUN), 0)):
-            ini = esp_ini(
-                self.esp(frames(data)).port, more="[teleinfo2]\ninjection = yes"
-            )
-            code, text = self.check(ini)
-            self.assertEqual(0, code)
-            self.assertEqual(count, text.count("ATTENTION teleinfo2 : injection = yes"))
-
-    def test_a_taken_port_is_a_failure_unless_ecolinky_has_it(self):
-        ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
-        with socket.socket() as other, running_server(self.store) as port:
-            other.bind(("127.0.0.1", 0))
-            other.listen(1)
-            taken = other.getsockname()[1]
-            code, text = self.check(ini % free_port(), ports=(port, free_port()))
-            self.assertEqual(0, code)
-            stop = "pris par ecolinky, pour l'arrêter sudo systemctl stop ecolinky"
-            self.assertEqual(1, text.count(stop), text)
-            code, text = self.check(ini % taken, ports=(port, free_port()))
-            self.assertEqual(1, code)
-            self.assertIn(
-                "port %d : déjà pris, changer [teleinfo1] relay" % taken, text
-            )
-            code, text = self.check(ini % free_port(), ports=(taken, free_port()))
-            self.assertEqual(1, code)
-            self.assertIn("déjà pris, changer [http] port", text)
-            self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
-
-    def test_a_port_in_time_wait_is_free(self):
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(1)
-            port = listener.getsockname()[1]
-            with socket.create_connection(("127.0.0.1", port), 5) as client:
-                accepted, _ = listener.accept()
-                accepted.close()  # who closes first keeps the port in TIME_WAIT
-                client.recv(1)
-        with socket.socket() as probe, self.assertRaises(OSError):
-            probe.bind(("127.0.0.1", port))
-        found = ecolinky.check_port("[http] port", "127.0.0.1", port, False)
-        self.assertEqual(("ok", "libre"), (found.verdict, found.text))
-
-    def test_an_address_of_another_machine_is_a_failure_without_a_question(self):
-        ini = esp_ini(self.esp(frames(HC_FRAME)).port)
-        settings = ecolinky.parse_settings(ini + "[http]\naddress = 192.0.2.1\n")
-        out = io.StringIO()
-        with mock.patch("sys.stdout", out):
-            self.assertEqual(1, ecolinky.check(settings, 5))
-        self.assertRegex(
-            out.getvalue(), "ÉCHEC     port 4000.*de cette machine, corriger"
-        )
-        self.assertNotIn("?", out.getvalue())
-
-
-CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
-
-
-@unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
-class HomePageTest(EspCase):
-    def dom(self, port):
-        """Return the page's document as Chromium has it once the values are there."""
-        options = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
-            " --disable-background-networking --disable-component-update"
-            " --disable-sync --virtual-time-budget=6000 --dump-dom"
-        ).split()
-        with tempfile.TemporaryDirectory() as profile:
-            options += ["--user-data-dir=" + profile, "http://127.0.0.1:%d/" % port]
-            run = subprocess.run(
-                [CHROMIUM] + options,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=90,
-            )
-        return html.unescape(run.stdout.decode("utf-8"))
-
-    def test_a_browser_shows_the_values_that_are_served(self):
-        wait_for(DomoticzClient(DEMOS["tempo"].port).poll, 20)
-        dom = self.dom(DEMOS["tempo"].port)
-        for words in (
-            'data-ready="1"',
-            "en direct",
-            "Heures creuses, jour bleu",
-            "blanc",
-            "1\u202f333,333\u00a0kWh",
-            "Dans Domoticz",
-            "l’injection",
-            str(DEMOS["tempo"].second),
-        ):
-            self.assertTrue(words in dom, words)
-        self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
-
-    def test_a_browser_shows_why_nothing_is_live(self):
-        program = Program(esp_ini(free_port()))
-        wait_for(program.answers, 10)
-        wait_for(lambda: "transmise" in program.output(), 10)
-        dom = self.dom(program.port)
-        program.end()
-        self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
-        self.assertTrue("en attente du compteur" in dom)
-        self.assertRegex(dom, 'id="power-1">–<')
 
 
 ######## The simulator: meters that know what they sent, and what happens to the bytes #

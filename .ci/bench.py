@@ -474,29 +474,33 @@ def bench_http():
 
 def bench_latency(count=200):
     """Print the time from a frame's last byte to the first answer that shows it."""
-    times, shown = [], [1000]
+    sent = []  # when each frame's last byte was
+    go = threading.Semaphore(1)
+
+    def power_of(number):
+        return 1000 + 10 * number  # in tens, as a meter has it
 
     def script(esp, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not esp.over.wait(0.01):
-            if len(times) == shown[0] - 1000:
-                times.append(-time.perf_counter())
-                amperes = "%03d" % round(shown[0] / 230)  # bears the power out
-                connection.sendall(
-                    encoded(historic(papp="%05d" % shown[0], IINST=amperes))
-                )
+        while go.acquire(timeout=5):
+            power = power_of(len(sent))
+            amperes = "%03d" % round(power / 230)  # the power agrees with them
+            groups = historic(papp="%05d" % power, IINST=amperes)
+            sent.append(time.perf_counter())
+            connection.sendall(encoded(groups))
 
-    esp = FakeEsp(script)
+    esp, times = FakeEsp(script), []
     with running(esp_ini(esp.port)) as program:
-        for shown[0] in range(1000, 1000 + count):
-            text = b'"T1_PAPP":%d,' % shown[0]
-            if shown[0] < 1003:  # nothing is served yet: the next frame is due
-                wait_for(lambda: len(times) > shown[0] - 1000)
-                continue
-            wait_for(lambda: text in ask(program.port, CMD10).body)
-            times[-1] += time.perf_counter()
+        for number in range(count):
+            text = b'"T1_PAPP":%d,' % power_of(number)
+            wait_for(lambda: len(sent) > number)
+            if number >= 3:  # before that nothing is served yet
+                wait_for(lambda: text in ask(program.port, CMD10).body)
+                times.append(1000 * (time.perf_counter() - sent[number]))
+            time.sleep(0.01)
+            go.release()
     esp.close()
-    times = sorted(1000 * each for each in times[3:])
+    times.sort()
     print(
         "latency, frame to answer     %8.1f ms median, %.1f ms 99th percentile"
         % (statistics.median(times), times[int(len(times) * 0.99) - 1]),
