@@ -24,6 +24,7 @@ import html
 import http.client
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import math
@@ -143,19 +144,21 @@ class DecodeTests(MeterCase):
             (b"DATE\tH230301091834\t\tC", ("DATE", "H230301091834")),
             (b"SMAXSN\tH230301065253\t01024\t2", ("SMAXSN", "01024")),
         ):
-            self.assertEqual(expected, verdict(data))
+            with self.subTest(data=data):
+                self.assertEqual(expected, verdict(data))
 
     def test_a_group_with_one_wrong_bit_is_not_decoded(self):
         for data in (b"PAPP 00790 1", b"EAST\t011887649\t;"):
             for place in range(len(data)):
                 for bit in range(7):
-                    wrong = bytearray(data)
-                    wrong[place] ^= 1 << bit
-                    label, told = verdict(bytes(wrong))
-                    # Bit 5 of the checksum is the older meters' way to sum.
-                    if label:
-                        self.assertEqual((place, bit), (len(data) - 1, 5))
-                        self.assertEqual(told, "00790")
+                    with self.subTest(data=data, place=place, bit=bit):
+                        wrong = bytearray(data)
+                        wrong[place] ^= 1 << bit
+                        label, told = verdict(bytes(wrong))
+                        # Bit 5 of the checksum is the older meters' way to sum.
+                        if label:
+                            self.assertEqual((place, bit), (len(data) - 1, 5))
+                            self.assertEqual(told, "00790")
 
     def test_groups_summed_in_another_way_than_most_of_their_frame_are_damage(self):
         def other_way(piece):
@@ -171,32 +174,37 @@ class DecodeTests(MeterCase):
             (other_way(papp) + adco + base + other_way(papp), ["ADCO", "BASE"], 1),
             (other_way(papp) + adco + papp, ["PAPP", "ADCO"], 0),
         ):
-            groups, reasons, _ = ecolinky.decode_groups(text)
-            self.assertEqual((labels, ["checksum"] * damaged), (list(groups), reasons))
+            with self.subTest(labels=labels, damaged=damaged):
+                groups, reasons, _ = ecolinky.decode_groups(text)
+                self.assertEqual(
+                    (labels, ["checksum"] * damaged), (list(groups), reasons)
+                )
 
     def test_a_line_without_marks_or_without_one_of_the_line_ends_is_served(self):
-        for change in (
-            lambda data: data.translate(None, b"\x02\x03"),
-            lambda data: data.translate(None, b"\x02\x03\r"),
-            lambda data: data.translate(None, b"\x02\x03\n"),
-            lambda data: data.translate(None, b"\x02\x03").replace(b"\r", b"\n"),
-            lambda data: data.translate(None, b"\r"),
-            lambda data: data.translate(None, b"\n"),
-            lambda data: data.translate(None, b"\x02"),
-            lambda data: data.translate(None, b"\x03"),
-        ):
-            for groups in (HC, EJP, TEMPO_3, THREE_PHASES, standard(), SUN):
-                for size in (7, 100, 10000):
-                    self.setUp()
-                    stream = change(encoded(groups)) * 5
-                    for place in range(0, len(stream), size):
-                        chunk = stream[place : place + size]
-                        self.feed(chunk, step=2.0 * len(chunk) * 5 / len(stream))
-                    self.assertServes(ADCO=groups[0][1])
-                    self.assertEqual(
-                        {"checksum": 0, "form": 0}, self.meter.decoder.refused
-                    )
-                    self.assertIn(self.meter.decoder.frames, (4, 5))
+        changes = {
+            "no marks": lambda data: data.translate(None, b"\x02\x03"),
+            "no marks, no CR": lambda data: data.translate(None, b"\x02\x03\r"),
+            "no marks, no LF": lambda data: data.translate(None, b"\x02\x03\n"),
+            "no marks, CR as LF": lambda data: data.translate(
+                None, b"\x02\x03"
+            ).replace(b"\r", b"\n"),
+            "no CR": lambda data: data.translate(None, b"\r"),
+            "no LF": lambda data: data.translate(None, b"\n"),
+            "no STX": lambda data: data.translate(None, b"\x02"),
+            "no ETX": lambda data: data.translate(None, b"\x03"),
+        }
+        meters = (HC, EJP, TEMPO_3, THREE_PHASES, standard(), SUN)
+        for name, groups, size in itertools.product(changes, meters, (7, 100, 10000)):
+            with self.subTest(name, meter=groups[0][1], size=size):
+                self.setUp()
+                stream = changes[name](encoded(groups)) * 5
+                for place in range(0, len(stream), size):
+                    chunk = stream[place : place + size]
+                    self.feed(chunk, step=2.0 * len(chunk) * 5 / len(stream))
+                self.assertServes(ADCO=groups[0][1])
+                refused = self.meter.decoder.refused
+                self.assertEqual({"checksum": 0, "form": 0}, refused)
+                self.assertIn(self.meter.decoder.frames, (4, 5))
 
     def test_data_of_another_form_is_refused_though_its_checksum_is_right(self):
         for label, data, separator in (
@@ -215,8 +223,9 @@ class DecodeTests(MeterCase):
             ("STGE", "003A040G", "\t"),
             ("NGTF", "BASE", "\t"),
         ):
-            piece = group(label, data, separator=separator)[1:-1]
-            self.assertEqual((None, "form"), verdict(piece), piece)
+            with self.subTest(label=label, data=data):
+                piece = group(label, data, separator=separator)[1:-1]
+                self.assertEqual((None, "form"), verdict(piece), piece)
 
     def test_an_unknown_label_is_no_damage_unless_its_checksum_is_wrong(self):
         for piece, expected in (
@@ -226,18 +235,20 @@ class DecodeTests(MeterCase):
             (group("SINSTS", "00920")[1:-1], (None, "form")),  # of the other mode
             (group("PAPP", "00790", separator="\t")[1:-1], (None, "form")),
         ):
-            self.assertEqual(expected, verdict(piece), piece)
+            with self.subTest(piece=piece):
+                self.assertEqual(expected, verdict(piece), piece)
 
     def test_any_chunk_boundary_gives_the_same_values(self):
         for groups in (historic(), standard()):
-            data, answers = encoded(groups) * 2, []
-            for size in [len(data), 1] + list(range(2, len(data))):
-                meter = ecolinky.Meter()
-                for place in range(0, len(data), size):
-                    meter.feed(data[place : place + size], 1.0)
-                answers.append(meter.fields(1.0))
-            self.assertIsNotNone(answers[0])
-            self.assertEqual([answers[0]] * len(answers), answers)
+            with self.subTest(groups[0][0]):
+                data, answers = encoded(groups) * 2, []
+                for size in [len(data), 1] + list(range(2, len(data))):
+                    meter = ecolinky.Meter()
+                    for place in range(0, len(data), size):
+                        meter.feed(data[place : place + size], 1.0)
+                    answers.append(meter.fields(1.0))
+                self.assertIsNotNone(answers[0])
+                self.assertEqual([answers[0]] * len(answers), answers)
 
     def test_what_stands_around_frames_and_groups_costs_nothing(self):
         data = encoded(historic())
@@ -285,11 +296,12 @@ class DecodeTests(MeterCase):
         data = encoded(historic())
         other = historic(ADCO="111111111111", base="000099999")
         for place in range(len(data)):
-            meter = ecolinky.Meter()
-            meter.feed(data[:place], 1.0)
-            meter.disconnected()
-            meter.feed(encoded(other)[place:], 2.0)
-            self.assertIsNone(meter.fields(2.0))
+            with self.subTest(place=place):
+                meter = ecolinky.Meter()
+                meter.feed(data[:place], 1.0)
+                meter.disconnected()
+                meter.feed(encoded(other)[place:], 2.0)
+                self.assertIsNone(meter.fields(2.0))
 
     def test_whole_groups_before_a_lost_connection_are_used(self):
         data = encoded(historic(papp="00850", IINST="004"))
@@ -299,13 +311,14 @@ class DecodeTests(MeterCase):
 
     def test_a_stream_without_stx_and_etx_is_served_with_all_its_labels(self):
         for groups in (historic(), standard()):
-            self.setUp()
-            stream = encoded(groups)[1:-1] * 40
-            for place in range(0, len(stream), 100):
-                self.feed(stream[place : place + 100], step=0.1)
-            self.assertIsNotNone(self.meter.fields(self.now))
-            labels = {each[0] for each in groups}
-            self.assertEqual(labels, set(self.meter.labels(self.now)))
+            with self.subTest(groups[0][0]):
+                self.setUp()
+                stream = encoded(groups)[1:-1] * 40
+                for place in range(0, len(stream), 100):
+                    self.feed(stream[place : place + 100], step=0.1)
+                self.assertIsNotNone(self.meter.fields(self.now))
+                labels = {each[0] for each in groups}
+                self.assertEqual(labels, set(self.meter.labels(self.now)))
 
     def test_a_stream_that_is_not_tic_is_held_in_bounded_memory(self):
         rng = random.Random(5)
@@ -319,8 +332,9 @@ class DecodeTests(MeterCase):
             b"\n" * 100000,
             b"ABC 1 2\r" * 10000,
         ):
-            self.meter.feed(data, 1.0)
-            self.assertLess(len(pickle.dumps(self.meter)), 8192, data[:20])
+            with self.subTest(data[:20]):
+                self.meter.feed(data, 1.0)
+                self.assertLess(len(pickle.dumps(self.meter)), 8192, data[:20])
         self.assertServesNothing()
         self.feed(historic(), historic(), historic())
         self.assertServes(BASE=63207)
@@ -352,16 +366,18 @@ class DecodeTests(MeterCase):
 class GuardTests(MeterCase):
     def test_a_false_index_with_a_right_checksum_is_never_served(self):
         for base in ("900063207", "000063204", "000093207", "000063237", "000063208"):
-            self.afresh(historic(), historic(), historic(base=base))
-            self.assertServes(BASE=63207)
-            self.feed(historic())
-            self.assertServes(BASE=63207)
+            with self.subTest(base=base):
+                self.afresh(historic(), historic(), historic(base=base))
+                self.assertServes(BASE=63207)
+                self.feed(historic())
+                self.assertServes(BASE=63207)
 
     def test_an_index_never_falls_nor_grows_by_more_than_36_kva_allow(self):
         for second, shown in (("000063237", 63237), ("000063238", 63207)):
-            # Two seconds from one frame to the next; the first is at most 30 Wh above.
-            self.afresh(historic(), historic(), *[historic(base=second)] * 2)
-            self.assertServes(BASE=shown)
+            with self.subTest(base=second):
+                # Two seconds between frames; the first is at most 30 Wh above.
+                self.afresh(historic(), historic(), *[historic(base=second)] * 2)
+                self.assertServes(BASE=shown)
         self.feed(*[historic(base="000063206")] * 6)
         self.assertServes(BASE=63207)
         self.assertLess(6, self.meter.guard.implausible)
@@ -394,20 +410,22 @@ class GuardTests(MeterCase):
 
     def test_an_index_does_not_fall_after_a_reconnection_either(self):
         for silence in (0.0, 60.0):
-            self.afresh(historic(), historic())
-            self.meter.disconnected()
-            self.now += silence
-            self.feed(*[historic(base="000063107")] * 2)
-            self.assertServes(BASE=63207)
-            self.feed(historic(base="000063209"), historic(base="000063209"))
-            self.assertServes(BASE=63209)
+            with self.subTest(silence=silence):
+                self.afresh(historic(), historic())
+                self.meter.disconnected()
+                self.now += silence
+                self.feed(*[historic(base="000063107")] * 2)
+                self.assertServes(BASE=63207)
+                self.feed(historic(base="000063209"), historic(base="000063209"))
+                self.assertServes(BASE=63209)
 
     def test_a_wrong_value_that_was_served_is_replaced_by_eight_that_agree(self):
         for wrong, right in (("900063207", "000063207"), ("000063207", "000093207")):
-            self.afresh(*[historic(base=wrong)] * 3, *[historic(base=right)] * 7)
-            self.assertServes(BASE=int(wrong))
-            self.feed(historic(base=right))
-            self.assertServes(BASE=int(right))
+            with self.subTest(wrong=wrong):
+                self.afresh(*[historic(base=wrong)] * 3, *[historic(base=right)] * 7)
+                self.assertServes(BASE=int(wrong))
+                self.feed(historic(base=right))
+                self.assertServes(BASE=int(right))
 
     def test_a_text_changes_when_two_readings_agree(self):
         for changes, shown in (
@@ -416,13 +434,14 @@ class GuardTests(MeterCase):
             (dict(HHPHC="Y"), dict(HHPHC="Y")),
             (dict(MOTDETAT="000001"), dict(MOTDETAT="000001")),
         ):
-            self.afresh(historic(), historic(), historic(**changes))
-            self.assertNotEqual(shown, {tag: self.served(tag) for tag in shown})
-            self.feed(historic())
-            self.feed(historic(**changes))
-            self.assertNotEqual(shown, {tag: self.served(tag) for tag in shown})
-            self.feed(historic(**changes))
-            self.assertServes(**shown)
+            with self.subTest(**changes):
+                self.afresh(historic(), historic(), historic(**changes))
+                self.assertNotEqual(shown, {tag: self.served(tag) for tag in shown})
+                self.feed(historic())
+                self.feed(historic(**changes))
+                self.assertNotEqual(shown, {tag: self.served(tag) for tag in shown})
+                self.feed(historic(**changes))
+                self.assertServes(**shown)
 
     def test_power_is_taken_at_once_where_the_currents_bear_it_out(self):
         for power, amperes, is_taken in (
@@ -446,10 +465,11 @@ class GuardTests(MeterCase):
                     self.feed(data)
                     self.assertServes(PAPP=int(power))  # said twice
         for count, power in ((2, 900), (3, 790)):  # a current of eight seconds ago
-            lossy = [historic(IINST=None)] * count
-            self.afresh(historic(), historic(), *lossy)
-            self.feed(historic(papp="00900", IINST=None))
-            self.assertServes(PAPP=power)
+            with self.subTest(frames=count):
+                lossy = [historic(IINST=None)] * count
+                self.afresh(historic(), historic(), *lossy)
+                self.feed(historic(papp="00900", IINST=None))
+                self.assertServes(PAPP=power)
         three = historic(papp="02500", **THREE)  # each phase may have lost 230 VA
         self.afresh(historic(**THREE), historic(**THREE), three)
         self.assertServes(PAPP=2500)
@@ -475,16 +495,17 @@ class GuardTests(MeterCase):
     def test_a_house_whose_panels_and_load_pulse_has_its_mean_power(self):
         rng = random.Random(3)
         for pulses in ((1, 1), (2, 1), (1, 2), (3, 1), (3, 3)):
-            served, sent = [], []
-            self.afresh(*[historic(papp="00790")] * 3)
-            for _ in range(200):
-                drawing = ["%05d" % (1150 + 10 * rng.randrange(10))] * pulses[0]
-                for power in drawing + ["00000"] * pulses[1]:
-                    self.feed(historic(papp=power, IINST="005"))
-                    served.append(self.served("PAPP"))
-                    sent.append(int(power))
-            error = statistics.mean(served) / statistics.mean(sent) - 1
-            self.assertLess(abs(error), 0.02, pulses)
+            with self.subTest(pulses=pulses):
+                served, sent = [], []
+                self.afresh(*[historic(papp="00790")] * 3)
+                for _ in range(200):
+                    drawing = ["%05d" % (1150 + 10 * rng.randrange(10))] * pulses[0]
+                    for power in drawing + ["00000"] * pulses[1]:
+                        self.feed(historic(papp=power, IINST="005"))
+                        served.append(self.served("PAPP"))
+                        sent.append(int(power))
+                error = statistics.mean(served) / statistics.mean(sent) - 1
+                self.assertLess(abs(error), 0.02, pulses)
 
     def test_a_first_zero_beside_a_current_waits_for_a_second_one(self):
         self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
@@ -504,10 +525,11 @@ class GuardTests(MeterCase):
             changed([each for each in HC if each[0] != "HCHP"], HCHC="012356789")
         )
         for count in (2, 7, 50, 100):
-            self.afresh(*[HC_FRAME] * 3, *[spliced] * count)
-            self.assertServes(HCHC=12345678, HCHP=23456789)
-            self.feed(HC_FRAME)
-            self.assertServes(HCHC=12345678, HCHP=23456789)
+            with self.subTest(count=count):
+                self.afresh(*[HC_FRAME] * 3, *[spliced] * count)
+                self.assertServes(HCHC=12345678, HCHP=23456789)
+                self.feed(HC_FRAME)
+                self.assertServes(HCHC=12345678, HCHP=23456789)
         growing = [frame(changed(HC, HCHC="0123457%02d" % n)) for n in range(3)]
         damaged = [without("HCHP", data) for data in growing]
         self.afresh(*[HC_FRAME] * 3, *damaged)  # what is damaged is not lost
@@ -523,12 +545,13 @@ class GuardTests(MeterCase):
             [clean] * 5 + [lossy] * 200 + [clean] * 20,
             [lossy] * 400 + [clean] * 20,
         ):
-            self.afresh()
-            for data in stream:
-                self.feed(data)
-                if self.served("HCHC") is not None:
-                    self.assertServes(HCHC=12345678, HCHP=23456789)
-            self.assertServes(HCHC=12345678)
+            with self.subTest(frames=len(stream)):
+                self.afresh()
+                for data in stream:
+                    self.feed(data)
+                    if self.served("HCHC") is not None:
+                        self.assertServes(HCHC=12345678, HCHP=23456789)
+                self.assertServes(HCHC=12345678)
 
     def test_readings_that_agree_minutes_apart_confirm_nothing(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
@@ -613,31 +636,34 @@ class GuardTests(MeterCase):
         self.assertServes(ADCO="027811420827", BASE=63207)
 
     def test_a_contract_that_damage_makes_of_another_changes_nothing(self):
+        tempo, hc = "     TEMPO      ", "H PLEINE/CREUSE "
         # Bit 6 of a padding space flips: the checksum does not see it.
         for clean, false in (
-            (standard(NGTF="     TEMPO      "), standard(NGTF="     TEMPO`     ")),
-            (standard(), standard(NGTF="H PLEINE/CREUSE`")),
-            (historic(), historic(OPTARIF="HC..")),
+            (standard(NGTF=tempo), standard(NGTF="     TEMPO`     ")),
+            (standard(NGTF=hc), standard(NGTF="H PLEINE/CREUSE`")),
+            (historic(OPTARIF="BASE"), historic(OPTARIF="HC..")),
         ):
-            self.afresh(*[clean] * 3)
-            before = self.meter.fields(self.now)
-            for count in (1, 2, 3, 7):
-                self.feed(*[false] * count)
-                self.assertEqual(before, self.meter.fields(self.now))
-                self.feed(clean)
-                self.assertEqual(before, self.meter.fields(self.now))
+            with self.subTest(next(each for each in false if each not in clean)):
+                self.afresh(*[clean] * 3)
+                before = self.meter.fields(self.now)
+                for count in (1, 2, 3, 7):
+                    self.feed(*[false] * count)
+                    self.assertEqual(before, self.meter.fields(self.now))
+                    self.feed(clean)
+                    self.assertEqual(before, self.meter.fields(self.now))
 
     def test_while_a_contract_changes_no_period_of_the_new_is_served_with_the_old(self):
         hc = [("ADCO", "027811420827"), *HC[1:]]
         for before, after in ((historic(), hc), (hc, historic())):
-            self.afresh(*[before] * 3)
-            for _ in range(12):
-                self.feed(after)
-                fields = self.meter.fields(self.now)
-                if fields:
-                    tariff = ecolinky.tariff_of(fields["OPTARIF"])
-                    self.assertIn(fields["PTEC"], tariff.periods)
-            self.assertServes(OPTARIF=dict(after)["OPTARIF"])
+            with self.subTest(before=before[1], after=after[1]):
+                self.afresh(*[before] * 3)
+                for _ in range(12):
+                    self.feed(after)
+                    fields = self.meter.fields(self.now)
+                    if fields:
+                        tariff = ecolinky.tariff_of(fields["OPTARIF"])
+                        self.assertIn(fields["PTEC"], tariff.periods)
+                self.assertServes(OPTARIF=dict(after)["OPTARIF"])
 
     def test_the_contracts_name_alone_tells_the_tariff(self):
         unknown = dict(NGTF="NOUVELLE OFFRE  ", STGE="003A0001")
@@ -672,8 +698,9 @@ class GuardTests(MeterCase):
             (historic(), standard(), dict(OPTARIF="HC..", HCHC=1000, HHPHC="0")),
             (standard(), historic(), dict(OPTARIF="BASE", BASE=63207, HCHC=0)),
         ):
-            self.afresh(*[before] * 3 + [after] * 10)
-            self.assertServes(**expected)
+            with self.subTest(**expected):
+                self.afresh(*[before] * 3 + [after] * 10)
+                self.assertServes(**expected)
 
     def test_in_standard_mode_easf_that_do_not_add_up_to_east_are_refused(self):
         self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
@@ -698,7 +725,8 @@ class GuardTests(MeterCase):
                 run_damage(kind, damage, 60, rng, counts)
         self.assertEqual(10 * 5 * 60, counts["frames"])
         for key in ("false index", "falls"):
-            self.assertEqual(0, counts[key], key)
+            with self.subTest(key):
+                self.assertEqual(0, counts[key], key)
         self.assertLess(counts["false PAPP"], 2)
         self.assertLess(0.95 * counts["intact"], counts["used"])
 
@@ -735,14 +763,15 @@ class GuardTests(MeterCase):
     def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
             for place in range(4, 9):
-                clean = historic()
-                with_it = clean[:place] + [(label, data)] + clean[place:]
-                damaged = encoded(clean).replace(b"00790", b"00791")
-                self.afresh(*[with_it] * 3)
-                self.feed(*[damaged] * 3, clean, damaged, with_it, clean)
-                self.assertServes(**{label: value})
-                self.feed(damaged, clean)
-                self.assertServes(**{label: 0})
+                with self.subTest(label, place=place):
+                    clean = historic()
+                    with_it = clean[:place] + [(label, data)] + clean[place:]
+                    damaged = encoded(clean).replace(b"00790", b"00791")
+                    self.afresh(*[with_it] * 3)
+                    self.feed(*[damaged] * 3, clean, damaged, with_it, clean)
+                    self.assertServes(**{label: value})
+                    self.feed(damaged, clean)
+                    self.assertServes(**{label: 0})
 
     def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
@@ -757,17 +786,18 @@ class GuardTests(MeterCase):
 
     def test_one_group_that_is_always_damaged_costs_that_group_only(self):
         for label, _ in historic():
-            self.afresh(historic(), historic())
-            for count in range(60):
-                data = encoded(historic(base="%09d" % (63207 + 3 * count)))
-                place = data.index(b"\n%s " % label.encode()) + len(label) + 3
-                self.feed(data[:place] + b"~" + data[place + 1 :])
-            if label == "PTEC":
-                self.assertServesNothing()  # an old period is none
-                continue
-            self.assertIsNotNone(self.meter.fields(self.now), label)
-            expected = 63207 if label == "BASE" else 63207 + 3 * 58
-            self.assertEqual(expected, self.served("BASE"), label)
+            with self.subTest(label):
+                self.afresh(historic(), historic())
+                for count in range(60):
+                    data = encoded(historic(base="%09d" % (63207 + 3 * count)))
+                    place = data.index(b"\n%s " % label.encode()) + len(label) + 3
+                    self.feed(data[:place] + b"~" + data[place + 1 :])
+                if label == "PTEC":
+                    self.assertServesNothing()  # an old period is none
+                    continue
+                self.assertIsNotNone(self.meter.fields(self.now), label)
+                expected = 63207 if label == "BASE" else 63207 + 3 * 58
+                self.assertEqual(expected, self.served("BASE"), label)
 
     def test_an_alert_ends_with_two_whole_frames_though_the_first_ends_elsewhere(self):
         with_it = historic(ADPS="031")
@@ -885,7 +915,8 @@ class TranslateTests(MeterCase):
         fields = self.meter.fields(self.now)
         self.assertEqual(FIELDS, list(fields))
         for tag, value in fields.items():
-            self.assertIs(str if tag in TEXTS else int, type(value), tag)
+            with self.subTest(tag):
+                self.assertIs(str if tag in TEXTS else int, type(value), tag)
 
     def test_what_a_frame_says_in_the_words_of_the_device(self):
         ejp = dict(
@@ -1078,34 +1109,40 @@ class TranslateTests(MeterCase):
             ({}, dict(IINST=8, IINST1=8, IINST2=0, ISOUSC=30, IMAX=20)),
             (three, dict(IINST=0, IINST1=3, IINST2=3, IINST3=3, ISOUSC=10, IMAX=0)),
         ):
-            self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 2)
-            fields = self.meter.view(self.now).injection
-            self.assertEqual(FIELDS, list(fields))
-            expected.update(
-                ADCO="041761123456",
-                OPTARIF="BASE",
-                PTEC="TH..",
-                BASE=671631,
-                PAPP=1840,
-                PPAP=1840,
-                HCHC=0,
-            )
-            self.assertEqual(expected, {tag: fields[tag] for tag in expected})
-            self.assertIsNone(self.meter.view(self.now + 31).injection)
+            with self.subTest(three_phases=bool(more)):
+                self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 2)
+                fields = self.meter.view(self.now).injection
+                self.assertEqual(FIELDS, list(fields))
+                expected.update(
+                    ADCO="041761123456",
+                    OPTARIF="BASE",
+                    PTEC="TH..",
+                    BASE=671631,
+                    PAPP=1840,
+                    PPAP=1840,
+                    HCHC=0,
+                )
+                self.assertEqual(expected, {tag: fields[tag] for tag in expected})
+                self.assertIsNone(self.meter.view(self.now + 31).injection)
         self.afresh(*[standard(EAIT="000671631")] * 3)
         self.assertIsNone(self.meter.view(self.now).injection)
 
     def test_a_view_says_the_mode_and_the_verified_labels(self):
         for groups, mode in ((historic(), "historic"), (standard(), "standard")):
-            self.setUp()
-            self.assertEqual(None, self.meter.view(self.now).mode)
-            self.feed(groups, groups)
-            view = self.meter.view(self.now)
-            said = {each[0]: each[1] for each in groups}
-            said.update(dict(DATE="H260101120000") if mode == "standard" else {})
-            self.assertEqual((mode, said, []), (view.mode, view.labels, view.missing))
-            stale = self.meter.view(self.now + 31)
-            self.assertEqual((mode, {}, None), (stale.mode, stale.labels, stale.fields))
+            with self.subTest(mode):
+                self.setUp()
+                self.assertEqual(None, self.meter.view(self.now).mode)
+                self.feed(groups, groups)
+                view = self.meter.view(self.now)
+                said = {each[0]: each[1] for each in groups}
+                said.update(dict(DATE="H260101120000") if mode == "standard" else {})
+                self.assertEqual(
+                    (mode, said, []), (view.mode, view.labels, view.missing)
+                )
+                stale = self.meter.view(self.now + 31)
+                self.assertEqual(
+                    (mode, {}, None), (stale.mode, stale.labels, stale.fields)
+                )
 
     def made_up(self, rng):
         """Return a name that no contract has: words of several, and random letters."""
@@ -1151,12 +1188,20 @@ class TranslateTests(MeterCase):
             texts = rng.sample(texts, 3) if is_made_up else texts
             numbers = rng.sample(range(16), 4) if is_made_up else range(16)
             for ltarf in texts:
-                for ntarf in numbers:
-                    # Colours of today and tomorrow, notices, and any running index.
-                    stge = rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
-                    self.check(
-                        self.spelled(name, rng), option, numbering, ltarf, ntarf, stge
-                    )
+                with self.subTest(name, ltarf=ltarf):
+                    for ntarf in numbers:
+                        # Colours of today and tomorrow, notices, and any running index.
+                        stge = (
+                            rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
+                        )
+                        self.check(
+                            self.spelled(name, rng),
+                            option,
+                            numbering,
+                            ltarf,
+                            ntarf,
+                            stge,
+                        )
 
     def check(self, name, option, numbering, ltarf, ntarf, stge):
         labels = self.labels(name, ltarf, ntarf, stge, self.INDEXES)
@@ -1187,19 +1232,21 @@ class TranslateTests(MeterCase):
     def test_where_no_numbering_is_known_the_period_is_ltarfs_word(self):
         for name in [each[0] for each in self.KNOWN if each[2] is None]:
             for ltarf, ptec in (("HEURE CREUSE", "HC.."), ("HP HIVER", "HP..")):
-                for ntarf in range(1, 11):
-                    labels = self.labels(name, ltarf, ntarf, 0, self.INDEXES)
-                    fields = ecolinky.translate_standard(labels)
-                    self.assertEqual(ptec, fields["PTEC"], (name, ntarf))
+                with self.subTest(name, ltarf=ltarf):
+                    for ntarf in range(1, 11):
+                        labels = self.labels(name, ltarf, ntarf, 0, self.INDEXES)
+                        fields = ecolinky.translate_standard(labels)
+                        self.assertEqual(ptec, fields["PTEC"], (name, ntarf))
 
     def test_where_ntarf_is_no_index_stge_tells_it(self):
         for name, _, numbering in self.KNOWN:
             for ntarf in (0, 11, 15, 99):
-                for running in range(1, 11) if numbering else ():
-                    stge = (running - 1) << 10
-                    labels = self.labels(name, "X", ntarf, stge, self.INDEXES)
-                    fields = ecolinky.translate_standard(labels)
-                    self.assertEqual(numbering[running - 1], fields["PTEC"], name)
+                with self.subTest(name, ntarf=ntarf):
+                    for running in range(1, 11) if numbering else ():
+                        stge = (running - 1) << 10
+                        labels = self.labels(name, "X", ntarf, stge, self.INDEXES)
+                        fields = ecolinky.translate_standard(labels)
+                        self.assertEqual(numbering[running - 1], fields["PTEC"], name)
 
     def test_the_table_says_of_each_contract_where_it_was_met(self):
         names = [each[0] for each in self.KNOWN]
@@ -1222,9 +1269,10 @@ class TranslateTests(MeterCase):
         used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
         used.update({"HC et Week-End": 3, "HC SEM WE MERCR": 6, "HC SEM WE LUNDI": 6})
         for name, _, _ in self.contracts(random.Random(7)):
-            labels = self.labels(name.center(16), "", 1, 0, self.INDEXES)
-            frozen = sum(self.INDEXES[used.get(name, 10) :])
-            self.assertEqual(frozen, ecolinky.old_contracts(labels), name)
+            with self.subTest(name):
+                labels = self.labels(name.center(16), "", 1, 0, self.INDEXES)
+                frozen = sum(self.INDEXES[used.get(name, 10) :])
+                self.assertEqual(frozen, ecolinky.old_contracts(labels), name)
         del labels["EASF05"]
         labels["NGTF"] = "HC".center(16)
         expected = sum(self.INDEXES[2:]) - self.INDEXES[4]
@@ -1234,7 +1282,8 @@ class TranslateTests(MeterCase):
         rng = random.Random(366)
         for name, option, _ in list(self.contracts(rng))[:24]:
             for seconds, steps in ((2, 20), (1800, 24), (86400, 30)):
-                self.live_through(name, option, seconds, steps, rng)
+                with self.subTest(name, seconds=seconds):
+                    self.live_through(name, option, seconds, steps, rng)
 
     def live_through(self, name, option, seconds, steps, rng):
         """Feed a meter for so many steps; the running index changes at each."""
@@ -1266,19 +1315,21 @@ class TranslateTests(MeterCase):
 class MeterTests(MeterCase):
     def test_a_cold_start_serves_within_three_clean_frames_and_not_before_two(self):
         for groups in (historic(), historic(**THREE), standard()):
-            self.setUp()
-            self.assertServesNothing()
-            self.feed(groups)
-            self.assertServesNothing()
-            self.feed(groups, groups)
-            self.assertIsNotNone(self.meter.fields(self.now))
+            with self.subTest(groups[0][0], labels=len(groups)):
+                self.setUp()
+                self.assertServesNothing()
+                self.feed(groups)
+                self.assertServesNothing()
+                self.feed(groups, groups)
+                self.assertIsNotNone(self.meter.fields(self.now))
 
     def test_nothing_is_served_while_a_label_that_matters_is_missing(self):
         for label in ("ADCO", "OPTARIF", "BASE", "PTEC"):
-            self.afresh(*[frame(historic(**{label: None}))] * 5)
-            self.assertServesNothing()
-            if label != "ADCO":
-                self.assertEqual(label, self.meter.view(self.now).missing[0])
+            with self.subTest(label):
+                self.afresh(*[frame(historic(**{label: None}))] * 5)
+                self.assertServesNothing()
+                if label != "ADCO":
+                    self.assertEqual(label, self.meter.view(self.now).missing[0])
         self.afresh(*[historic(OPTARIF="HC..", HCHC="000000012", PTEC="HC..")] * 5)
         self.assertServesNothing()  # HCHP is an index of that tariff too
         self.assertEqual(["HCHP"], self.meter.view(self.now).missing)
@@ -1329,12 +1380,13 @@ class MeterTests(MeterCase):
         cut = data[: data.index(b"\nPAPP")]  # no power, and no end that would say so
         spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
         for lossy in (cut, spoilt):
-            self.afresh(*[lossy] * 5)
-            self.assertServesNothing()  # the meter's own may still come
-            self.afresh(data, data, *[lossy] * 14, b"\x02")
-            self.assertServes(PAPP=790)
-            self.feed(*[lossy] * 2, b"\x02")
-            self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
+            with self.subTest(is_cut=lossy is cut):
+                self.afresh(*[lossy] * 5)
+                self.assertServesNothing()  # the meter's own may still come
+                self.afresh(data, data, *[lossy] * 14, b"\x02")
+                self.assertServes(PAPP=790)
+                self.feed(*[lossy] * 2, b"\x02")
+                self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
         self.afresh(historic(papp="05000"), historic(PAPP=None))
         self.assertServesNothing()  # one frame may have lost it
         self.feed(historic(PAPP=None))
@@ -1342,19 +1394,22 @@ class MeterTests(MeterCase):
 
     def test_a_power_a_current_or_a_period_is_as_fresh_as_the_meter(self):
         for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
-            data = encoded(historic())
-            place = data.index(b"\n%s " % label.encode()) + len(label) + 2
-            lossy = data[:place] + b"~" + data[place + 1 :]
-            self.afresh(historic(), historic(), *[lossy] * 14)
-            self.assertIsNotNone(self.served("PAPP"), label)
-            self.feed(lossy, lossy)
-            if tag is None:
-                self.assertServesNothing()  # no period is known
-            else:
-                expected = 30 if tag == "ISOUSC" else 0  # what changes slowly is known
-                self.assertServes(**{tag: expected})
-            self.feed(historic(), historic())
-            self.assertIsNotNone(self.served("PAPP"))
+            with self.subTest(label):
+                data = encoded(historic())
+                place = data.index(b"\n%s " % label.encode()) + len(label) + 2
+                lossy = data[:place] + b"~" + data[place + 1 :]
+                self.afresh(historic(), historic(), *[lossy] * 14)
+                self.assertIsNotNone(self.served("PAPP"), label)
+                self.feed(lossy, lossy)
+                if tag is None:
+                    self.assertServesNothing()  # no period is known
+                else:
+                    expected = (
+                        30 if tag == "ISOUSC" else 0
+                    )  # what changes slowly is known
+                    self.assertServes(**{tag: expected})
+                self.feed(historic(), historic())
+                self.assertIsNotNone(self.served("PAPP"))
 
     def test_a_number_of_a_period_is_as_fresh_as_the_meter(self):
         groups = standard(LTARF=" HEURE  CREUSE  ")
@@ -1391,8 +1446,9 @@ class MeterTests(MeterCase):
 
     def test_where_nothing_is_drawn_no_current_is_drawn(self):
         for groups in (historic(papp="00000", IINST="009"), standard(SINSTS="00000")):
-            self.afresh(groups, groups, groups)
-            self.assertServes(PAPP=0, IINST=0, IINST1=0)
+            with self.subTest(groups[0][0]):
+                self.afresh(groups, groups, groups)
+                self.assertServes(PAPP=0, IINST=0, IINST1=0)
         self.afresh(*[historic(papp="00000", **THREE)] * 3)
         self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
 
@@ -1403,14 +1459,15 @@ class MeterTests(MeterCase):
             (standard(), "PREF", 90),
             (standard(IRMS2="002", IRMS3="000", URMS2="231"), "PREF", 60),
         ):
-            lossy = without(label, encoded(groups))
-            self.afresh(*[lossy] * 15)
-            self.assertServesNothing()
-            self.assertEqual([label], self.meter.view(self.now).missing)
-            self.feed(lossy)
-            self.assertServes(ISOUSC=most)
-            self.feed(groups, groups)
-            self.assertIn(self.served("ISOUSC"), (30, 10))
+            with self.subTest(label, most=most):
+                lossy = without(label, encoded(groups))
+                self.afresh(*[lossy] * 15)
+                self.assertServesNothing()
+                self.assertEqual([label], self.meter.view(self.now).missing)
+                self.feed(lossy)
+                self.assertServes(ISOUSC=most)
+                self.feed(groups, groups)
+                self.assertIn(self.served("ISOUSC"), (30, 10))
 
     def test_no_label_stands_for_a_power_that_is_not_read_any_more(self):
         groups = standard(SINST1="02087")
@@ -1434,19 +1491,21 @@ class MeterTests(MeterCase):
             (" HEURE NORMALE  ", "01", 30),
             (" HEURE POINTE   ", "02", 0),
         ):
-            self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
-            self.assertServes(PEJP=pejp)
+            with self.subTest(ltarf=ltarf):
+                self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
+                self.assertServes(PEJP=pejp)
 
     def test_a_power_is_none_after_30_seconds_whatever_the_timeout(self):
         for timeout in (5, 30, 900):
-            self.setUp()
-            self.meter = ecolinky.Meter(timeout=timeout)
-            self.feed(
-                historic(), historic(), *[without("PAPP", encoded(historic()))] * 15
-            )
-            self.assertServes(PAPP=790)
-            self.feed(*[without("PAPP", encoded(historic()))] * 2)
-            self.assertServes(PAPP=690)  # of the current
+            with self.subTest(timeout=timeout):
+                self.setUp()
+                self.meter = ecolinky.Meter(timeout=timeout)
+                self.feed(
+                    historic(), historic(), *[without("PAPP", encoded(historic()))] * 15
+                )
+                self.assertServes(PAPP=790)
+                self.feed(*[without("PAPP", encoded(historic()))] * 2)
+                self.assertServes(PAPP=690)  # of the current
 
     def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
         self.meter = ecolinky.Meter(timeout=900)
@@ -1470,32 +1529,34 @@ class MeterTests(MeterCase):
 
     def test_an_overload_of_any_phase_is_an_alert_while_it_lasts(self):
         for label in ("ADIR1", "ADIR2", "ADIR3"):
-            short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
-            self.afresh(*[historic(**THREE)] * 2, frame(short))
-            self.assertServes(ADPS=31, IINST2=31)
-            self.feed(historic(**THREE))  # as comes once in a while meanwhile
-            self.assertServes(ADPS=31, IINST2=3)
-            self.feed(historic(**THREE))
-            self.assertServes(ADPS=0, IINST2=3)
+            with self.subTest(label):
+                short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
+                self.afresh(*[historic(**THREE)] * 2, frame(short))
+                self.assertServes(ADPS=31, IINST2=31)
+                self.feed(historic(**THREE))  # as comes once in a while meanwhile
+                self.assertServes(ADPS=31, IINST2=3)
+                self.feed(historic(**THREE))
+                self.assertServes(ADPS=0, IINST2=3)
 
     def test_an_overload_of_a_quarter_of_an_hour_is_served_as_it_is(self):
         # 20 short frames of 0.65 s, then a whole one of 1.85 s (ERDF-NOI-CPT_02E).
         short = frame(changed(SHORT, ADCO="021728123450"))
         for damage in (False, True):
-            self.afresh(*[frame(THREE_PHASES)] * 3)
-            energy = 63207.0
-            for cycle in range(60):
-                for _ in range(20):
-                    self.feed(short, step=0.65)
-                    self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
-                energy += 18400 * 14.85 / 3600
-                data = frame(changed(THREE_PHASES, BASE="%09d" % energy))
-                is_damaged = damage and cycle % 4 == 1
-                self.feed(without("BASE", data) if is_damaged else data, step=1.85)
-                self.assertServes(ADPS=24, IINST1=27, PAPP=18400)
-                late = 3 if damage else 1  # cycles, of 76 Wh each
-                self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
-                self.assertLessEqual(self.served("BASE"), int(energy))
+            with self.subTest(damage=damage):
+                self.afresh(*[frame(THREE_PHASES)] * 3)
+                energy = 63207.0
+                for cycle in range(60):
+                    for _ in range(20):
+                        self.feed(short, step=0.65)
+                        self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
+                    energy += 18400 * 14.85 / 3600
+                    data = frame(changed(THREE_PHASES, BASE="%09d" % energy))
+                    is_damaged = damage and cycle % 4 == 1
+                    self.feed(without("BASE", data) if is_damaged else data, step=1.85)
+                    self.assertServes(ADPS=24, IINST1=27, PAPP=18400)
+                    late = 3 if damage else 1  # cycles, of 76 Wh each
+                    self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
+                    self.assertLessEqual(self.served("BASE"), int(energy))
 
     def test_in_overload_a_short_timeout_loses_no_power(self):
         self.meter = ecolinky.Meter(timeout=5)
@@ -1617,13 +1678,14 @@ class DiagnosisTests(InputCase):
             (OSError(5, "Input/output error"), "erreur 5 du système"),
             (ZeroDivisionError("100 % of it"), "à signaler sur la page GitHub"),
         ):
-            self.begin()
-            self.lose(error)
-            (said,) = self.said()
-            self.assertIn(words, said)
-            if isinstance(error, OSError):
-                self.assertNotIn(str(error.args[-1]), said)
-            self.assertIn(words, str(self.snapshot().reason))
+            with self.subTest(words):
+                self.begin()
+                self.lose(error)
+                (said,) = self.said()
+                self.assertIn(words, said)
+                if isinstance(error, OSError):
+                    self.assertNotIn(str(error.args[-1]), said)
+                self.assertIn(words, str(self.snapshot().reason))
 
     def test_an_end_that_never_comes_is_said_though_values_come(self):
         cut = [pair for pair in HC if pair[0] not in ("HHPHC", "MOTDETAT")]
@@ -1656,29 +1718,31 @@ class DiagnosisTests(InputCase):
 
     def test_a_total_or_an_index_that_is_lost_without_a_trace_is_said(self):
         for label in ("EAST", "EASF02"):
-            self.begin()
-            self.connect(*[encoded(standard())] * 5)
-            for growth in range(1, 60):
-                total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
-                grown = {each: "%09d" % value for each, value in total.items()}
-                self.feed(encoded(standard(**{**grown, label: None})))
-            self.assertIsNone(self.input.view.fields)
-            expected = "des groupes manquent (%s), aucun n'est abîmé" % label
-            self.assertIn(expected, str(self.snapshot().reason))
-            self.assertIn(expected, "".join(self.said(logging.WARNING)))
+            with self.subTest(label):
+                self.begin()
+                self.connect(*[encoded(standard())] * 5)
+                for growth in range(1, 60):
+                    total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
+                    grown = {each: "%09d" % value for each, value in total.items()}
+                    self.feed(encoded(standard(**{**grown, label: None})))
+                self.assertIsNone(self.input.view.fields)
+                expected = "des groupes manquent (%s), aucun n'est abîmé" % label
+                self.assertIn(expected, str(self.snapshot().reason))
+                self.assertIn(expected, "".join(self.said(logging.WARNING)))
 
     def test_an_identity_that_never_comes_is_said(self):
         for groups in (HC, standard()):
             for count in (0, 5):
-                self.begin()
-                self.connect(*[encoded(groups)] * count)
-                self.feed(*[without(groups[0][0], encoded(groups))] * 30)
-                separator = " " if groups is HC else "\t"
-                self.feed(*[frame(groups[1:], separator)] * 30)
-                if not count:
-                    self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
-                    text = "".join(self.said(logging.WARNING))
-                    self.assertIn(str(ecolinky.NO_IDENTITY), text)
+                with self.subTest(groups[0][0], frames=count):
+                    self.begin()
+                    self.connect(*[encoded(groups)] * count)
+                    self.feed(*[without(groups[0][0], encoded(groups))] * 30)
+                    separator = " " if groups is HC else "\t"
+                    self.feed(*[frame(groups[1:], separator)] * 30)
+                    if not count:
+                        self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
+                        text = "".join(self.said(logging.WARNING))
+                        self.assertIn(str(ecolinky.NO_IDENTITY), text)
 
     def test_the_current_of_a_phase_that_never_comes_is_said(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
@@ -1706,11 +1770,12 @@ class DiagnosisTests(InputCase):
 
     def test_the_first_frames_of_a_good_line_have_no_remarks(self):
         for data in (HC_FRAME, encoded(standard())):
-            self.begin()
-            self.connect()
-            for _ in range(12):
-                self.feed(data)
-                self.assertEqual([], self.snapshot().remarks)
+            with self.subTest(data[:20]):
+                self.begin()
+                self.connect()
+                for _ in range(12):
+                    self.feed(data)
+                    self.assertEqual([], self.snapshot().remarks)
 
     def test_an_eot_beside_an_etx_is_no_interrupted_frame(self):
         damaged = re.sub(b".\r", b"~\r", HC_FRAME)
@@ -1806,14 +1871,15 @@ class LinkTests(InputCase):
             (hc, base, "021728123456, tarif Heures", "021728123456, tarif Base (BASE)"),
             (hc, other, "avant 021728123456", "maintenant 021728999999"),
         ):
-            self.begin()
-            self.connect(*[before] * 3)
-            self.said()
-            self.lose(OSError(111, "refused"))
-            self.connect(*[after] * 12)
-            (warning,) = self.said(logging.WARNING)
-            for words in ("a changé", old, new, "un nouveau matériel"):
-                self.assertIn(words, warning)
+            with self.subTest(new):
+                self.begin()
+                self.connect(*[before] * 3)
+                self.said()
+                self.lose(OSError(111, "refused"))
+                self.connect(*[after] * 12)
+                (warning,) = self.said(logging.WARNING)
+                for words in ("a changé", old, new, "un nouveau matériel"):
+                    self.assertIn(words, warning)
 
     def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
         for new, is_said in (
@@ -1845,11 +1911,12 @@ class LinkTests(InputCase):
         other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
         base = frame(historic(ADCO="021728123456"))
         for data in (other, base):
-            self.setUp()
-            self.connect(*[HC_FRAME] * 3, *[data] * 30)
-            text = "\n".join(line for _, line in self.lines)
-            self.assertIn("a changé", text)
-            self.assertNotIn("est passé de", text)
+            with self.subTest(data[:20]):
+                self.setUp()
+                self.connect(*[HC_FRAME] * 3, *[data] * 30)
+                text = "\n".join(line for _, line in self.lines)
+                self.assertIn("a changé", text)
+                self.assertNotIn("est passé de", text)
 
     def test_after_a_silence_an_index_may_have_grown_by_what_a_meter_counts(self):
         self.connect(*[HC_FRAME] * 3)
@@ -1860,10 +1927,11 @@ class LinkTests(InputCase):
 
     def test_a_good_line_says_one_line(self):
         for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
-            self.begin()
-            self.connect(*[data] * 30)
-            self.assertEqual(1, len(self.said()))
-            self.assertEqual([], self.snapshot().remarks)
+            with self.subTest(data[:20]):
+                self.begin()
+                self.connect(*[data] * 30)
+                self.assertEqual(1, len(self.said()))
+                self.assertEqual([], self.snapshot().remarks)
 
     def test_a_good_line_in_small_chunks_says_one_line(self):
         self.begin()
@@ -1901,7 +1969,8 @@ class LinkTests(InputCase):
         said = [line for line in self.said() if "inconnu d'ecolinky" in line]
         self.assertEqual(1, len(said))
         for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
-            self.assertIn(part, said[0])
+            with self.subTest(part):
+                self.assertIn(part, said[0])
         content = ecolinky.describe_input(self.snapshot(), self.now)
         self.assertEqual("live", content["state"])
         self.assertEqual(1, len(content["remarks"]))
@@ -2024,9 +2093,10 @@ class InputTests(InputCase):
         self.now = 6000.0
         self.connect(*[HC_FRAME] * 3)
         for second in (6.0, 59.0, 61.5, 119.0):
-            self.now = 6000.0 + second
-            history = ecolinky.describe_history(self.snapshot(), 0, self.now)
-            self.assertEqual(second % 60, history["age"])
+            with self.subTest(second=second):
+                self.now = 6000.0 + second
+                history = ecolinky.describe_history(self.snapshot(), 0, self.now)
+                self.assertEqual(second % 60, history["age"])
 
     def test_the_history_is_told_from_the_minute_on_that_is_asked_for(self):
         for minute in range(5):
@@ -2077,12 +2147,13 @@ class InputTests(InputCase):
 
     def test_a_change_is_a_remark_for_a_day(self):
         for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
-            self.begin()
-            self.connect(*[HC_FRAME] * 3, *[data] * 20)
-            (remark,) = self.snapshot().remarks
-            self.assertRegex(remark, "est passé de|a changé")
-            self.feed(*[data] * 2, step=44000.0)
-            self.assertEqual([], self.snapshot().remarks)
+            with self.subTest(data[:20]):
+                self.begin()
+                self.connect(*[HC_FRAME] * 3, *[data] * 20)
+                (remark,) = self.snapshot().remarks
+                self.assertRegex(remark, "est passé de|a changé")
+                self.feed(*[data] * 2, step=44000.0)
+                self.assertEqual([], self.snapshot().remarks)
 
     def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
         describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
@@ -2373,7 +2444,8 @@ class DocumentsTests(unittest.TestCase):
             (T2, tags_of(2)),
             ("/teleinfo.xml", tags_of(1) + tags_of(2)),
         ):
-            self.assertEqual([tag for tag, _ in self.tags(path)], tags)
+            with self.subTest(path):
+                self.assertEqual([tag for tag, _ in self.tags(path)], tags)
         everything = self.tags("/globalstatus.xml")
         names = [tag for tag, _ in everything]
         self.assertEqual(STATUS_TAGS, names[: len(STATUS_TAGS)])
@@ -2387,11 +2459,14 @@ class DocumentsTests(unittest.TestCase):
         publish(self.store, 1, live())
         expected = {tag: str(value) for tag, value in live(PTEC="HP").items()}
         for path in XML_PATHS:
-            for tag, text in self.tags(path):
-                if tag[:3] == "T1_":
-                    self.assertEqual(text, expected[tag[3:]])
-                elif re.match("meter|count|c[01]day|salr|dns|T2_(I|P[AP]|B|HC)", tag):
-                    self.assertRegex(text, "^(0|[1-9][0-9]*)$", tag)
+            with self.subTest(path):
+                for tag, text in self.tags(path):
+                    if tag[:3] == "T1_":
+                        self.assertEqual(text, expected[tag[3:]])
+                    elif re.match(
+                        "meter|count|c[01]day|salr|dns|T2_(I|P[AP]|B|HC)", tag
+                    ):
+                        self.assertRegex(text, "^(0|[1-9][0-9]*)$", tag)
         values, local = self.values("/status.xml"), time.localtime()
         self.assertEqual((values["version"], values["config_mac"]), ("1.05.25", MAC))
         date = "%d%02d%02d" % (local.tm_wday, local.tm_mday, local.tm_mon)
@@ -2400,10 +2475,11 @@ class DocumentsTests(unittest.TestCase):
 
     def test_a_period_has_its_dots_in_json_only(self):
         for period, in_xml in (("TH..", "TH"), ("HCJB", "HCJB"), ("PM..", "PM")):
-            publish(self.store, 1, live(PTEC=period))
-            for path in (T1, "/status.xml", "/teleinfo.xml", "/globalstatus.xml"):
-                self.assertEqual(in_xml, self.values(path)["T1_PTEC"], path)
-            self.assertEqual(period, self.json(CMD10)["T1_PTEC"])
+            with self.subTest(period):
+                publish(self.store, 1, live(PTEC=period))
+                for path in (T1, "/status.xml", "/teleinfo.xml", "/globalstatus.xml"):
+                    self.assertEqual(in_xml, self.values(path)["T1_PTEC"], path)
+                self.assertEqual(period, self.json(CMD10)["T1_PTEC"])
 
     def test_the_gauge_is_the_power_against_the_subscription(self):
         for power, subscribed, phases, needle in (
@@ -2414,9 +2490,10 @@ class DocumentsTests(unittest.TestCase):
             (690, 0, 1, 0),
             (13799, 30, 3, 6),
         ):
-            fields = live(PAPP=power, ISOUSC=subscribed, IMAX2=60 * (phases == 3))
-            publish(self.store, 1, fields)
-            self.assertEqual(self.values("/status.xml")["meter0"], str(needle))
+            with self.subTest(power=power, subscribed=subscribed, phases=phases):
+                fields = live(PAPP=power, ISOUSC=subscribed, IMAX2=60 * (phases == 3))
+                publish(self.store, 1, fields)
+                self.assertEqual(self.values("/status.xml")["meter0"], str(needle))
 
     def test_a_text_of_the_meter_is_escaped(self):
         publish(self.store, 1, live(HHPHC="<", ADCO="&\xe9\u20ac"))
@@ -2431,16 +2508,19 @@ class DocumentsTests(unittest.TestCase):
             ("BBR(", BBR),
             ("BBR2", BBR),
         ):
-            publish(self.store, 1, live(OPTARIF=option, **{tags[-1]: 7}))
-            content = self.json(CMD10)
-            names = ["product", "T1_PTEC", "T1_PAPP"] + ["T1_" + tag for tag in tags]
-            names += ["T1_DEMAIN"] if tags is BBR else []
-            names += ["T2_PTEC", "T2_PAPP", "T2_BASE", "INDEX_C1", "INDEX_C2"]
-            self.assertEqual(list(content), names)
-            self.assertEqual(content["T1_" + tags[-1]], 7)
-            for name in names[2:]:
-                is_text = name in ("T2_PTEC", "T1_DEMAIN")
-                self.assertIs(str if is_text else int, type(content[name]))
+            with self.subTest(option):
+                publish(self.store, 1, live(OPTARIF=option, **{tags[-1]: 7}))
+                content = self.json(CMD10)
+                names = ["product", "T1_PTEC", "T1_PAPP"] + [
+                    "T1_" + tag for tag in tags
+                ]
+                names += ["T1_DEMAIN"] if tags is BBR else []
+                names += ["T2_PTEC", "T2_PAPP", "T2_BASE", "INDEX_C1", "INDEX_C2"]
+                self.assertEqual(list(content), names)
+                self.assertEqual(content["T1_" + tags[-1]], 7)
+                for name in names[2:]:
+                    is_text = name in ("T2_PTEC", "T1_DEMAIN")
+                    self.assertIs(str if is_text else int, type(content[name]))
         day = {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
         self.assertEqual(day, self.json(CMD20))
 
@@ -2514,16 +2594,20 @@ class DocumentsTests(unittest.TestCase):
                 ("ROUG", "rouge"),
                 ("----", None),
             ):
-                fields = live(OPTARIF="BBR(", PTEC=ptec, DEMAIN=demain)
-                days = ecolinky.describe_tariff(fields)["days"]
-                self.assertEqual({"today": today, "tomorrow": tomorrow}, days)
+                with self.subTest(today=ptec, tomorrow=demain):
+                    fields = live(OPTARIF="BBR(", PTEC=ptec, DEMAIN=demain)
+                    days = ecolinky.describe_tariff(fields)["days"]
+                    self.assertEqual({"today": today, "tomorrow": tomorrow}, days)
 
     def test_input_2_is_there_for_all_but_domoticz(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(HCHP=5))
         for path in (T2, "/teleinfo.xml", "/globalstatus.xml"):
-            values = self.values(path)
-            self.assertEqual((values["T2_PTEC"], values["T2_HCHP"]), ("HP", "5"), path)
+            with self.subTest(path):
+                values = self.values(path)
+                self.assertEqual(
+                    (values["T2_PTEC"], values["T2_HCHP"]), ("HP", "5"), path
+                )
         self.assertEqual(self.json(CMD10)["T2_HCHP"], 5)
 
     def test_the_second_box_shows_input_2_as_its_first_and_nothing_else(self):
@@ -2669,9 +2753,10 @@ class SettingsTests(unittest.TestCase):
             "username = a\npassword = s3cr\u00e9t\n",
             "username = s3cr\u00e9t\n",
         ):
-            with self.assertRaises(ecolinky.ConfigError) as caught:
-                self.read(HOST + "[http]\n" + text)
-            self.assertNotIn("s3cr", str(caught.exception))
+            with self.subTest(text):
+                with self.assertRaises(ecolinky.ConfigError) as caught:
+                    self.read(HOST + "[http]\n" + text)
+                self.assertNotIn("s3cr", str(caught.exception))
 
     def test_a_missing_file_is_one_line_but_no_trouble_for_a_demo(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -2699,11 +2784,12 @@ class SettingsTests(unittest.TestCase):
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
             readme = file.read()
         for section, keys in DEFAULTS.items():
-            self.assertIn("[%s]\n" % section, bare)
-            part = bare.partition("[%s]\n" % section)[2].partition("\n[")[0] + "\n"
-            for key in keys:
-                self.assertRegex("\n" + part, "\n%s =" % key)
-                self.assertIn("`%s`" % key, readme)
+            with self.subTest(section):
+                self.assertIn("[%s]\n" % section, bare)
+                part = bare.partition("[%s]\n" % section)[2].partition("\n[")[0] + "\n"
+                for key in keys:
+                    self.assertRegex("\n" + part, "\n%s =" % key)
+                    self.assertIn("`%s`" % key, readme)
         one = re.sub("(?m)^host = 192.168.1.51\n", "", bare)
         self.assertTrue(self.read(one).teleinfo2.injection)
         other = re.sub("(?m)^injection = yes\n", "", bare)
@@ -2723,14 +2809,15 @@ class SettingsTests(unittest.TestCase):
             text.encode("utf-8"),
             text.replace("\n", "\r\n").encode("cp1252"),
         ):
-            settings = self.read(content)
-            self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1)
-            http = ("127.0.0.1", 1, 2, "moi", "a.B_c~d-9")
-            self.assertEqual(http, settings.http)
-            self.assertIs(settings.ecodevice.discovery, True)
-            self.assertEqual(settings.ports, [1, 2])
-            self.assertEqual({1: 8889}, settings.relay_ports)
-            self.assertEqual(ecolinky.METER, settings.second)
+            with self.subTest(content[:20]):
+                settings = self.read(content)
+                self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1)
+                http = ("127.0.0.1", 1, 2, "moi", "a.B_c~d-9")
+                self.assertEqual(http, settings.http)
+                self.assertIs(settings.ecodevice.discovery, True)
+                self.assertEqual(settings.ports, [1, 2])
+                self.assertEqual({1: 8889}, settings.relay_ports)
+                self.assertEqual(ecolinky.METER, settings.second)
 
     def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
         self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
@@ -2743,8 +2830,9 @@ class SettingsTests(unittest.TestCase):
         machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
         with mock.patch("builtins.open", machine_id):
             for name in ("pi", "nas"):  # one changes a host's name, and not the machine
-                with mock.patch("socket.gethostname", return_value=name):
-                    self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
+                with self.subTest(name):
+                    with mock.patch("socket.gethostname", return_value=name):
+                        self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
 
     def test_two_processes_make_the_same_mac(self):
         code = "import ecolinky; print(ecolinky.lasting_mac())"
@@ -2754,8 +2842,9 @@ class SettingsTests(unittest.TestCase):
     def test_a_timeout_is_five_seconds_at_least(self):
         text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
         for seconds in ("1", "4.9"):
-            with self.assertRaises(ecolinky.ConfigError):
-                ecolinky.parse_settings(text % seconds)
+            with self.subTest(seconds=seconds):
+                with self.assertRaises(ecolinky.ConfigError):
+                    ecolinky.parse_settings(text % seconds)
         self.assertEqual(5.0, ecolinky.parse_settings(text % "5").teleinfo1.timeout)
 
 
@@ -2812,8 +2901,9 @@ class RelayTests(EspCase):
 
     def test_a_clean_line_is_passed_on_byte_for_byte(self):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
-            data = encoded(groups)
-            self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
+            with self.subTest(groups[0][1]):
+                data = encoded(groups)
+                self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
 
     def test_half_a_frame_and_another_meters_are_not_passed_on(self):
         other = frame(changed(HC, ADCO="021728999999"))
@@ -2823,13 +2913,14 @@ class RelayTests(EspCase):
     def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
         data = encoded(historic())
         for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
-            sent = relay_of([data, data] + [without(label, data)] * 170)
-            names = [[each[0] for each in one] for one in relayed_frames(sent)]
-            complete = [label for label, _ in historic()]
-            less = [each for each in complete if each != label]
-            last = names.index(less)
-            self.assertEqual(seconds // 2 + 1, last, label)
-            self.assertEqual([complete] * last + [less] * (171 - last), names)
+            with self.subTest(label):
+                sent = relay_of([data, data] + [without(label, data)] * 170)
+                names = [[each[0] for each in one] for one in relayed_frames(sent)]
+                complete = [label for label, _ in historic()]
+                less = [each for each in complete if each != label]
+                last = names.index(less)
+                self.assertEqual(seconds // 2 + 1, last, label)
+                self.assertEqual([complete] * last + [less] * (171 - last), names)
 
     def test_a_label_that_comes_back_stands_where_the_meter_has_it(self):
         groups = historic()
@@ -2877,11 +2968,14 @@ class RelayTests(EspCase):
 
     def test_a_label_that_changes_in_each_frame_does_not_hold_the_relay_up(self):
         for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
-            # Never two readings in a row that agree.
-            changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
-            stream = [encoded(standard(EAIT="000671631", **each)) for each in changing]
-            begins = len(stream) - len(relayed_frames(relay_of(stream)))
-            self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
+            with self.subTest(label):
+                # Never two readings in a row that agree.
+                changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
+                stream = [
+                    encoded(standard(EAIT="000671631", **each)) for each in changing
+                ]
+                begins = len(stream) - len(relayed_frames(relay_of(stream)))
+                self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
 
     def test_each_frame_of_one_chunk_is_asked_for_itself(self):
         stream = [encoded(SUN)] * 4
@@ -2893,12 +2987,13 @@ class RelayTests(EspCase):
     def test_after_a_silence_it_begins_with_a_whole_frame_again(self):
         data = encoded(SUN)
         for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
-            meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
-            for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
-                now += silence if now == 6.0 else 2.0
-                meter.feed(chunk, now)
-                sent += b"".join(meter.verified)
-            self.assertEqual([data] * count, [*_pieces(sent)], silence)
+            with self.subTest(silence=silence):
+                meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+                for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
+                    now += silence if now == 6.0 else 2.0
+                    meter.feed(chunk, now)
+                    sent += b"".join(meter.verified)
+                self.assertEqual([data] * count, [*_pieces(sent)], silence)
 
     def test_a_frame_of_the_identity_alone_is_relayed_whole(self):
         data = frame(HC)
@@ -2908,23 +3003,26 @@ class RelayTests(EspCase):
         for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
             data = encoded(groups)
             for number in range(1, len(groups)):
-                halves = split_at(number, data)
-                stream = [halves, data, halves, data, data, halves, data]
-                sent = set(_pieces(relay_of(stream)))
-                self.assertEqual({data}, sent, (groups[0], number))
+                with self.subTest(groups[0][1], number=number):
+                    halves = split_at(number, data)
+                    stream = [halves, data, halves, data, data, halves, data]
+                    sent = set(_pieces(relay_of(stream)))
+                    self.assertEqual({data}, sent, (groups[0], number))
         short = frame(SHORT)
         for number in range(1, len(SHORT)):
-            stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
-            for one in relayed_frames(relay_of(stream)):
-                self.assertIn("ADCO", [label for label, _ in one])
+            with self.subTest(number=number):
+                stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
+                for one in relayed_frames(relay_of(stream)):
+                    self.assertIn("ADCO", [label for label, _ in one])
 
     def test_a_group_that_is_lost_whole_leaves_no_hole(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
             data = encoded(groups)
             for number in range(1, len(groups) - 1):
-                holed = encoded(groups[:number] + groups[number + 1 :])
-                stream = [data, data, data, holed, data, holed, data]
-                self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
+                with self.subTest(groups[0][1], number=number):
+                    holed = encoded(groups[:number] + groups[number + 1 :])
+                    stream = [data, data, data, holed, data, holed, data]
+                    self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
 
     def test_tempo_without_its_period_which_ends_domoticz_is_not_relayed(self):
         tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
@@ -2936,32 +3034,37 @@ class RelayTests(EspCase):
     def test_nothing_false_comes_out_of_a_damaged_line(self):
         for kind in House.KINDS:
             for number, damage in enumerate(damages()):
-                rng = random.Random(number)
-                house = House(kind, rng)
-                meter = ecolinky.Meter(is_relayed=True)
-                last, truth, sent = {}, {}, 0
-                for _ in range(100):
-                    groups, _ = house.step()
-                    truth.update(each[:2] for each in groups)
-                    _, pieces = damage(
-                        rng, frame(groups, "\t" if house.standard else " ")
-                    )
-                    for piece in pieces:
-                        if piece is CUT:
-                            meter.disconnected()
-                            continue
-                        meter.feed(piece, house.now)
-                        if meter.verified:
-                            self.assertIsNotNone(meter.fields(house.now))
-                        for one in relayed_frames(b"".join(meter.verified)):
-                            sent += 1
-                            for label, data in one:
-                                if re.match("BASE|HC|BBR|EAST|EASF", label):
-                                    self.assertLessEqual(int(data), int(truth[label]))
-                                    self.assertLessEqual(last.get(label, 0), int(data))
-                                    last[label] = int(data)
-                if not damage.__name__.startswith("bit flips 1e-02"):
-                    self.assertGreater(sent, 15, (kind, damage.__name__))
+                with self.subTest(kind, damage=damage.__name__):
+                    rng = random.Random(number)
+                    house = House(kind, rng)
+                    meter = ecolinky.Meter(is_relayed=True)
+                    last, truth, sent = {}, {}, 0
+                    for _ in range(100):
+                        groups, _ = house.step()
+                        truth.update(each[:2] for each in groups)
+                        _, pieces = damage(
+                            rng, frame(groups, "\t" if house.standard else " ")
+                        )
+                        for piece in pieces:
+                            if piece is CUT:
+                                meter.disconnected()
+                                continue
+                            meter.feed(piece, house.now)
+                            if meter.verified:
+                                self.assertIsNotNone(meter.fields(house.now))
+                            for one in relayed_frames(b"".join(meter.verified)):
+                                sent += 1
+                                for label, data in one:
+                                    if re.match("BASE|HC|BBR|EAST|EASF", label):
+                                        self.assertLessEqual(
+                                            int(data), int(truth[label])
+                                        )
+                                        self.assertLessEqual(
+                                            last.get(label, 0), int(data)
+                                        )
+                                        last[label] = int(data)
+                    if not damage.__name__.startswith("bit flips 1e-02"):
+                        self.assertGreater(sent, 15, (kind, damage.__name__))
 
     def test_half_a_frame_is_no_whole_one_to_the_relay(self):
         labels = [each[0] for each in standard()]
@@ -2992,9 +3095,10 @@ class RelayTests(EspCase):
         always = without("SMAXSN", encoded(SUN))
         lossy = without("EAIT", always)
         for gap in (2, 12):
-            stream = ([always] + [lossy] * gap) * 10
-            sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
-            self.assertEqual(b"", sent, gap)
+            with self.subTest(gap=gap):
+                stream = ([always] + [lossy] * gap) * 10
+                sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
+                self.assertEqual(b"", sent, gap)
 
     def test_a_label_that_is_read_at_last_is_awaited_for_a_minute(self):
         always = without("SMAXSN", encoded(SUN))
@@ -3051,16 +3155,19 @@ class RelayTests(EspCase):
         start, body, other = b"\x02\n", HC_FRAME[2:], EJP_FRAME[2:]
         first = start + body + start
         for taken in range(1, len(first)):
-            connection = mock.Mock()
-            connection.recv.side_effect = BlockingIOError
-            rest = len(first) - taken
-            connection.send.side_effect = [taken, BlockingIOError, rest, 5]
-            reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
-            pieces = [body + start] + [other + start] * 3
-            for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
-                self.assertTrue(reader.send(piece, now))
-            sent = [each[0][0] for each in connection.send.call_args_list]
-            self.assertEqual([first, first[taken:], first[taken:], other + start], sent)
+            with self.subTest(taken=taken):
+                connection = mock.Mock()
+                connection.recv.side_effect = BlockingIOError
+                rest = len(first) - taken
+                connection.send.side_effect = [taken, BlockingIOError, rest, 5]
+                reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
+                pieces = [body + start] + [other + start] * 3
+                for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
+                    self.assertTrue(reader.send(piece, now))
+                sent = [each[0][0] for each in connection.send.call_args_list]
+                self.assertEqual(
+                    [first, first[taken:], first[taken:], other + start], sent
+                )
         connection.send.side_effect = BlockingIOError
         self.assertTrue(reader.send(other, 116.9))
         self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
@@ -3156,9 +3263,10 @@ class ReaderTests(EspCase):
             (once(silent=True), "aucun octet n'en vient, vérifier port"),
             (once(b"x", silent=True), "plus aucun octet"),
         ):
-            self.store = ecolinky.Store()
-            self.read(self.esp(script).port)
-            wait_for(lambda: words in self.reason())
+            with self.subTest(words):
+                self.store = ecolinky.Store()
+                self.read(self.esp(script).port)
+                wait_for(lambda: words in self.reason())
 
     def test_a_name_that_is_not_known_yet_is_no_end(self):
         connect = socket.create_connection
@@ -3226,7 +3334,8 @@ class ReaderTests(EspCase):
         source = reader._input
         source.connected(100.0)
         for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
-            self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
+            with self.subTest(now=now):
+                self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
 
 
 ######## Server ########################################################################
@@ -3254,9 +3363,12 @@ class ServerTests(HttpCase):
 
     def test_the_home_page_and_what_is_not_there(self):
         for path in ("/", "/index.htm", "/index1.htm"):
-            answer = ask(self.port, path)
-            self.assertEqual(answer.headers["Content-Type"], "text/html; charset=utf-8")
-            self.assertIn(b'<html lang="fr">', answer.body)
+            with self.subTest(path):
+                answer = ask(self.port, path)
+                self.assertEqual(
+                    answer.headers["Content-Type"], "text/html; charset=utf-8"
+                )
+                self.assertIn(b'<html lang="fr">', answer.body)
         for path in (
             "/nope",
             "/status.xml/",
@@ -3267,13 +3379,15 @@ class ServerTests(HttpCase):
             "/cmd=10",
             "/%73tatus.xml",
         ):
-            self.assertEqual(ask(self.port, path).status, 404, path)
+            with self.subTest(path):
+                self.assertEqual(ask(self.port, path).status, 404, path)
         self.assertEqual(ask(self.port, "/status.xml?t=123").status, 200)
         self.assertEqual(ask(self.port, CMD10 + "&x=1").status, 200)
         for path in (CMD10, CMD20):
-            as_htm = ask(self.port, path.replace(".json", ".htm"))
-            self.assertEqual(ask(self.port, path).body, as_htm.body)
-            self.assertEqual("application/json", as_htm.headers["Content-Type"])
+            with self.subTest(path):
+                as_htm = ask(self.port, path.replace(".json", ".htm"))
+                self.assertEqual(ask(self.port, path).body, as_htm.body)
+                self.assertEqual("application/json", as_htm.headers["Content-Type"])
         self.assertEqual(ask(self.port, "/status.xml", "POST").status, 501)
 
     def test_a_connection_is_kept_and_requests_are_answered_in_order(self):
@@ -3294,24 +3408,31 @@ class ServerTests(HttpCase):
             b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
             b"GET / HT",
         ):
-            self.assertNotIn(b" 200 ", talk(self.port, request).partition(b"\r\n")[0])
-            self.assertEqual(ask(self.port, "/status.xml").status, 200)
+            with self.subTest(request[:30]):
+                self.assertNotIn(
+                    b" 200 ", talk(self.port, request).partition(b"\r\n")[0]
+                )
+                self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
     def test_each_answer_says_its_length_and_is_not_kept(self):
         for path in ("/", "/status.xml", "/nope", CMD10, "/ecolinky.json"):
-            answer = ask(self.port, path)
-            self.assertEqual(str(len(answer.body)), answer.headers["Content-Length"])
-            self.assertEqual("no-store", answer.headers["Cache-Control"])
+            with self.subTest(path):
+                answer = ask(self.port, path)
+                self.assertEqual(
+                    str(len(answer.body)), answer.headers["Content-Length"]
+                )
+                self.assertEqual("no-store", answer.headers["Cache-Control"])
         self.assertTrue(ask(self.port, "/").body.endswith(b"</html>\n"))
         kind = ask(self.port, "/nope").headers["Content-Type"]
         self.assertEqual("text/plain; charset=utf-8", kind)
 
     def test_head_is_answered_as_get_without_the_body(self):
         for path in PATHS + ("/", "/nope", "/index1.htm", "/ecolinky.json"):
-            full, head = ask(self.port, path), ask(self.port, path, "HEAD")
-            self.assertEqual((full.status, b""), (head.status, head.body), path)
-            for name in ("Content-Type", "Content-Length", "Cache-Control"):
-                self.assertEqual(full.headers[name], head.headers[name])
+            with self.subTest(path):
+                full, head = ask(self.port, path), ask(self.port, path, "HEAD")
+                self.assertEqual((full.status, b""), (head.status, head.body), path)
+                for name in ("Content-Type", "Content-Length", "Cache-Control"):
+                    self.assertEqual(full.headers[name], head.headers[name])
         request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n\r\n"
         received = talk(self.port, request % b"HEAD" + request % b"GET")
         self.assertEqual(2, received.count(b"HTTP/1.1 200 OK"))
@@ -3348,11 +3469,12 @@ class ServerTests(HttpCase):
             b"Transfer-Encoding: x",
         ):
             for method in (b"GET", b"POST", b"HEAD"):
-                request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
-                received = talk(self.port, request % (method, header) + inner)
-                self.assertEqual(1, received.count(b"HTTP/1.1 "), (method, header))
-                self.assertNotIn(b" 404 ", received)
-                self.assertIn(b"Connection: close", received)
+                with self.subTest(header, method=method):
+                    request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+                    received = talk(self.port, request % (method, header) + inner)
+                    self.assertEqual(1, received.count(b"HTTP/1.1 "), (method, header))
+                    self.assertNotIn(b" 404 ", received)
+                    self.assertIn(b"Connection: close", received)
 
     def test_400_requests_at_once_are_all_answered(self):
         request = b"GET /status.xml HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -3580,14 +3702,15 @@ class LoginTests(HttpCase):
 
     def test_the_right_login_gets_every_document(self):
         for path in PATHS + ("/", "/ecolinky.json"):
-            token = basic(self.LOGIN)["Authorization"].split()[1]
-            for scheme in ("Basic ", "basic ", "Basic  "):
-                headers = {"Authorization": scheme + token}
-                self.assertEqual(ask(self.port, path, headers=headers).status, 200)
-            answer = ask(self.port, path)
-            self.assertEqual(answer.status, 401, path)
-            self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
-            self.assertNotIn(b"response", answer.body)
+            with self.subTest(path):
+                token = basic(self.LOGIN)["Authorization"].split()[1]
+                for scheme in ("Basic ", "basic ", "Basic  "):
+                    headers = {"Authorization": scheme + token}
+                    self.assertEqual(ask(self.port, path, headers=headers).status, 200)
+                answer = ask(self.port, path)
+                self.assertEqual(answer.status, 401, path)
+                self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
+                self.assertNotIn(b"response", answer.body)
 
     def test_no_wrong_login_gets_by_and_it_is_said_once_an_hour(self):
         token = basic(self.LOGIN)["Authorization"].split()[1].encode("ascii")
@@ -3608,10 +3731,11 @@ class LoginTests(HttpCase):
                 b"Basic " + token + token,
                 b"Basic \xff\xfe\xe9",
             ):
-                head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
-                received = talk(self.port, head + value + b"\r\n\r\n")
-                self.assertIn(b" 401 ", received.partition(b"\r\n")[0], value)
-                self.assertNotIn(b"T1_", received)
+                with self.subTest(value):
+                    head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
+                    received = talk(self.port, head + value + b"\r\n\r\n")
+                    self.assertIn(b" 401 ", received.partition(b"\r\n")[0], value)
+                    self.assertNotIn(b"T1_", received)
         self.assertEqual(1, len(logs.records))
         self.assertIn("mot de passe refusé à 127.0.0.1", logs.output[0])
 
@@ -3625,7 +3749,8 @@ class LoginTests(HttpCase):
                 ({}, 401),
                 (basic("domoticz:wrong"), 401),
             ):
-                self.assertEqual(status, ask(self.port, T1, headers=headers).status)
+                with self.subTest(status=status, headers=headers):
+                    self.assertEqual(status, ask(self.port, T1, headers=headers).status)
         self.assertEqual([1.0], waits)
 
     def test_64_who_guess_do_not_keep_domoticz_out(self):
@@ -3774,11 +3899,14 @@ class CheckTests(InputCase, ProgramCase):
             (replaced, "Replace spaces"),
             (replaced[: replaced.index(b"STGE")] + b"\x03", "Replace spaces"),
         ):
-            self.begin()
-            self.connect(*[data] * 8)
-            warnings = [text for text in self.judged() if text.startswith("ATTENTION")]
-            self.assertEqual(1, len(warnings), warnings)
-            self.assertIn(cause, warnings[0])
+            with self.subTest(cause, size=len(data)):
+                self.begin()
+                self.connect(*[data] * 8)
+                warnings = [
+                    text for text in self.judged() if text.startswith("ATTENTION")
+                ]
+                self.assertEqual(1, len(warnings), warnings)
+                self.assertIn(cause, warnings[0])
 
     def test_a_second_client_is_told_once_the_esp_has_closed_two_connections(self):
         for _ in range(2):
@@ -3791,11 +3919,12 @@ class CheckTests(InputCase, ProgramCase):
     def test_a_meter_whose_tic_is_not_activated_is_told_with_the_remedy(self):
         remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
         for groups in (HC[:1], standard()[:1]):
-            self.begin()
-            self.connect(*[encoded(groups)] * 20)
-            self.assertIn(remedy, self.judged()[-1])
-            self.assertNotIn("RX buffer", "".join(self.judged()))
-            self.assertIn(remedy, "".join(self.said(logging.WARNING)))
+            with self.subTest(groups[0][0]):
+                self.begin()
+                self.connect(*[encoded(groups)] * 20)
+                self.assertIn(remedy, self.judged()[-1])
+                self.assertNotIn("RX buffer", "".join(self.judged()))
+                self.assertIn(remedy, "".join(self.said(logging.WARNING)))
 
     def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
         self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
@@ -3807,25 +3936,27 @@ class CheckTests(InputCase, ProgramCase):
 
     def test_frames_that_the_meter_gives_up_are_told_as_such(self):
         for data in (HC_FRAME, encoded(standard())):
-            self.begin()
-            self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
-            self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
-            self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
+            with self.subTest(data[:20]):
+                self.begin()
+                self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
+                self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
+                self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
 
     def test_what_was_mended_is_not_complained_of_after_an_hour(self):
         eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
         log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
         spoilt = without("HCHP", HC_FRAME)
-        for bad in (eight, log, spoilt):
-            self.begin()
-            self.connect(*[bad] * 20)
-            self.assertEqual(1, len(self.snapshot().remarks))
-            self.feed(*[HC_FRAME] * 59, step=60.0)
-            self.assertEqual(bad is not spoilt, bool(self.snapshot().remarks))
-            self.feed(*[HC_FRAME] * 4, step=60.0)
-            self.assertEqual([], self.snapshot().remarks)
-            self.feed(*[bad] * 80)
-            self.assertEqual(1, len(self.snapshot().remarks))
+        for case, bad in (("8N1", eight), ("log", log), ("damaged", spoilt)):
+            with self.subTest(case):
+                self.begin()
+                self.connect(*[bad] * 20)
+                self.assertEqual(1, len(self.snapshot().remarks))
+                self.feed(*[HC_FRAME] * 59, step=60.0)
+                self.assertEqual(case != "damaged", bool(self.snapshot().remarks))
+                self.feed(*[HC_FRAME] * 4, step=60.0)
+                self.assertEqual([], self.snapshot().remarks)
+                self.feed(*[bad] * 80)
+                self.assertEqual(1, len(self.snapshot().remarks))
 
     def test_it_says_what_to_compare_with_the_meters_screen(self):
         self.connect(*[HC_FRAME] * 5)
@@ -3883,10 +4014,11 @@ class CheckTests(InputCase, ProgramCase):
             (frames(garbage), "changer la vitesse"),
             (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
         ):
-            code, text = self.check(esp_ini(self.esp(script).port))
-            self.assertEqual(1, code, text)
-            self.assertIn(words, text.splitlines()[-1])
-            self.assertNotIn("seront transmises", text)
+            with self.subTest(words):
+                code, text = self.check(esp_ini(self.esp(script).port))
+                self.assertEqual(1, code, text)
+                self.assertIn(words, text.splitlines()[-1])
+                self.assertNotIn("seront transmises", text)
 
     def test_each_of_two_inputs_is_judged(self):
         good, ini = self.esp(frames(HC_FRAME)).port, "[teleinfo%d]\nhost = 127.0.0.1\n"
@@ -3902,12 +4034,15 @@ class CheckTests(InputCase, ProgramCase):
 
     def test_injection_that_does_not_come_is_a_warning(self):
         for data, count in ((HC_FRAME, 1), (encoded(SUN), 0)):
-            ini = esp_ini(
-                self.esp(frames(data)).port, more="[teleinfo2]\ninjection = yes"
-            )
-            code, text = self.check(ini)
-            self.assertEqual(0, code)
-            self.assertEqual(count, text.count("ATTENTION teleinfo2 : injection = yes"))
+            with self.subTest(warnings=count):
+                ini = esp_ini(
+                    self.esp(frames(data)).port, more="[teleinfo2]\ninjection = yes"
+                )
+                code, text = self.check(ini)
+                self.assertEqual(0, code)
+                self.assertEqual(
+                    count, text.count("ATTENTION teleinfo2 : injection = yes")
+                )
 
     def test_a_taken_port_is_a_failure_unless_ecolinky_has_it(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
@@ -3963,8 +4098,9 @@ class CheckTests(InputCase, ProgramCase):
             ecolinky, "HTTPConnection", side_effect=OSError
         ) as asked:
             for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
-                self.ports(4000, address)
-                self.assertEqual(host, asked.call_args[0][0])
+                with self.subTest(address=address):
+                    self.ports(4000, address)
+                    self.assertEqual(host, asked.call_args[0][0])
 
     def test_another_program_on_the_port_is_none_of_ours(self):
         head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
@@ -3974,7 +4110,8 @@ class CheckTests(InputCase, ProgramCase):
             head % (b"200 OK", b"nginx"),
             head % (b"200 OK", b"ecolinky/1.2.0") + b"no JSON",
         ):
-            self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
+            with self.subTest(answer):
+                self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
 
     def test_an_ecolinky_with_another_password_is_one(self):
         with running_server(self.store, "a:b") as port:
@@ -4009,26 +4146,27 @@ class CheckTests(InputCase, ProgramCase):
 class DemoTests(unittest.TestCase):
     def test_an_hours_growth_of_the_indexes_is_the_energy(self):
         for mode in MODES:
-            meter = ecolinky.DemoMeter(mode)
-            first = labels_of(meter.frame(0.0))[0]
-            drawn = injected = 0.0
-            for now in range(2, 3601, 2):
-                data = meter.frame(float(now))
-                power = meter.power(float(now))
-                drawn += 2 * max(0, power) / 3600
-                injected += 2 * max(0, -power) / 3600
-            (last,) = labels_of(data)
-            growth = {
-                label: int(last[label]) - int(first[label])
-                for label in first
-                if re.match("BASE|HC|BBR|EA[SI][TF]", label)
-            }
-            if mode == "standard":
-                self.assertAlmostEqual(injected, growth["EAIT"], delta=2)
-                self.assertLess(100, injected)
-                self.assertAlmostEqual(drawn, growth["EAST"], delta=2)
-            else:
-                self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
+            with self.subTest(mode):
+                meter = ecolinky.DemoMeter(mode)
+                first = labels_of(meter.frame(0.0))[0]
+                drawn = injected = 0.0
+                for now in range(2, 3601, 2):
+                    data = meter.frame(float(now))
+                    power = meter.power(float(now))
+                    drawn += 2 * max(0, power) / 3600
+                    injected += 2 * max(0, -power) / 3600
+                (last,) = labels_of(data)
+                growth = {
+                    label: int(last[label]) - int(first[label])
+                    for label in first
+                    if re.match("BASE|HC|BBR|EA[SI][TF]", label)
+                }
+                if mode == "standard":
+                    self.assertAlmostEqual(injected, growth["EAIT"], delta=2)
+                    self.assertLess(100, injected)
+                    self.assertAlmostEqual(drawn, growth["EAST"], delta=2)
+                else:
+                    self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
 
     def test_an_hour_of_each_demonstration_is_one_of_a_true_meter(self):
         for mode in MODES:
@@ -4052,14 +4190,15 @@ class DemoTests(unittest.TestCase):
 
     def test_its_index_begins_where_it_does_whatever_the_uptime(self):
         for mode, label in (("three-phase", "BASE"), ("standard", "EAST")):
-            begun = []
-            for start in (1.0, 900001.0):
-                demo, decoder = ecolinky.DemoMeter(mode), ecolinky.Decoder()
-                for step in range(3):
-                    sent = decoder.feed(demo.frame(start + 2 * step))
-                    begun.append(int(sent[0].groups[label].data))
-            self.assertEqual(begun[0], begun[3])
-            self.assertIn(max(begun) - begun[0], range(10))
+            with self.subTest(mode):
+                begun = []
+                for start in (1.0, 900001.0):
+                    demo, decoder = ecolinky.DemoMeter(mode), ecolinky.Decoder()
+                    for step in range(3):
+                        sent = decoder.feed(demo.frame(start + 2 * step))
+                        begun.append(int(sent[0].groups[label].data))
+                self.assertEqual(begun[0], begun[3])
+                self.assertIn(max(begun) - begun[0], range(10))
 
     def test_it_sends_to_this_machine_only(self):
         settings = ecolinky.start_demo("tempo", ecolinky.Settings())
@@ -4070,18 +4209,19 @@ class DemoTests(unittest.TestCase):
     def test_the_demonstrations_serve_values_and_what_is_injected(self):
         options = {"tempo": "TEMPO", "three-phase": "BASE"}
         for mode in MODES:
-            program = DEMOS[mode]
-            box = DomoticzClient(program.port)
-            wait_for(program.answers, 10)
-            seen = wait_for(lambda: box.poll().get(1), 20)
-            self.assertEqual(seen["option"], options.get(mode, "HC"))
-            self.assertEqual(seen["phases"], 3 if mode == "three-phase" else 1)
-            second = DomoticzClient(program.second)
-            if mode == "standard":
-                injected = wait_for(lambda: second.poll().get(1), 20)
-                self.assertLess(4567889, injected["indexes"]["BASE"])
-            else:
-                self.assertEqual({}, second.poll())
+            with self.subTest(mode):
+                program = DEMOS[mode]
+                box = DomoticzClient(program.port)
+                wait_for(program.answers, 10)
+                seen = wait_for(lambda: box.poll().get(1), 20)
+                self.assertEqual(seen["option"], options.get(mode, "HC"))
+                self.assertEqual(seen["phases"], 3 if mode == "three-phase" else 1)
+                second = DomoticzClient(program.second)
+                if mode == "standard":
+                    injected = wait_for(lambda: second.poll().get(1), 20)
+                    self.assertLess(4567889, injected["indexes"]["BASE"])
+                else:
+                    self.assertEqual({}, second.poll())
 
 
 ######## Main ##########################################################################
@@ -4122,7 +4262,8 @@ class MainTests(ProgramCase):
         code, out = self.run_here("--help")
         self.assertEqual(code, 0)
         for option in ("--config", "--demo", "--check", "--version", "--verbose"):
-            self.assertIn(option, out)
+            with self.subTest(option):
+                self.assertIn(option, out)
         self.assertNotRegex(out, "show|options:|optional")
 
     def test_a_wrong_command_line_is_one_line_and_exit_2(self):
@@ -4134,11 +4275,12 @@ class MainTests(ProgramCase):
             ["ecolinky.ini"],
             ["--config", "nowhere.ini"],
         ):
-            code, out = self.run_here(*arguments)
-            self.assertEqual(code, 2, arguments)
-            self.assertRegex(out, r"^ecolinky : [^\n]+\n$")
-            self.assertNotRegex(out, "argument|error|No such")
-            self.assertLessEqual(out.count(" : "), 1)
+            with self.subTest(arguments):
+                code, out = self.run_here(*arguments)
+                self.assertEqual(code, 2, arguments)
+                self.assertRegex(out, r"^ecolinky : [^\n]+\n$")
+                self.assertNotRegex(out, "argument|error|No such")
+                self.assertLessEqual(out.count(" : "), 1)
 
     def test_it_prints_everywhere(self):
         environments = (
@@ -4211,13 +4353,14 @@ class MainTests(ProgramCase):
             )
         ]
         for number, program, is_demo in runs:
-            wait_for(program.answers, 20)
-            with socket.create_connection(("127.0.0.1", program.port), 5):
-                code, _, text = program.end(number)
-            self.assertEqual(is_demo, "(compteur simulé)" in text)
-            self.assertEqual(code, 0, text)
-            self.assertNotIn("Traceback", text)
-            self.assertIn("ecolinky s'arrête", text)
+            with self.subTest(number=number, is_demo=is_demo):
+                wait_for(program.answers, 20)
+                with socket.create_connection(("127.0.0.1", program.port), 5):
+                    code, _, text = program.end(number)
+                self.assertEqual(is_demo, "(compteur simulé)" in text)
+                self.assertEqual(code, 0, text)
+                self.assertNotIn("Traceback", text)
+                self.assertIn("ecolinky s'arrête", text)
 
     def test_a_second_signal_ends_it_at_once(self):
         code = (
@@ -4294,11 +4437,12 @@ class MainTests(ProgramCase):
             (program.port, "02:ab:cd:10:00:01", "maison"),
             (program.second, "02:ab:cd:10:00:00", "maison-2"),
         ):
-            self.assertEqual(401, ask(port, "/status.xml").status)
-            text = ask(port, "/status.xml", headers=login).body.decode()
-            self.assertIn("<config_mac>%s<" % mac, text)
-            self.assertIn("<config_hostname>%s<" % name, text)
-            self.assertIn("<http_port>%d<" % port, text)
+            with self.subTest(name):
+                self.assertEqual(401, ask(port, "/status.xml").status)
+                text = ask(port, "/status.xml", headers=login).body.decode()
+                self.assertIn("<config_mac>%s<" % mac, text)
+                self.assertIn("<config_hostname>%s<" % name, text)
+                self.assertIn("<http_port>%d<" % port, text)
         box = DomoticzClient(program.second, "moi:s3cret")
         wait_for(box.poll, 10)
         content = json.loads(
@@ -4311,8 +4455,9 @@ class MainTests(ProgramCase):
         with socket.create_connection(("127.0.0.1", relay), 10) as reader:
             self.assertEqual(b"\x02", reader.recv(1))
         for port in (program.port, program.second, relay):
-            with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
-                socket.create_connection(("127.0.0.2", port), 5).close()
+            with self.subTest(port=port):
+                with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
+                    socket.create_connection(("127.0.0.2", port), 5).close()
         esps[0].close()
         esps[1].close()
         answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
@@ -4503,7 +4648,8 @@ class PageTests(EspCase):
             "l’injection",
             str(DEMOS["tempo"].second),
         ):
-            self.assertTrue(words in dom, words)
+            with self.subTest(words):
+                self.assertTrue(words in dom, words)
         self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
 
     def test_a_browser_shows_why_nothing_is_live(self):
@@ -4527,7 +4673,8 @@ class ReadmeTests(unittest.TestCase):
 
     def test_the_two_commands_are_at_its_top(self):
         for command in ("python3 ecolinky.py --demo", "python3 -m unittest"):
-            self.assertIn(command, self.text.splitlines()[:25])
+            with self.subTest(command):
+                self.assertIn(command, self.text.splitlines()[:25])
 
     def test_its_troubleshooting_quotes_what_the_program_says(self):
         with open(PROGRAM, encoding="utf-8") as file:
@@ -4543,11 +4690,13 @@ class ReadmeTests(unittest.TestCase):
         self.assertTrue(8 <= len(rows) <= 18, rows)
         for row in rows:
             for words in re.findall("`(.+?)`", row):
-                self.assertIn(words.replace("’", "'"), said)
+                with self.subTest(words):
+                    self.assertIn(words.replace("’", "'"), said)
 
     def test_no_made_up_address_stands_in_it(self):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):
-            self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
+            with self.subTest(found):
+                self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
 
 
 ######## Clients of the Eco-Devices: as tests imitate them, and the real ones ##########
@@ -4594,8 +4743,9 @@ class DomoticzTests(DomoticzCase):
             (TEMPO_3, tempo),
             (OLD_BASE, dict(indexes={"BASE": 777888}, power=920, load=[26])),
         ):
-            stored = self.after(*[frame(groups)] * 3)
-            self.assertEqual(expected, {key: stored[key] for key in expected})
+            with self.subTest(expected):
+                stored = self.after(*[frame(groups)] * 3)
+                self.assertEqual(expected, {key: stored[key] for key in expected})
 
 
 @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
@@ -4650,11 +4800,12 @@ class CapturesTests(DomoticzCase):
         self.assertEqual(6668, len(content))
         for times in (1, 4):  # at each joint the index falls
             for size in (100, 247, 6668):
-                served = self.indexes_served(content * times, size)
-                self.assertEqual(served, sorted(served))
-                self.assertLessEqual(16878530, served[0])
-                self.assertLessEqual(served[-1], 16878542)
-                self.assertGreaterEqual(served[-1], 16878541)
+                with self.subTest(times=times, size=size):
+                    served = self.indexes_served(content * times, size)
+                    self.assertEqual(served, sorted(served))
+                    self.assertLessEqual(16878530, served[0])
+                    self.assertLessEqual(served[-1], 16878542)
+                    self.assertGreaterEqual(served[-1], 16878541)
 
     def test_of_a_damaged_capture_nothing_is_served_that_no_intact_group_says(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "damaged", "*.tic")))
@@ -4672,14 +4823,15 @@ class CapturesTests(DomoticzCase):
                     if line and (sum(cut) & 63) + 32 == line[-1]:
                         said.setdefault(words[0].decode(), set()).add(words[-1])
             for size in (10, 100, 10000):
-                meter, now = ecolinky.Meter(), 100.0
-                for place in range(0, 4 * len(content), size):
-                    now += size / 120
-                    meter.feed((content * 4)[place : place + size], now)
-                    for label, data in meter.labels(now).items():
-                        if re.match("BASE|HC|EA", label):
-                            served += 1
-                            self.assertIn(data.encode(), said[label], (path, label))
+                with self.subTest(os.path.basename(path), size=size):
+                    meter, now = ecolinky.Meter(), 100.0
+                    for place in range(0, 4 * len(content), size):
+                        now += size / 120
+                        meter.feed((content * 4)[place : place + size], now)
+                        for label, data in meter.labels(now).items():
+                            if re.match("BASE|HC|EA", label):
+                                served += 1
+                                self.assertIn(data.encode(), said[label], (path, label))
         self.assertLess(1000, served)
 
     def indexes_served(self, content, size):
@@ -4699,19 +4851,20 @@ class OtherClientsTests(HttpCase):
 
     def test_scripts_read_the_live_input_and_no_zero_of_the_stale_one(self):
         for first, second in ((0, 0), (0, 31), (31, 0), (31, 31)):
-            publish(self.store, 1, live(), first)
-            publish(self.store, 2, live(PAPP=1234), second)
-            expected = ["" if first else "690", "" if second else "1234"]
-            given = [power_in_summary(self.port, number) for number in (1, 2)]
-            self.assertEqual(expected, given)
-            if first:
-                expected = [None, None]  # with 503: that of both is not known
-            elif second:
-                expected = [690, None]
-            else:
-                expected = [690, 1234]
-            given = [script_power(self.port, number) for number in (1, 2)]
-            self.assertEqual(expected, given)
+            with self.subTest(first=first, second=second):
+                publish(self.store, 1, live(), first)
+                publish(self.store, 2, live(PAPP=1234), second)
+                expected = ["" if first else "690", "" if second else "1234"]
+                given = [power_in_summary(self.port, number) for number in (1, 2)]
+                self.assertEqual(expected, given)
+                if first:
+                    expected = [None, None]  # with 503: that of both is not known
+                elif second:
+                    expected = [690, None]
+                else:
+                    expected = [690, 1234]
+                given = [script_power(self.port, number) for number in (1, 2)]
+                self.assertEqual(expected, given)
 
     def test_jeedom_records_no_zero_of_a_stale_input(self):
         jeedom = JeedomClient(self.port)
@@ -4762,17 +4915,18 @@ class OtherClientsTests(HttpCase):
             for label in ("PAPP", "SINSTS")
         ]
         for groups, expected in cases + idle:
-            view = self.view_after(groups)
-            content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
-            jeedom = JeedomClient(self.port)
-            seen = [content["inputs"][0]["phases"], jeedom.phases(1)]
-            if view.injection:
-                seen.append(jeedom.phases(2))
-            stored = DomoticzClient(self.port).poll()[1]
-            if sum(view.fields["IINST" + phase] for phase in "123"):
-                seen.append(stored["phases"])  # it knows them by the currents alone
-            self.assertEqual({expected}, set(seen), (groups, seen))
-            self.assertEqual(view.fields["PAPP"], stored["power"])
+            with self.subTest(phases=expected, groups=groups):
+                view = self.view_after(groups)
+                content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
+                jeedom = JeedomClient(self.port)
+                seen = [content["inputs"][0]["phases"], jeedom.phases(1)]
+                if view.injection:
+                    seen.append(jeedom.phases(2))
+                stored = DomoticzClient(self.port).poll()[1]
+                if sum(view.fields["IINST" + phase] for phase in "123"):
+                    seen.append(stored["phases"])  # it knows them by the currents alone
+                self.assertEqual({expected}, set(seen), (groups, seen))
+                self.assertEqual(view.fields["PAPP"], stored["power"])
 
     def test_home_assistant_sees_the_current_of_the_only_phase(self):
         tags = ("IINST", "IINST1", "IINST2", "IINST3", "IMAX", "IMAX1", "IMAX2")
@@ -4782,10 +4936,11 @@ class OtherClientsTests(HttpCase):
             (SUN, T2, "8 8 0 0 20 20 0"),
             (TEMPO_3, T1, "0 10 4 21 0 60 60"),
         ):
-            self.view_after(groups)
-            root = ElementTree.fromstring(ask(self.port, path).body)
-            texts = {each.tag[3:]: each.text for each in root}
-            self.assertEqual(expected.split(), [texts[tag] for tag in tags])
+            with self.subTest(groups[0][1], path=path):
+                self.view_after(groups)
+                root = ElementTree.fromstring(ask(self.port, path).body)
+                texts = {each.tag[3:]: each.text for each in root}
+                self.assertEqual(expected.split(), [texts[tag] for tag in tags])
 
     def test_domoticz_sees_no_power_in_a_house_that_only_injects(self):
         meter = ecolinky.Meter()
@@ -4838,32 +4993,37 @@ class RealClientsTests(unittest.TestCase):
 
     def test_fresh_stale_back_and_a_second_input(self):
         for login in self.LOGINS:
-            store = ecolinky.Store()
-            with running_server(store, login) as port:
-                for age, hchp in ((31, 1), (0, 23456789), (31, 1), (0, 23456790)):
-                    publish(store, 1, live(HCHP=hchp), age)
-                    publish(store, 2, live(ADCO="021728999999"), age)
-                    got, device = self.home_assistant(port, login)
-                    self.assertRegex(
-                        device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
-                    )
-                    self.assertEqual(int(got["get_c1"]["daily"]), 0)
-                    box = self.gce(port, login)
-                    status = gce_client.status(box)
-                    self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
-                    if age:
-                        for name in ("get_t1", "get_t2"):  # unknown, and not a zero
-                            for key in ("puissance_apparente", "periode_en_cours"):
-                                self.assertFalse(got[name].get(key), (name, key))
-                        self.assertIsNone(gce_client.donnees(box))
-                        continue
-                    for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
-                        self.assertIn(tag, got["global_get"])
-                    self.assertEqual(got["get_t1"]["index_heures_pleines"], str(hchp))
-                    self.assertEqual(got["get_t2"]["numero_compteur"], "021728999999")
-                    self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
-                    self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
-                    self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
+            with self.subTest(login=login):
+                store = ecolinky.Store()
+                with running_server(store, login) as port:
+                    for age, hchp in ((31, 1), (0, 23456789), (31, 1), (0, 23456790)):
+                        publish(store, 1, live(HCHP=hchp), age)
+                        publish(store, 2, live(ADCO="021728999999"), age)
+                        got, device = self.home_assistant(port, login)
+                        self.assertRegex(
+                            device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
+                        )
+                        self.assertEqual(int(got["get_c1"]["daily"]), 0)
+                        box = self.gce(port, login)
+                        status = gce_client.status(box)
+                        self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
+                        if age:
+                            for name in ("get_t1", "get_t2"):  # unknown, and not a zero
+                                for key in ("puissance_apparente", "periode_en_cours"):
+                                    self.assertFalse(got[name].get(key), (name, key))
+                            self.assertIsNone(gce_client.donnees(box))
+                            continue
+                        for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
+                            self.assertIn(tag, got["global_get"])
+                        self.assertEqual(
+                            got["get_t1"]["index_heures_pleines"], str(hchp)
+                        )
+                        self.assertEqual(
+                            got["get_t2"]["numero_compteur"], "021728999999"
+                        )
+                        self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
+                        self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
+                        self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
 
     @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
     def test_an_early_home_assistant_records_no_zero_of_a_stale_input(self):
@@ -4875,15 +5035,18 @@ class RealClientsTests(unittest.TestCase):
             store = ecolinky.Store()
             with running_server(store, login) as port:
                 for first, second in ((0, 0), (31, 0), (0, 31), (31, 31)):
-                    publish(store, 1, live(), first)
-                    publish(store, 2, live(PAPP=920), second)
-                    got, device = self.home_assistant(port, login, library)
-                    self.assertEqual(MAC, device.mac_address)
-                    for name, age, power in (
-                        ("get_t1", first, "690"),
-                        ("get_t2", second, "920"),
-                    ):
-                        self.assertEqual(None if age else power, got[name]["current"])
+                    with self.subTest(login=login, first=first, second=second):
+                        publish(store, 1, live(), first)
+                        publish(store, 2, live(PAPP=920), second)
+                        got, device = self.home_assistant(port, login, library)
+                        self.assertEqual(MAC, device.mac_address)
+                        for name, age, power in (
+                            ("get_t1", first, "690"),
+                            ("get_t2", second, "920"),
+                        ):
+                            self.assertEqual(
+                                None if age else power, got[name]["current"]
+                            )
 
 
 ######## Readers of the relay that expect a serial line ################################
@@ -4908,22 +5071,23 @@ class RelayedPiecesTests(unittest.TestCase):
         twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
         said, counts = labels_of(content), []
         for chunks, step in ((looped, 2.0), (twos, 4.0)):
-            pieces = pieces_of(chunks, step)
-            found = linkytic_frames(pieces, b"ADSC" in content)
-            relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
-            counts.append(len(found))
-            self.assertGreater(len(found), 3)
-            # All that a meter sends, and the start of the next frame.
-            frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
-            self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
-            self.assertIn(len(relayed) - len(found), (0, 1))
-            for labels, values in zip(relayed, found):
-                self.assertEqual(
-                    labels,
-                    {key: data or stamp for key, (stamp, data) in values.items()},
-                )
-            for label, data in relayed[-1].items():
-                self.assertIn(data, [each[label] for each in said])
+            with self.subTest(step=step):
+                pieces = pieces_of(chunks, step)
+                found = linkytic_frames(pieces, b"ADSC" in content)
+                relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
+                counts.append(len(found))
+                self.assertGreater(len(found), 3)
+                # All that a meter sends, and the start of the next frame.
+                frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
+                self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
+                self.assertIn(len(relayed) - len(found), (0, 1))
+                for labels, values in zip(relayed, found):
+                    self.assertEqual(
+                        labels,
+                        {key: data or stamp for key, (stamp, data) in values.items()},
+                    )
+                for label, data in relayed[-1].items():
+                    self.assertIn(data, [each[label] for each in said])
         self.assertLess(abs(counts[0] - counts[1]), 3)
 
     @staticmethod
@@ -4997,12 +5161,15 @@ class LinkyticTests(SerialReadersCase):
             reader.stop()
         late = self.readers(ports)  # as one that was started again
         for (make, _, label), readers in zip(PACED_METERS, zip(early, steady, late)):
-            sent = [values_of(make(number)) for number in range(CONNECTIONS)]
-            for reader in readers[1:]:
-                wait_for(lambda: reader.rule.frames[-1:] == sent[-1:], 20)
-            begun = [self.check(reader.rule.frames, sent, label) for reader in readers]
-            self.assertLess(begun[0], 4)
-            self.assertEqual(begun[0], begun[1])
+            with self.subTest(make.__name__):
+                sent = [values_of(make(number)) for number in range(CONNECTIONS)]
+                for reader in readers[1:]:
+                    wait_for(lambda: reader.rule.frames[-1:] == sent[-1:], 20)
+                begun = [
+                    self.check(reader.rule.frames, sent, label) for reader in readers
+                ]
+                self.assertLess(begun[0], 4)
+                self.assertEqual(begun[0], begun[1])
 
     def readers(self, ports):
         """Return a reader of each port."""
@@ -5050,9 +5217,10 @@ class SerialTeleinfoTests(SerialReadersCase):
         updaters = [self.updater(port) for port in ports]
         self.go.set()
         for groups, updater in zip(meters, updaters):
-            wait_for(lambda: updater.ready, 15)
-            found = {key: each.value for key, each in updater.values.items()}
-            self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
+            with self.subTest(groups[1][1]):
+                wait_for(lambda: updater.ready, 15)
+                found = {key: each.value for key, each in updater.values.items()}
+                self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
 
     @staticmethod
     def read(label, data):
@@ -5120,12 +5288,15 @@ class DecodersTests(EspCase):
 
     def test_serial_teleinfo_reads_historic_frames(self):
         for mode in ("historic", "tempo", "three-phase"):
-            frames_read = self.relayed(mode)
-            self.assertGreater(len(frames_read), 1000)
-            for raw in frames_read:
-                lines = raw[2:-2].split(b"\r\n")
-                values = [serial_teleinfo.parse_line(each + b"\r\n") for each in lines]
-                self.assertEqual(len(lines), len(values))
+            with self.subTest(mode):
+                frames_read = self.relayed(mode)
+                self.assertGreater(len(frames_read), 1000)
+                for raw in frames_read:
+                    lines = raw[2:-2].split(b"\r\n")
+                    values = [
+                        serial_teleinfo.parse_line(each + b"\r\n") for each in lines
+                    ]
+                    self.assertEqual(len(lines), len(values))
 
     def test_enedis_tic_reads_standard_frames(self):
         frames_read = self.relayed("standard")
