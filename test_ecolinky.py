@@ -147,7 +147,7 @@ class DecodeTests(MeterCase):
             with self.subTest(data=data):
                 self.assertEqual(expected, verdict(data))
 
-    def test_a_group_with_one_wrong_bit_is_not_decoded(self):
+    def test_a_group_with_one_flipped_bit_is_refused(self):
         for data in (b"PAPP 00790 1", b"EAST\t011887649\t;"):
             for place in range(len(data)):
                 for bit in range(7):
@@ -160,7 +160,7 @@ class DecodeTests(MeterCase):
                             self.assertEqual((place, bit), (len(data) - 1, 5))
                             self.assertEqual(told, "00790")
 
-    def test_groups_summed_in_another_way_than_most_of_their_frame_are_damage(self):
+    def test_a_checksum_of_another_kind_than_the_frames_counts_as_damage(self):
         def other_way(piece):
             return piece[:-2] + bytes([(piece[-2] - 32 ^ 32) + 32]) + piece[-1:]
 
@@ -180,7 +180,7 @@ class DecodeTests(MeterCase):
                     (labels, ["checksum"] * damaged), (list(groups), reasons)
                 )
 
-    def test_a_line_without_marks_or_without_one_of_the_line_ends_is_served(self):
+    def test_a_line_that_lost_its_marks_or_line_ends_is_still_served(self):
         changes = {
             "no marks": lambda data: data.translate(None, b"\x02\x03"),
             "no marks, no CR": lambda data: data.translate(None, b"\x02\x03\r"),
@@ -206,7 +206,7 @@ class DecodeTests(MeterCase):
                 self.assertEqual({"checksum": 0, "form": 0}, refused)
                 self.assertIn(self.meter.decoder.frames, (4, 5))
 
-    def test_data_of_another_form_is_refused_though_its_checksum_is_right(self):
+    def test_malformed_data_is_refused_even_with_a_right_checksum(self):
         for label, data, separator in (
             ("PAPP", "0079", " "),
             ("PAPP", "007p0", " "),
@@ -227,7 +227,7 @@ class DecodeTests(MeterCase):
                 piece = group(label, data, separator=separator)[1:-1]
                 self.assertEqual((None, "form"), verdict(piece), piece)
 
-    def test_an_unknown_label_is_no_damage_unless_its_checksum_is_wrong(self):
+    def test_an_unknown_label_counts_as_damage_only_if_its_checksum_is_wrong(self):
         for piece, expected in (
             (group("TENSION", "230")[1:-1], (None, "unknown")),
             (group("TENSION", "230", separator="\t")[1:-1], (None, "unknown")),
@@ -238,7 +238,7 @@ class DecodeTests(MeterCase):
             with self.subTest(piece=piece):
                 self.assertEqual(expected, verdict(piece), piece)
 
-    def test_any_chunk_boundary_gives_the_same_values(self):
+    def test_the_values_do_not_depend_on_where_chunks_end(self):
         for groups in (historic(), standard()):
             with self.subTest(groups[0][0]):
                 data, answers = encoded(groups) * 2, []
@@ -250,7 +250,7 @@ class DecodeTests(MeterCase):
                 self.assertIsNotNone(answers[0])
                 self.assertEqual([answers[0]] * len(answers), answers)
 
-    def test_what_stands_around_frames_and_groups_costs_nothing(self):
+    def test_bytes_around_frames_and_groups_cost_no_group(self):
         data = encoded(historic())
         for case, changed in {
             "line ends": b"\r\n" + data[:1] + b"\r" + data[1:-1] + b"\n" + data[-1:],
@@ -277,7 +277,7 @@ class DecodeTests(MeterCase):
                     case == "8N1", self.meter.decoder.counts().eight_bits > 0
                 )
 
-    def test_eot_discards_the_frame(self):
+    def test_an_eot_discards_its_frame(self):
         self.feed(
             historic(), historic(), encoded(historic(papp="00800"))[:-1] + b"\x04"
         )
@@ -303,13 +303,13 @@ class DecodeTests(MeterCase):
                 meter.feed(encoded(other)[place:], 2.0)
                 self.assertIsNone(meter.fields(2.0))
 
-    def test_whole_groups_before_a_lost_connection_are_used(self):
+    def test_whole_groups_received_before_a_lost_connection_are_used(self):
         data = encoded(historic(papp="00850", IINST="004"))
         self.feed(historic(), historic(), data[: data.index(b"\nMOTDETAT")])
         self.meter.disconnected()
         self.assertServes(PAPP=850)
 
-    def test_a_stream_without_stx_and_etx_is_served_with_all_its_labels(self):
+    def test_a_stream_without_stx_and_etx_loses_no_label(self):
         for groups in (historic(), standard()):
             with self.subTest(groups[0][0]):
                 self.setUp()
@@ -320,7 +320,7 @@ class DecodeTests(MeterCase):
                 labels = {each[0] for each in groups}
                 self.assertEqual(labels, set(self.meter.labels(self.now)))
 
-    def test_a_stream_that_is_not_tic_is_held_in_bounded_memory(self):
+    def test_a_stream_other_than_tic_takes_bounded_memory(self):
         rng = random.Random(5)
         junk = bytes(rng.randrange(256) for _ in range(100000))
         for data in (
@@ -339,14 +339,14 @@ class DecodeTests(MeterCase):
         self.feed(historic(), historic(), historic())
         self.assertServes(BASE=63207)
 
-    def test_the_last_group_whose_cr_alone_has_come_is_used(self):
+    def test_the_last_group_is_used_once_its_cr_has_arrived(self):
         data = encoded(historic())
         self.feed(data, data)
         self.feed(encoded(historic(IINST="007"))[: data.index(b"\nIMAX")])
         self.meter.disconnected()
         self.assertServes(IINST=7)
 
-    def test_no_group_is_cut_where_a_stream_without_frames_is(self):
+    def test_cutting_a_stream_without_frames_splits_no_group(self):
         decoder = ecolinky.Decoder()
         data = b"".join(group("BASE", "%09d" % number) for number in range(400))
         damaged = 0
@@ -354,7 +354,7 @@ class DecodeTests(MeterCase):
             damaged += sum(one.damaged for one in decoder.feed(data[start : start + 7]))
         self.assertEqual(0, damaged)
 
-    def test_the_half_frame_before_the_first_identity_is_no_damage(self):
+    def test_the_half_frame_before_the_first_identity_does_not_count_as_damage(self):
         data = encoded(historic()).strip(b"\x02\x03") * 3
         self.feed(data[30:])
         self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
@@ -372,7 +372,7 @@ class GuardTests(MeterCase):
                 self.feed(historic())
                 self.assertServes(BASE=63207)
 
-    def test_an_index_never_falls_nor_grows_by_more_than_36_kva_allow(self):
+    def test_an_index_never_falls_nor_outgrows_36_kva(self):
         for second, shown in (("000063237", 63237), ("000063238", 63207)):
             with self.subTest(base=second):
                 # Two seconds between frames; the first is at most 30 Wh above.
@@ -382,7 +382,7 @@ class GuardTests(MeterCase):
         self.assertServes(BASE=63207)
         self.assertLess(6, self.meter.guard.implausible)
 
-    def test_a_small_fall_is_waited_out_for_two_minutes_at_the_most(self):
+    def test_a_slightly_lower_index_is_accepted_after_two_minutes_at_most(self):
         # Too high by so many Wh; what the house draws, W -> seconds until the truth.
         for excess, watts, least, most in (
             (30, 3600, 20, 40),  # the meter has caught up with it
@@ -408,7 +408,7 @@ class GuardTests(MeterCase):
                 self.assertTrue(least <= taken <= most, taken)
                 self.assertEqual(not watts or excess > 30, falls == 1)
 
-    def test_an_index_does_not_fall_after_a_reconnection_either(self):
+    def test_an_index_does_not_fall_after_a_reconnection(self):
         for silence in (0.0, 60.0):
             with self.subTest(silence=silence):
                 self.afresh(historic(), historic())
@@ -419,7 +419,7 @@ class GuardTests(MeterCase):
                 self.feed(historic(base="000063209"), historic(base="000063209"))
                 self.assertServes(BASE=63209)
 
-    def test_a_wrong_value_that_was_served_is_replaced_by_eight_that_agree(self):
+    def test_eight_readings_that_agree_replace_a_wrong_served_index(self):
         for wrong, right in (("900063207", "000063207"), ("000063207", "000093207")):
             with self.subTest(wrong=wrong):
                 self.afresh(*[historic(base=wrong)] * 3, *[historic(base=right)] * 7)
@@ -427,7 +427,7 @@ class GuardTests(MeterCase):
                 self.feed(historic(base=right))
                 self.assertServes(BASE=int(right))
 
-    def test_a_text_changes_when_two_readings_agree(self):
+    def test_a_text_changes_once_two_readings_in_a_row_agree(self):
         for changes, shown in (
             (dict(ISOUSC="45"), dict(ISOUSC=45)),
             (dict(IMAX="090"), dict(IMAX=90)),
@@ -443,7 +443,7 @@ class GuardTests(MeterCase):
                 self.feed(historic(**changes))
                 self.assertServes(**shown)
 
-    def test_power_is_taken_at_once_where_the_currents_bear_it_out(self):
+    def test_a_power_that_agrees_with_the_currents_is_served_at_once(self):
         for power, amperes, is_taken in (
             ("02300", "010", True),
             ("02750", "010", True),  # 250 V, and 0.9 A cut off
@@ -477,7 +477,7 @@ class GuardTests(MeterCase):
         self.feed(historic(papp="05100"))
         self.assertServes(PAPP=5100)  # of two that are near it is the second
 
-    def test_a_single_phase_meter_counts_its_power_in_tens(self):
+    def test_a_single_phase_historic_power_not_in_tens_needs_a_second_reading(self):
         for groups, is_taken in (
             (lambda power: historic(papp=power, IINST="008"), False),
             (lambda power: historic(papp=power, **THREE), True),
@@ -492,7 +492,7 @@ class GuardTests(MeterCase):
                     self.feed(groups("%05d" % power))
                     self.assertServes(PAPP=power)  # said twice
 
-    def test_a_house_whose_panels_and_load_pulse_has_its_mean_power(self):
+    def test_the_mean_power_of_a_pulsing_house_is_served_without_bias(self):
         rng = random.Random(3)
         for pulses in ((1, 1), (2, 1), (1, 2), (3, 1), (3, 3)):
             with self.subTest(pulses=pulses):
@@ -507,7 +507,7 @@ class GuardTests(MeterCase):
                 error = statistics.mean(served) / statistics.mean(sent) - 1
                 self.assertLess(abs(error), 0.02, pulses)
 
-    def test_a_first_zero_beside_a_current_waits_for_a_second_one(self):
+    def test_a_first_zero_power_beside_a_current_needs_a_second_reading(self):
         self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
         self.assertServes(PAPP=790)
         self.feed(historic(IINST="003"))
@@ -519,7 +519,7 @@ class GuardTests(MeterCase):
         self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
         self.assertServes(PAPP=790)
 
-    def test_of_an_index_whose_follower_is_lost_nothing_new_is_believed(self):
+    def test_an_index_whose_following_group_is_lost_does_not_change(self):
         # The head of HCHC and the tail of HCHP, after the loss of one group's length.
         spliced = frame(
             changed([each for each in HC if each[0] != "HCHP"], HCHC="012356789")
@@ -535,7 +535,7 @@ class GuardTests(MeterCase):
         self.afresh(*[HC_FRAME] * 3, *damaged)  # what is damaged is not lost
         self.assertServes(HCHC=12345701)
 
-    def test_a_loss_that_was_there_before_the_program_leaves_no_false_index(self):
+    def test_a_loss_older_than_the_program_leaves_no_false_index(self):
         spliced = changed([e for e in HC if e[0] != "HCHP"], HCHC="012356789")
         lossy, clean = frame(spliced), HC_FRAME
         for stream in (
@@ -553,7 +553,7 @@ class GuardTests(MeterCase):
                         self.assertServes(HCHC=12345678, HCHP=23456789)
                 self.assertServes(HCHC=12345678)
 
-    def test_readings_that_agree_minutes_apart_confirm_nothing(self):
+    def test_readings_far_apart_do_not_confirm_each_other(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
         data = encoded(historic()).replace(b"ISOUSC 30 9", b"ISOUSC 30 8")
         self.feed(*[data] * 5)  # damaged: ten seconds without a reading
@@ -562,7 +562,7 @@ class GuardTests(MeterCase):
         self.feed(historic(ISOUSC="45"))
         self.assertServes(ISOUSC=45)
 
-    def test_another_identity_is_held_back_until_it_has_come_eight_times(self):
+    def test_another_identity_is_accepted_after_eight_frames(self):
         other = historic(ADCO="027811420828", papp="05555", IINST="024")
         self.feed(*[historic()] * 3, other, historic(), *[other] * 7)
         self.assertServes(ADCO="027811420827", PAPP=790)
@@ -571,7 +571,7 @@ class GuardTests(MeterCase):
         self.feed(other)
         self.assertServes(ADCO="027811420828", PAPP=5555)
 
-    def test_in_standard_mode_nothing_is_served_unless_the_indexes_add_up_to_east(self):
+    def test_nothing_is_served_unless_the_easf_add_up_to_east(self):
         for changes in (dict(), dict(NGTF="      BASE      ")):
             for label in ("EASF01", "EASF02", "EAST"):
                 true = int(dict(e[:2] for e in standard())[label])
@@ -591,7 +591,7 @@ class GuardTests(MeterCase):
                         view = self.meter.view(self.now)
                         self.assertEqual([], view.missing)
 
-    def test_which_labels_need_a_second_reading(self):
+    def test_slow_labels_need_a_second_reading_and_measurements_do_not(self):
         base = dict(EASD01="000000010", MSG2="CHUT")
         for changes, at_once in (
             (dict(URMS1="231"), True),
@@ -611,13 +611,13 @@ class GuardTests(MeterCase):
                     self.assertEqual(at_once, before[label] != after[label])
                     at_once = not at_once
 
-    def test_easd_changes_though_easf_and_east_do_not_agree(self):
+    def test_an_easd_changes_even_if_the_easf_and_east_disagree(self):
         wrong = dict(EASF02="000002016")
         self.feed(*[standard(EASD01="000000010")] * 2)
         self.feed(*[standard(EASD01="000000012", **wrong)] * 2)
         self.assertEqual("000000012", self.meter.labels(self.now)["EASD01"])
 
-    def test_a_false_identity_holds_frames_without_one_back_for_ten_seconds(self):
+    def test_a_false_identity_blocks_frames_without_identity_for_ten_seconds(self):
         self.feed(historic(), historic(), historic(ADCO="027811420828"))
         without = frame(historic(ADCO=None, papp="00800"))
         self.feed(*[without] * 5)
@@ -625,17 +625,17 @@ class GuardTests(MeterCase):
         self.feed(without)
         self.assertServes(PAPP=800)
 
-    def test_of_a_false_first_identity_nothing_stays(self):
+    def test_a_false_first_identity_leaves_no_trace(self):
         other = historic(ADCO="027811420828", **THREE)
         self.feed(other, historic(), historic())
         self.assertServes(ADCO="027811420827", IINST=3, IMAX=60, IMAX2=0)
 
-    def test_a_wrong_identity_does_not_wipe_what_is_known(self):
+    def test_a_wrong_identity_does_not_erase_known_values(self):
         other = historic(ADCO="027811420828")
         self.feed(historic(), historic(), *[other] * 7, historic())
         self.assertServes(ADCO="027811420827", BASE=63207)
 
-    def test_a_contract_that_damage_makes_of_another_changes_nothing(self):
+    def test_a_contract_name_altered_by_damage_changes_nothing(self):
         tempo, hc = "     TEMPO      ", "H PLEINE/CREUSE "
         # Bit 6 of a padding space flips: the checksum does not see it.
         for clean, false in (
@@ -652,7 +652,7 @@ class GuardTests(MeterCase):
                     self.feed(clean)
                     self.assertEqual(before, self.meter.fields(self.now))
 
-    def test_while_a_contract_changes_no_period_of_the_new_is_served_with_the_old(self):
+    def test_a_new_contracts_period_is_never_served_with_the_old_contract(self):
         hc = [("ADCO", "027811420827"), *HC[1:]]
         for before, after in ((historic(), hc), (hc, historic())):
             with self.subTest(before=before[1], after=after[1]):
@@ -665,7 +665,7 @@ class GuardTests(MeterCase):
                         self.assertIn(fields["PTEC"], tariff.periods)
                 self.assertServes(OPTARIF=dict(after)["OPTARIF"])
 
-    def test_the_contracts_name_alone_tells_the_tariff(self):
+    def test_the_contract_name_alone_determines_the_tariff(self):
         unknown = dict(NGTF="NOUVELLE OFFRE  ", STGE="003A0001")
         self.feed(*[standard(LTARF="  HEURE PLEINE  ", **unknown)] * 3)
         self.assertServes(OPTARIF="BASE", PTEC="TH..", BASE=3000)
@@ -676,7 +676,7 @@ class GuardTests(MeterCase):
         self.assertServesNothing()
         self.assertEqual(["NGTF"], self.meter.view(self.now).missing)
 
-    def test_a_sum_of_another_kind_than_the_frames_is_damage(self):
+    def test_a_changed_group_with_the_older_checksum_is_refused(self):
         changed_power = encoded(historic(papp="00850"))
         place = changed_power.index(b"\nPAPP 00850 ") + len("\nPAPP 00850 ")
         # Older meters' sum covers one space, 20 hex, more.
@@ -686,7 +686,7 @@ class GuardTests(MeterCase):
         self.assertServes(PAPP=790)
         self.assertEqual({"checksum": 1, "form": 0}, self.meter.decoder.refused)
 
-    def test_a_contract_or_a_mode_that_changes_is_served_within_ten_frames(self):
+    def test_a_new_contract_or_mode_is_served_within_ten_frames(self):
         hc = historic(
             OPTARIF="HC..", BASE=None, HCHC="000001000", HCHP="000002000", PTEC="HC.."
         )
@@ -702,7 +702,7 @@ class GuardTests(MeterCase):
                 self.afresh(*[before] * 3 + [after] * 10)
                 self.assertServes(**expected)
 
-    def test_in_standard_mode_easf_that_do_not_add_up_to_east_are_refused(self):
+    def test_easf_that_do_not_add_up_to_east_are_refused(self):
         self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
         self.assertServes(HCHP=2000)
         self.assertEqual(5, self.meter.guard.implausible)
@@ -711,13 +711,13 @@ class GuardTests(MeterCase):
         self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
         self.assertServes(HCHP=2016)  # it ticked in between
 
-    def test_a_burst_after_a_stalled_network_is_plausible(self):
+    def test_a_burst_after_a_stalled_network_is_accepted(self):
         self.feed(historic(), historic())
         for count in range(1, 6):  # 9 kW, all at once after eight seconds
             self.feed(historic(base="%09d" % (63207 + 5 * count)), step=0.01)
         self.assertServes(BASE=63207 + 20)
 
-    def test_no_false_index_in_a_small_version_of_the_benchmark(self):
+    def test_a_small_damage_benchmark_serves_no_false_index(self):
         counts = collections.Counter()
         rng = random.Random(1)
         for damage in damages():
@@ -730,7 +730,7 @@ class GuardTests(MeterCase):
         self.assertLess(counts["false PAPP"], 2)
         self.assertLess(0.95 * counts["intact"], counts["used"])
 
-    def test_an_option_or_a_period_that_damage_makes_changes_nothing(self):
+    def test_a_damaged_tariff_or_period_changes_nothing(self):
         for label, right in (("OPTARIF", "BASE"), ("PTEC", "TH..")):
             for wrong in ("XXXX", "BASD", "HX..", "    ", "BB..", "EJPX"):
                 with self.subTest(label=label, wrong=wrong):
@@ -740,9 +740,7 @@ class GuardTests(MeterCase):
                     self.feed(*[historic()] * 2)
                     self.assertServes(**{label: right, "BASE": 63207})
 
-    def test_two_readings_agree_only_if_no_whole_frame_came_between_that_says_other(
-        self,
-    ):
+    def test_a_contradicting_whole_frame_separates_two_equal_readings(self):
         self.feed(*[historic(**THREE)] * 3)
         wrong = historic(**dict(THREE, ISOUSC="45"))
         for _ in range(4):
@@ -760,7 +758,7 @@ class GuardTests(MeterCase):
         self.feed(right)
         self.assertServes(ISOUSC=30)
 
-    def test_an_alert_ends_with_two_clean_frames_in_a_row_that_lack_it(self):
+    def test_an_alert_ends_after_two_clean_frames_in_a_row_without_it(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
             for place in range(4, 9):
                 with self.subTest(label, place=place):
@@ -773,7 +771,7 @@ class GuardTests(MeterCase):
                     self.feed(damaged, clean)
                     self.assertServes(**{label: 0})
 
-    def test_a_line_feed_that_becomes_an_stx_ends_no_alert(self):
+    def test_a_line_feed_damaged_into_an_stx_does_not_end_an_alert(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
             for groups in (historic(**{label: data}), historic(**THREE, ADPS="031")):
                 whole = encoded(groups)
@@ -784,7 +782,7 @@ class GuardTests(MeterCase):
                         expected = {label: value} if label in dict(groups) else {}
                         self.assertServes(**expected)
 
-    def test_one_group_that_is_always_damaged_costs_that_group_only(self):
+    def test_a_permanently_damaged_group_costs_only_that_group(self):
         for label, _ in historic():
             with self.subTest(label):
                 self.afresh(historic(), historic())
@@ -799,14 +797,14 @@ class GuardTests(MeterCase):
                 expected = 63207 if label == "BASE" else 63207 + 3 * 58
                 self.assertEqual(expected, self.served("BASE"), label)
 
-    def test_an_alert_ends_with_two_whole_frames_though_the_first_ends_elsewhere(self):
+    def test_an_alert_ends_even_if_the_last_label_of_the_frame_changes(self):
         with_it = historic(ADPS="031")
         self.feed(*[with_it] * 3)
         clean = historic() + [("PPOT", "00")]
         self.feed(clean, clean)
         self.assertServes(ADPS=0)
 
-    def test_an_index_does_not_fall_when_a_small_fall_is_caught_up_with_in_a_leap(self):
+    def test_an_index_does_not_fall_when_the_meter_catches_up_in_a_leap(self):
         self.feed(*[historic(base="000001020")] * 3)
         for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
             self.feed(historic(base="%09d" % base))
@@ -814,16 +812,14 @@ class GuardTests(MeterCase):
             self.feed(historic(base="%09d" % base))
             self.assertLessEqual(1020, self.served("BASE"))
 
-    def test_a_reading_from_before_a_silence_is_not_confirmed_by_an_overload_after_it(
-        self,
-    ):
+    def test_an_overload_after_a_silence_confirms_no_earlier_reading(self):
         self.feed(*[historic(**THREE)] * 3)
         self.feed(historic(base="000063215", **THREE))
         self.now += 60.0
         self.feed(frame(SHORT), historic(base="000063300", **THREE))
         self.assertNotEqual(63215, self.served("BASE"))
 
-    def test_short_frames_give_a_reading_no_more_than_their_own_time(self):
+    def test_short_frames_extend_a_readings_life_by_their_own_time_only(self):
         self.feed(*[historic(**THREE)] * 3)
         self.feed(historic(base="000063215", **THREE))
         self.feed(*[frame(SHORT)] * 20, step=0.65)
@@ -831,14 +827,14 @@ class GuardTests(MeterCase):
         self.feed(historic(base="000063216", **THREE), step=0.0)
         self.assertServes(BASE=63207)
 
-    def test_zeros_that_come_each_minute_are_served_at_once(self):
+    def test_recurring_zero_powers_are_served_at_once(self):
         for minute in range(10):
             self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
             if minute:
                 self.assertServes(PAPP=0)
             self.feed(*[historic()] * 2)
 
-    def test_an_index_is_served_when_the_notice_behind_it_has_ended(self):
+    def test_an_index_still_changes_after_the_notice_behind_it_ends(self):
         ejp = [
             ("ADCO", "027811420827"),
             ("OPTARIF", "EJP."),
@@ -859,7 +855,7 @@ class GuardTests(MeterCase):
         self.feed(*[peak] * 4)
         self.assertServes(EJPHPM=5002)
 
-    def test_a_notice_that_a_hole_follows_is_confirmed(self):
+    def test_a_notice_is_confirmed_across_one_frame_without_it(self):
         clean = historic()
         with_it = clean[:4] + [("PEJP", "30")] + clean[4:]
         self.feed(*[clean] * 3, with_it, clean, with_it)
@@ -910,7 +906,7 @@ class TranslateTests(MeterCase):
         "BBR(": BBR,
     }
 
-    def test_the_fields_are_the_devices_in_its_order_and_complete(self):
+    def test_the_fields_are_complete_and_in_the_devices_order(self):
         self.feed(historic(), historic())
         fields = self.meter.fields(self.now)
         self.assertEqual(FIELDS, list(fields))
@@ -918,7 +914,7 @@ class TranslateTests(MeterCase):
             with self.subTest(tag):
                 self.assertIs(str if tag in TEXTS else int, type(value), tag)
 
-    def test_what_a_frame_says_in_the_words_of_the_device(self):
+    def test_labels_are_translated_into_the_devices_fields(self):
         ejp = dict(
             OPTARIF="EJP ",
             BASE=None,
@@ -1045,7 +1041,7 @@ class TranslateTests(MeterCase):
                 self.afresh(groups, groups, groups)
                 self.assertServes(**expected)
 
-    def test_every_tariff_of_standard_mode(self):
+    def test_every_standard_mode_tariff_is_translated(self):
         tempo = "HC  BLEU|HP  BLEU|HC  BLANC|HP  BLANC|HC  ROUGE|HP  ROUGE".split("|")
         periods = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
         cases = [
@@ -1101,7 +1097,7 @@ class TranslateTests(MeterCase):
                 fields = self.meter.fields(self.now)
                 self.assertEqual(6105, sum(fields[tag] for tag in INDEX_TAGS))
 
-    def test_what_is_injected_has_fields_of_its_own(self):
+    def test_injected_energy_has_fields_of_its_own(self):
         self.feed(standard(), standard())
         self.assertIsNone(self.meter.view(self.now).injection)
         three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", "H260101080000"))
@@ -1127,7 +1123,7 @@ class TranslateTests(MeterCase):
         self.afresh(*[standard(EAIT="000671631")] * 3)
         self.assertIsNone(self.meter.view(self.now).injection)
 
-    def test_a_view_says_the_mode_and_the_verified_labels(self):
+    def test_a_view_holds_the_mode_and_the_verified_labels(self):
         for groups, mode in ((historic(), "historic"), (standard(), "standard")):
             with self.subTest(mode):
                 self.setUp()
@@ -1180,7 +1176,7 @@ class TranslateTests(MeterCase):
         for name in unknown:
             yield name, "BASE", ("TH..",) * 10
 
-    def test_a_contract_is_the_same_at_every_hour(self):
+    def test_a_contract_is_translated_the_same_way_in_every_period(self):
         rng = random.Random(20)
         for name, option, numbering in self.contracts(rng):
             is_made_up = name not in [each[0] for each in self.KNOWN]
@@ -1229,7 +1225,7 @@ class TranslateTests(MeterCase):
             )
             self.assertEqual(period, fields["PTEC"], case)
 
-    def test_where_no_numbering_is_known_the_period_is_ltarfs_word(self):
+    def test_ltarf_names_the_period_of_a_contract_without_known_numbering(self):
         for name in [each[0] for each in self.KNOWN if each[2] is None]:
             for ltarf, ptec in (("HEURE CREUSE", "HC.."), ("HP HIVER", "HP..")):
                 with self.subTest(name, ltarf=ltarf):
@@ -1238,7 +1234,7 @@ class TranslateTests(MeterCase):
                         fields = ecolinky.translate_standard(labels)
                         self.assertEqual(ptec, fields["PTEC"], (name, ntarf))
 
-    def test_where_ntarf_is_no_index_stge_tells_it(self):
+    def test_stge_gives_the_running_index_when_ntarf_does_not(self):
         for name, _, numbering in self.KNOWN:
             for ntarf in (0, 11, 15, 99):
                 with self.subTest(name, ntarf=ntarf):
@@ -1248,7 +1244,7 @@ class TranslateTests(MeterCase):
                         fields = ecolinky.translate_standard(labels)
                         self.assertEqual(numbering[running - 1], fields["PTEC"], name)
 
-    def test_the_table_says_of_each_contract_where_it_was_met(self):
+    def test_every_contract_in_the_table_names_its_source(self):
         names = [each[0] for each in self.KNOWN]
         for contract in ecolinky.CONTRACTS:
             with self.subTest(contract.name):
@@ -1265,7 +1261,7 @@ class TranslateTests(MeterCase):
                     labels = {"NGTF": name.decode("ascii")}
                     self.assertIs(contract, ecolinky.contract_of(labels))
 
-    def test_frozen_indexes_are_told_where_the_number_of_used_ones_is_known(self):
+    def test_the_energy_of_former_contracts_is_known_where_unused_indexes_are(self):
         used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
         used.update({"HC et Week-End": 3, "HC SEM WE MERCR": 6, "HC SEM WE LUNDI": 6})
         for name, _, _ in self.contracts(random.Random(7)):
@@ -1278,7 +1274,7 @@ class TranslateTests(MeterCase):
         expected = sum(self.INDEXES[2:]) - self.INDEXES[4]
         self.assertEqual(expected, ecolinky.old_contracts(labels))
 
-    def test_over_a_meters_life_each_counter_only_grows_by_what_was_counted(self):
+    def test_each_counter_grows_exactly_by_the_energy_counted(self):
         rng = random.Random(366)
         for name, option, _ in list(self.contracts(rng))[:24]:
             for seconds, steps in ((2, 20), (1800, 24), (86400, 30)):
@@ -1313,7 +1309,7 @@ class TranslateTests(MeterCase):
 
 
 class MeterTests(MeterCase):
-    def test_a_cold_start_serves_within_three_clean_frames_and_not_before_two(self):
+    def test_a_cold_start_serves_after_two_or_three_clean_frames(self):
         for groups in (historic(), historic(**THREE), standard()):
             with self.subTest(groups[0][0], labels=len(groups)):
                 self.setUp()
@@ -1323,7 +1319,7 @@ class MeterTests(MeterCase):
                 self.feed(groups, groups)
                 self.assertIsNotNone(self.meter.fields(self.now))
 
-    def test_nothing_is_served_while_a_label_that_matters_is_missing(self):
+    def test_nothing_is_served_while_an_essential_label_is_missing(self):
         for label in ("ADCO", "OPTARIF", "BASE", "PTEC"):
             with self.subTest(label):
                 self.afresh(*[frame(historic(**{label: None}))] * 5)
@@ -1336,7 +1332,7 @@ class MeterTests(MeterCase):
         self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
         self.assertServesNothing()  # one frame alone has said whose they are
 
-    def test_what_is_missing_of_a_standard_meter_has_that_meters_names(self):
+    def test_missing_labels_are_named_as_a_standard_meter_names_them(self):
         base = dict(NGTF="      BASE      ")
         words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
         for without, missing in (
@@ -1356,7 +1352,7 @@ class MeterTests(MeterCase):
         missing = ["ADSC", "NGTF", "PREF", "NTARF"]
         self.assertEqual(missing, self.meter.view(self.now).missing)
 
-    def test_a_silent_meter_is_stale_after_the_timeout_and_fresh_again(self):
+    def test_a_silent_meter_goes_stale_after_the_timeout_and_recovers(self):
         self.feed(historic(), historic())
         self.now += 30
         self.assertServes(BASE=63207)
@@ -1367,7 +1363,7 @@ class MeterTests(MeterCase):
         self.feed(historic())
         self.assertServes(BASE=63207)
 
-    def test_after_a_silence_a_grown_index_is_confirmed_before_anything_is_served(self):
+    def test_a_grown_index_is_confirmed_before_serving_after_a_silence(self):
         self.feed(historic(), historic())
         self.now += 3 * 86400
         self.feed(historic(base="000163207"))
@@ -1375,7 +1371,7 @@ class MeterTests(MeterCase):
         self.feed(historic(base="000163209"))
         self.assertServes(BASE=163207)
 
-    def test_a_power_that_is_not_read_any_more_is_that_of_the_current(self):
+    def test_a_lost_power_is_replaced_by_the_power_of_the_current(self):
         data = encoded(historic())
         cut = data[: data.index(b"\nPAPP")]  # no power, and no end that would say so
         spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
@@ -1392,7 +1388,7 @@ class MeterTests(MeterCase):
         self.feed(historic(PAPP=None))
         self.assertServes(PAPP=690)
 
-    def test_a_power_a_current_or_a_period_is_as_fresh_as_the_meter(self):
+    def test_a_lost_period_or_current_expires_but_a_subscription_does_not(self):
         for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
             with self.subTest(label):
                 data = encoded(historic())
@@ -1411,7 +1407,7 @@ class MeterTests(MeterCase):
                 self.feed(historic(), historic())
                 self.assertIsNotNone(self.served("PAPP"))
 
-    def test_a_number_of_a_period_is_as_fresh_as_the_meter(self):
+    def test_a_lost_period_number_expires_with_the_timeout(self):
         groups = standard(LTARF=" HEURE  CREUSE  ")
         data = without("NTARF", without("STGE", encoded(groups)))
         self.feed(groups, groups, *[data] * 14)
@@ -1419,7 +1415,7 @@ class MeterTests(MeterCase):
         self.feed(*[data] * 5)
         self.assertServes(PTEC="HC..")
 
-    def test_a_meter_without_power_is_known_by_two_whole_frames(self):
+    def test_two_whole_frames_show_that_a_meter_sends_no_power(self):
         whole = historic(PAPP=None)
         self.feed(without("HHPHC", encoded(whole)), whole)
         self.assertServesNothing()
@@ -1428,7 +1424,7 @@ class MeterTests(MeterCase):
         self.afresh(whole, historic(papp="05000"), whole)
         self.assertServesNothing()  # not two in a row
 
-    def test_an_alert_and_what_is_injected_are_as_fresh_as_the_meter(self):
+    def test_a_lost_alert_and_a_lost_injection_expire_with_the_timeout(self):
         self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 2)
         self.feed(*[standard(STGE=None, EAIT="000671631")] * 15)
         self.assertServes(ADPS=4)
@@ -1437,14 +1433,14 @@ class MeterTests(MeterCase):
         self.assertServes(ADPS=0)
         self.assertIsNone(self.meter.view(self.now).injection)
 
-    def test_of_a_current_that_is_not_read_any_more_no_power_is_made(self):
+    def test_no_power_is_computed_from_a_lost_current(self):
         data = encoded(historic()).replace(b"PAPP 00790 1", b"PAPP 00790 2")
         data = data.replace(b"IINST 003 Z", b"IINST 003 Y")
         self.assertIn(b"IINST 003 Y", data)
         self.feed(historic(), historic(), *[data] * 17)
         self.assertServesNothing()
 
-    def test_where_nothing_is_drawn_no_current_is_drawn(self):
+    def test_currents_are_zero_while_no_power_is_drawn(self):
         for groups in (historic(papp="00000", IINST="009"), standard(SINSTS="00000")):
             with self.subTest(groups[0][0]):
                 self.afresh(groups, groups, groups)
@@ -1452,7 +1448,7 @@ class MeterTests(MeterCase):
         self.afresh(*[historic(papp="00000", **THREE)] * 3)
         self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
 
-    def test_a_subscription_is_waited_for_and_never_zero(self):
+    def test_a_missing_subscription_is_awaited_then_replaced_by_the_maximum(self):
         for groups, label, most in (
             (historic(), "ISOUSC", 90),
             (historic(**THREE), "ISOUSC", 60),
@@ -1469,7 +1465,7 @@ class MeterTests(MeterCase):
                 self.feed(groups, groups)
                 self.assertIn(self.served("ISOUSC"), (30, 10))
 
-    def test_no_label_stands_for_a_power_that_is_not_read_any_more(self):
+    def test_no_other_label_replaces_a_lost_power(self):
         groups = standard(SINST1="02087")
         self.afresh(*[groups] * 3)
         self.assertServes(PAPP=920)
@@ -1479,13 +1475,13 @@ class MeterTests(MeterCase):
         self.afresh(oldest, oldest)
         self.assertServes(PAPP=931)
 
-    def test_the_power_of_a_phase_may_be_too_high_and_is_no_damage(self):
+    def test_an_implausible_phase_power_does_not_count_as_damage(self):
         groups = standard(SINSTS1="73569", SINSTS2="00012", SINSTS3="99999")
         self.feed(*[groups] * 3)
         self.assertServes(PAPP=920)
         self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
 
-    def test_a_notice_of_a_peak_ends_with_its_beginning(self):
+    def test_the_notice_of_a_peak_ends_when_the_peak_begins(self):
         ejp = dict(NGTF="      EJP       ", STGE="103A0401")
         for ltarf, ntarf, pejp in (
             (" HEURE NORMALE  ", "01", 30),
@@ -1495,7 +1491,7 @@ class MeterTests(MeterCase):
                 self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 2)
                 self.assertServes(PEJP=pejp)
 
-    def test_a_power_is_none_after_30_seconds_whatever_the_timeout(self):
+    def test_a_lost_power_expires_after_30_seconds_whatever_the_timeout(self):
         for timeout in (5, 30, 900):
             with self.subTest(timeout=timeout):
                 self.setUp()
@@ -1507,7 +1503,7 @@ class MeterTests(MeterCase):
                 self.feed(*[without("PAPP", encoded(historic()))] * 2)
                 self.assertServes(PAPP=690)  # of the current
 
-    def test_a_label_is_known_as_long_as_a_long_timeout_says(self):
+    def test_a_long_timeout_keeps_lost_labels_that_long(self):
         self.meter = ecolinky.Meter(timeout=900)
         self.feed(historic(), historic())
         self.feed(*[without("BASE", encoded(historic()))] * 440)
@@ -1521,13 +1517,13 @@ class MeterTests(MeterCase):
         self.afresh(standard(), standard(), standard(URMS3="210"))
         self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # one label proves nothing
 
-    def test_short_three_phase_frames_update_and_do_not_replace(self):
+    def test_short_frames_update_only_the_labels_they_contain(self):
         self.feed(*[historic(**THREE)] * 2, frame(SHORT))
         self.assertServes(IINST1=24, IINST3=5, BASE=63207, PAPP=790, ADPS=24)
         self.feed(*[historic(**THREE)] * 2)
         self.assertServes(IINST1=1, ADPS=0)
 
-    def test_an_overload_of_any_phase_is_an_alert_while_it_lasts(self):
+    def test_an_overload_of_any_phase_raises_an_alert_while_it_lasts(self):
         for label in ("ADIR1", "ADIR2", "ADIR3"):
             with self.subTest(label):
                 short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
@@ -1538,7 +1534,7 @@ class MeterTests(MeterCase):
                 self.feed(historic(**THREE))
                 self.assertServes(ADPS=0, IINST2=3)
 
-    def test_an_overload_of_a_quarter_of_an_hour_is_served_as_it_is(self):
+    def test_a_long_overload_is_served_correctly_throughout(self):
         # 20 short frames of 0.65 s, then a whole one of 1.85 s (ERDF-NOI-CPT_02E).
         short = frame(changed(SHORT, ADCO="021728123450"))
         for damage in (False, True):
@@ -1558,21 +1554,21 @@ class MeterTests(MeterCase):
                     self.assertLess(energy - 77 * late, self.served("BASE"), cycle)
                     self.assertLessEqual(self.served("BASE"), int(energy))
 
-    def test_in_overload_a_short_timeout_loses_no_power(self):
+    def test_a_short_timeout_loses_no_power_during_an_overload(self):
         self.meter = ecolinky.Meter(timeout=5)
         self.feed(*[historic(papp="05000", **THREE)] * 3)
         self.feed(*[frame(SHORT)] * 20, step=0.65)
         self.feed(without("PAPP", encoded(historic(**THREE))), step=1.85)
         self.assertServes(PAPP=5000)
 
-    def test_another_meters_subscription_is_waited_for_too(self):
+    def test_the_subscription_of_another_meter_is_awaited_anew(self):
         self.feed(*[historic()] * 20)
         self.now += 60
         other = historic(ADCO="021728999999", ISOUSC="45")
         self.feed(*[without("ISOUSC", encoded(other))] * 12)
         self.assertServesNothing()
 
-    def test_a_power_that_comes_and_is_not_believed_is_not_made_of_currents(self):
+    def test_a_power_that_keeps_being_refused_is_not_computed_from_currents(self):
         self.feed(*[historic()] * 3)
         for number in range(40):
             self.feed(historic(papp="%05d" % (10000 + 9000 * (number % 2))))
@@ -1622,7 +1618,7 @@ class InputCase(unittest.TestCase):
 
 
 class DiagnosisTests(InputCase):
-    def test_what_comes_and_is_no_tic_is_said_with_what_to_do(self):
+    def test_a_line_without_usable_tic_gets_a_diagnosis_and_a_remedy(self):
         noise = random.Random(1)
         no_spaces = encoded(standard()).replace(b" ", b"_")
         unknown = dict(NTARF="11", STGE="003A3C01", LTARF="INCONNU".ljust(16))
@@ -1665,7 +1661,7 @@ class DiagnosisTests(InputCase):
                 self.assertIn(hint, str(self.snapshot().reason))
                 self.assertEqual("stale", self.shown().state)
 
-    def test_why_nothing_comes_is_said_in_french(self):
+    def test_connection_errors_are_explained_in_french(self):
         for error, words in (
             (
                 socket.gaierror(-2, "Name or service not known"),
@@ -1687,7 +1683,7 @@ class DiagnosisTests(InputCase):
                     self.assertNotIn(str(error.args[-1]), said)
                 self.assertIn(words, str(self.snapshot().reason))
 
-    def test_an_end_that_never_comes_is_said_though_values_come(self):
+    def test_a_missing_end_of_frames_is_reported_while_values_are_served(self):
         cut = [pair for pair in HC if pair[0] not in ("HHPHC", "MOTDETAT")]
         self.connect(*[frame(cut)] * 10)
         self.assertEqual([], self.said(logging.WARNING))  # too early to say
@@ -1702,13 +1698,13 @@ class DiagnosisTests(InputCase):
         )
         self.assertEqual([], self.said(logging.WARNING))
 
-    def test_what_came_before_the_last_good_frame_tells_nothing(self):
+    def test_bytes_before_the_last_good_frame_do_not_affect_the_diagnosis(self):
         noise = random.Random(1)
         self.connect(bytes(noise.randrange(256) for _ in range(900)), *[HC_FRAME] * 3)
         self.feed(*[b"\0" * 20] * 15)
         self.assertEqual(ecolinky.STUCK, self.snapshot().reason)
 
-    def test_indexes_that_do_not_add_up_are_said(self):
+    def test_indexes_that_do_not_add_up_are_reported(self):
         self.connect(*[encoded(standard(EASF02="000002777"))] * 30)
         self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
         self.begin()
@@ -1716,7 +1712,7 @@ class DiagnosisTests(InputCase):
         self.feed(*[encoded(standard(EASF02="000002777"))] * 200)
         self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
 
-    def test_a_total_or_an_index_that_is_lost_without_a_trace_is_said(self):
+    def test_an_index_that_disappears_without_damage_is_reported(self):
         for label in ("EAST", "EASF02"):
             with self.subTest(label):
                 self.begin()
@@ -1730,7 +1726,7 @@ class DiagnosisTests(InputCase):
                 self.assertIn(expected, str(self.snapshot().reason))
                 self.assertIn(expected, "".join(self.said(logging.WARNING)))
 
-    def test_an_identity_that_never_comes_is_said(self):
+    def test_a_missing_identity_is_reported(self):
         for groups in (HC, standard()):
             for count in (0, 5):
                 with self.subTest(groups[0][0], frames=count):
@@ -1744,7 +1740,7 @@ class DiagnosisTests(InputCase):
                         text = "".join(self.said(logging.WARNING))
                         self.assertIn(str(ecolinky.NO_IDENTITY), text)
 
-    def test_the_current_of_a_phase_that_never_comes_is_said(self):
+    def test_a_missing_phase_current_is_reported(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
         self.connect(*[encoded(groups)] * 3)
         self.assertEqual([], self.snapshot().remarks)
@@ -1761,14 +1757,14 @@ class DiagnosisTests(InputCase):
         self.feed(*[without("IRMS2", encoded(groups))] * 20)
         self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
 
-    def test_the_log_of_an_esp_is_text_and_no_noise(self):
+    def test_the_log_of_an_esp_is_diagnosed_as_text(self):
         self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
 
-    def test_an_easf_that_never_comes_is_named(self):
+    def test_a_missing_easf_is_named(self):
         self.connect(*[without("EASF03", encoded(standard()))] * 20)
         self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
 
-    def test_the_first_frames_of_a_good_line_have_no_remarks(self):
+    def test_the_first_frames_of_a_good_line_cause_no_remark(self):
         for data in (HC_FRAME, encoded(standard())):
             with self.subTest(data[:20]):
                 self.begin()
@@ -1777,40 +1773,40 @@ class DiagnosisTests(InputCase):
                     self.feed(data)
                     self.assertEqual([], self.snapshot().remarks)
 
-    def test_an_eot_beside_an_etx_is_no_interrupted_frame(self):
+    def test_an_eot_outside_a_frame_does_not_count_as_an_interruption(self):
         damaged = re.sub(b".\r", b"~\r", HC_FRAME)
         self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(b"\x04" + damaged))
 
-    def test_a_frame_without_an_etx_is_not_interrupted(self):
+    def test_a_frame_without_an_etx_does_not_count_as_interrupted(self):
         damaged = re.sub(b".\r", b"~\r", HC_FRAME).strip(b"\x03")
         self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(damaged))
 
-    def test_of_a_meter_that_fell_silent_no_end_is_missing(self):
+    def test_a_silent_meter_is_not_blamed_for_missing_ends_of_frames(self):
         self.connect(*[HC_FRAME] * 20)
         self.now += 60.0
         self.lose(ecolinky.LinkError(ecolinky.SILENT))
         self.assertEqual([], self.snapshot().remarks)
 
-    def test_where_nothing_has_come_nothing_could_be_better(self):
+    def test_an_input_that_received_nothing_has_no_remarks(self):
         self.assertEqual([], self.snapshot().remarks)
         self.lose(OSError(errno.EHOSTUNREACH, ""))
         self.assertEqual([], self.snapshot().remarks)
 
-    def test_a_meter_whose_other_groups_are_damaged_is_activated(self):
+    def test_an_identity_among_damaged_groups_is_not_taken_for_inactive_tic(self):
         data = HC_FRAME
         for label, _ in HC[1:]:
             data = without(label, data)
         self.connect(*[data] * 20)
         self.assertIn("abîmés", str(self.snapshot().reason))
 
-    def test_what_loses_nothing_is_not_why_a_group_is_missing(self):
+    def test_a_harmless_fault_is_not_blamed_for_a_missing_group(self):
         less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
         eight = less.replace(b"\r", b"\x8d")
         self.connect(*[eight] * 20)
         self.assertIn("HCHC", str(self.snapshot().reason))
         self.assertIn(ecolinky.NEVER_SENT.remedy, str(self.snapshot().reason))
 
-    def test_what_was_wrong_half_an_hour_ago_is_still_said(self):
+    def test_a_fault_of_half_an_hour_ago_is_still_reported(self):
         self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
         self.feed(*[HC_FRAME] * 900)
         self.assertEqual([str(ecolinky.READ_AS_8N1)], self.snapshot().remarks)
@@ -1820,13 +1816,13 @@ class DiagnosisTests(InputCase):
 
 
 class LinkTests(InputCase):
-    def test_a_flood_is_worth_a_new_connection(self):
+    def test_a_flood_of_senseless_bytes_ends_the_connection(self):
         self.input.connected(self.now)
         with self.assertRaises(ecolinky.LinkError) as caught:
             self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
         self.assertIn("vérifier port", str(caught.exception))
 
-    def test_an_esp_that_is_off_is_one_line_an_hour_and_its_return_another(self):
+    def test_an_unreachable_esp_is_logged_hourly_and_its_return_once(self):
         self.connect(HC_FRAME, HC_FRAME)
         self.said()
         for _ in range(2):
@@ -1842,13 +1838,13 @@ class LinkTests(InputCase):
             (said,) = self.said()
             self.assertIn("sont transmises", said)
 
-    def test_two_texts_of_one_kind_are_one_line_an_hour(self):
+    def test_two_texts_of_the_same_kind_share_one_line_an_hour(self):
         self.connect(*[frame(HC[:5])] * 15)
         self.feed(*[frame(HC[:6])] * 15)
         self.assertEqual(1, len(self.said(logging.WARNING)))
         self.assertIn("(PAPP)", str(self.snapshot().reason))
 
-    def test_an_eviction_is_said_though_values_come_and_not_as_a_power_supply(self):
+    def test_a_second_client_of_the_esp_is_reported_while_values_are_served(self):
         for times in range(1, 9):
             self.connect(*[HC_FRAME] * 3)
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
@@ -1858,13 +1854,13 @@ class LinkTests(InputCase):
         self.assertIn("un autre programme lit l'ESP, qui ferme", said)
         self.assertEqual("live", self.shown().state)
 
-    def test_long_connections_that_end_are_no_eviction(self):
+    def test_long_connections_that_end_do_not_count_as_evictions(self):
         for count in (31, 31, 31, 3, 3, 31, 3, 3):
             self.connect(*[HC_FRAME] * count)
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual([], self.said(logging.WARNING))
 
-    def test_another_meter_and_another_contract_are_a_warning_with_old_and_new(self):
+    def test_a_new_meter_or_contract_is_a_warning_that_names_old_and_new(self):
         hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
         other = frame(changed(HC, ADCO="021728999999"))
         for before, after, old, new in (
@@ -1881,7 +1877,7 @@ class LinkTests(InputCase):
                 for words in ("a changé", old, new, "un nouveau matériel"):
                     self.assertIn(words, warning)
 
-    def test_an_index_that_leaps_or_falls_for_good_is_warned_of(self):
+    def test_an_index_that_leaps_or_falls_for_good_causes_a_warning(self):
         for new, is_said in (
             ("000000100", 1),
             ("012345178", 1),
@@ -1900,14 +1896,14 @@ class LinkTests(InputCase):
                     self.assertEqual(logging.WARNING, level)
                     self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
 
-    def test_a_leap_after_days_is_warned_of(self):
+    def test_a_leap_after_a_silence_of_days_causes_a_warning(self):
         self.connect(*[HC_FRAME] * 3)
         self.now += 5 * 86400.0
         self.feed(*[HC_FRAME] * 3)
         self.feed(*[frame(changed(HC, HCHC="012999999"))] * 20)
         self.assertIn("est passé de", "".join(self.said(logging.WARNING)))
 
-    def test_another_meters_or_contracts_indexes_are_no_leap(self):
+    def test_a_new_meter_or_contract_does_not_count_as_a_leap(self):
         other = frame(changed(HC, ADCO="021728999999", HCHC="000000001"))
         base = frame(historic(ADCO="021728123456"))
         for data in (other, base):
@@ -1918,14 +1914,14 @@ class LinkTests(InputCase):
                 self.assertIn("a changé", text)
                 self.assertNotIn("est passé de", text)
 
-    def test_after_a_silence_an_index_may_have_grown_by_what_a_meter_counts(self):
+    def test_growth_during_a_silence_does_not_count_as_a_leap(self):
         self.connect(*[HC_FRAME] * 3)
         self.now += 3600.0
         self.feed(*[frame(changed(HC, HCHC="012380000"))] * 20)
         self.assertEqual(12380000, self.input.view.fields["HCHC"])
         self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
 
-    def test_a_good_line_says_one_line(self):
+    def test_a_good_line_is_logged_once(self):
         for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
             with self.subTest(data[:20]):
                 self.begin()
@@ -1933,7 +1929,7 @@ class LinkTests(InputCase):
                 self.assertEqual(1, len(self.said()))
                 self.assertEqual([], self.snapshot().remarks)
 
-    def test_a_good_line_in_small_chunks_says_one_line(self):
+    def test_a_good_line_in_small_chunks_is_logged_once(self):
         self.begin()
         data = HC_FRAME * 4
         self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
@@ -1942,25 +1938,25 @@ class LinkTests(InputCase):
         self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
         self.assertEqual([], self.said())
 
-    def test_an_unknown_contract_with_its_period_is_said_at_once(self):
+    def test_an_unknown_contract_with_its_period_is_reported_at_once(self):
         self.connect(*[encoded(standard(NGTF="   SUPER OFFRE  "))] * 4)
         self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
 
-    def test_the_phases_that_never_come_are_one_line_an_hour(self):
+    def test_missing_phases_are_logged_once_an_hour(self):
         groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
         two = without("IRMS2", encoded(groups))
         self.connect(*[encoded(groups)] * 3, *[two] * 30)
         self.feed(*[without("IRMS1", two)] * 30)
         self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
 
-    def test_an_unknown_contract_without_its_period_is_said_a_little_later(self):
+    def test_an_unknown_contract_without_its_period_is_reported_later(self):
         data = without("LTARF", encoded(standard(NGTF="   SUPER OFFRE  ")))
         self.connect(*[data] * 5)
         self.assertNotIn("SUPER OFFRE", "".join(self.said()))
         self.feed(*[data] * 10)
         self.assertEqual(1, "".join(self.said()).count("SUPER OFFRE"))
 
-    def test_a_name_that_nobody_knows_is_said_once_and_on_the_page(self):
+    def test_an_unknown_contract_is_logged_once_and_shown_on_the_page(self):
         name, ltarf = "  OctoFlex 4    ", "    HP HIVER    "
         groups = [encoded(standard(NGTF=name, LTARF=each)) for each in (ltarf, ltarf)]
         self.connect(*groups * 8)
@@ -1989,7 +1985,7 @@ class LinkTests(InputCase):
 
 
 class InputTests(InputCase):
-    def test_a_clean_line_is_served_and_said_in_one_line(self):
+    def test_a_clean_line_is_served_and_logged_in_one_line(self):
         self.connect(HC_FRAME)
         self.assertIn("attendent confirmation", str(self.snapshot().reason))
         self.feed(*[HC_FRAME] * 30)
@@ -2001,7 +1997,7 @@ class InputTests(InputCase):
         self.assertEqual(self.said(), [served])
         self.assertEqual(self.snapshot().reason, ecolinky.ALL_WELL)
 
-    def test_what_it_injects_is_input_2_when_that_is_asked_for(self):
+    def test_injection_becomes_input_2_when_the_settings_ask_for_it(self):
         meter, injection = ecolinky.METER, ecolinky.INJECTION
         nothing = ecolinky.NO_INPUT
         for second, data, words, state in (
@@ -2026,7 +2022,7 @@ class InputTests(InputCase):
                     fields = self.shown(2).fields
                     self.assertEqual((671631, 1840), (fields["BASE"], fields["PAPP"]))
 
-    def test_the_injection_of_a_meter_that_fell_silent_is_stale_and_not_gone(self):
+    def test_the_injection_of_a_silent_meter_is_stale_rather_than_absent(self):
         self.begin(ecolinky.INJECTION)
         self.assertEqual("stale", self.shown(2).state)  # it may come
         self.connect(*[encoded(SUN)] * 3)
@@ -2040,7 +2036,7 @@ class InputTests(InputCase):
     def powers(self):
         return tuple(minute.power for minute in self.snapshot().minutes)
 
-    def test_the_history_is_one_mean_a_minute_with_gaps_and_bounded(self):
+    def test_the_history_holds_minute_means_with_gaps_for_24_hours(self):
         for power, amperes in (("00690", "003"), ("00690", "003"), ("00920", "004")):
             self.connect(frame(changed(HC, PAPP=power, IINST=amperes)), step=1.0)
         self.now = 6060.0
@@ -2053,7 +2049,7 @@ class InputTests(InputCase):
         self.now += 60 * 2000
         self.assertEqual(1440, len(self.powers()))
 
-    def test_another_meters_frames_leave_no_trace_in_the_history(self):
+    def test_frames_of_another_meter_leave_no_trace_in_the_history(self):
         self.connect(*[HC_FRAME] * 3)
         self.now = 6050.0
         self.feed(HC_FRAME)
@@ -2062,7 +2058,7 @@ class InputTests(InputCase):
         self.now = 6121.0
         self.assertEqual((690, None), self.powers())
 
-    def test_the_history_counts_what_is_injected_below_zero(self):
+    def test_injected_power_is_negative_in_the_history(self):
         groups = standard(SINSTS="00000", SINSTI="01230", EAIT="000000500")
         self.connect(*[encoded(groups)] * 5)
         self.now = 6070.0
@@ -2070,7 +2066,7 @@ class InputTests(InputCase):
         self.now = 6130.0
         self.assertEqual((-1230, 920), self.powers())
 
-    def test_the_history_knows_cheap_hours(self):
+    def test_the_history_marks_cheap_hours(self):
         self.connect(*[HC_FRAME] * 5)
         self.now = 6060.0
         self.feed(*[frame(changed(HC, PTEC="HC.."))] * 5)
@@ -2078,7 +2074,7 @@ class InputTests(InputCase):
         cheap = [minute.is_cheap for minute in self.snapshot().minutes]
         self.assertEqual([False, True], cheap)
 
-    def test_the_history_has_the_share_of_lost_groups_of_each_minute(self):
+    def test_the_history_holds_each_minutes_share_of_lost_groups(self):
         damaged = frame(changed(HC, MOTDETAT="000000")).replace(b"MOT", b"MOX")
         self.connect(*[HC_FRAME] * 5)
         self.now = 6060.0
@@ -2089,7 +2085,7 @@ class InputTests(InputCase):
         lost = [minute.lost for minute in self.snapshot().minutes]
         self.assertEqual([0, math.ceil(100 / 55), math.ceil(100 / 11), 0], lost)
 
-    def test_the_history_says_when_its_last_minute_was_over(self):
+    def test_the_history_tells_the_age_of_its_last_minute(self):
         self.now = 6000.0
         self.connect(*[HC_FRAME] * 3)
         for second in (6.0, 59.0, 61.5, 119.0):
@@ -2098,7 +2094,7 @@ class InputTests(InputCase):
                 history = ecolinky.describe_history(self.snapshot(), 0, self.now)
                 self.assertEqual(second % 60, history["age"])
 
-    def test_the_history_is_told_from_the_minute_on_that_is_asked_for(self):
+    def test_the_history_begins_at_the_requested_minute(self):
         for minute in range(5):
             self.now = 6000.0 + 60 * minute
             power = "%05d" % (600 + 10 * minute)
@@ -2121,7 +2117,7 @@ class InputTests(InputCase):
                 self.assertEqual(first, told["first"])
                 self.assertEqual(every[first - 100 :], told["minutes"])
 
-    def test_todays_energy_is_told_while_values_are_served(self):
+    def test_todays_energy_is_shown_only_while_values_are_served(self):
         self.input.count_day(time.time())
         self.assertIsNone(self.snapshot().today)
         self.connect(*[HC_FRAME] * 3)
@@ -2136,7 +2132,7 @@ class InputTests(InputCase):
         self.now += 31
         self.assertIsNone(describe()["today"])  # it may be of yesterday
 
-    def test_todays_energy_has_what_is_injected(self):
+    def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
         wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
         self.input.count_day(wall)
@@ -2145,7 +2141,7 @@ class InputTests(InputCase):
         energy = self.snapshot().today.energy
         self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
 
-    def test_a_change_is_a_remark_for_a_day(self):
+    def test_a_change_remains_a_remark_for_a_day(self):
         for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
             with self.subTest(data[:20]):
                 self.begin()
@@ -2155,7 +2151,7 @@ class InputTests(InputCase):
                 self.feed(*[data] * 2, step=44000.0)
                 self.assertEqual([], self.snapshot().remarks)
 
-    def test_what_was_known_last_is_told_with_its_time_while_nothing_is_served(self):
+    def test_the_last_known_values_are_described_with_their_age(self):
         describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
         self.connect(HC_FRAME)
         self.assertIsNone(describe()["last"])
@@ -2176,14 +2172,14 @@ class InputTests(InputCase):
         self.connect(HC_FRAME[-20:])
         self.assertEqual(0, self.snapshot().counters["refused"]["form"])
 
-    def test_whole_groups_before_a_lost_connection_are_shown(self):
+    def test_groups_received_before_a_lost_connection_are_shown(self):
         data = frame(changed(HC, IINST="009"))
         self.connect(HC_FRAME, HC_FRAME, data[: data.index(b"IMAX")])
         self.assertEqual(3, self.shown().fields["IINST"])
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual(9, self.shown().fields["IINST"])
 
-    def test_the_counters_count(self):
+    def test_the_counters_count_frames_groups_refusals_and_connections(self):
         spoilt = HC_FRAME.replace(b"PAPP 00690", b"PAPP 00691")
         formless = HC_FRAME.replace(b"IMAX 090", b"IMAX 0~0")
         wrong = frame(changed(HC, HCHC="912345678"))
@@ -2200,13 +2196,13 @@ class InputTests(InputCase):
             self.snapshot().counters,
         )
 
-    def test_what_it_injects_is_that_of_this_frame(self):
+    def test_the_injected_power_is_that_of_the_latest_frame(self):
         self.begin(ecolinky.INJECTION)
         self.connect(*[encoded(SUN)] * 2)
         self.feed(encoded(standard(EAIT="000671631", SINSTI="02000")))
         self.assertEqual(2000, self.shown(2).fields["PAPP"])
 
-    def test_its_time_is_that_of_the_last_frame(self):
+    def test_a_snapshots_time_is_that_of_the_last_frame(self):
         self.connect(HC_FRAME, HC_FRAME)
         last = self.now
         for _ in range(3):
@@ -2215,7 +2211,7 @@ class InputTests(InputCase):
         self.assertEqual(last, self.snapshot().time)
         self.assertEqual("stale", self.shown().state)
 
-    def test_the_json_of_an_input_says_what_the_readme_says(self):
+    def test_the_json_of_an_input_has_the_keys_the_readme_lists(self):
         keys = (
             "source state reason fault remarks age mode phases labels fields injection"
             " tariff today counters last"
@@ -2294,7 +2290,7 @@ class DayTests(unittest.TestCase):
             wall += step
         return today.since, today.energy["HCHP"]
 
-    def test_a_day_that_begins_with_the_program_says_since_when(self):
+    def test_a_day_begun_at_the_programs_start_tells_since_when(self):
         start = paris(2026, 1, 15, 14, 20)
         self.assertEqual(("14:20", 30), self.run_until(start, start + 60))
 
@@ -2306,7 +2302,7 @@ class DayTests(unittest.TestCase):
         self.assertEqual(("", 1), self.run_until(midnight, midnight))
         self.assertEqual(("", 51), self.run_until(midnight + 2, midnight + 100))
 
-    def test_a_day_of_23_or_25_hours_is_one(self):
+    def test_a_day_of_23_or_25_hours_counts_as_one_day(self):
         for date, hours in (((2026, 3, 29), 23), ((2026, 10, 25), 25)):
             with self.subTest(hours=hours):
                 self.setUp()
@@ -2317,14 +2313,14 @@ class DayTests(unittest.TestCase):
                 self.assertEqual(("", 120 * hours), last)
                 self.assertEqual(("", 1), self.run_until(end, end))
 
-    def test_a_silence_by_day_loses_nothing(self):
+    def test_a_silence_during_the_day_loses_no_energy(self):
         midnight = paris(2026, 1, 16)
         self.run_until(midnight - 10, midnight + 100)
         self.index += 5000
         last = self.run_until(midnight + 36000, midnight + 36000)
         self.assertEqual(("", 51 + 5001), last)
 
-    def test_a_silence_over_midnight_leaves_the_index_of_midnight_unknown(self):
+    def test_a_minute_of_silence_over_midnight_restarts_the_count(self):
         midnight = paris(2026, 1, 16)
         for silence, since, energy in (
             (60, "", 1),
@@ -2337,7 +2333,7 @@ class DayTests(unittest.TestCase):
                 wall = midnight - 1 + silence
                 self.assertEqual((since, energy), self.run_until(wall, wall))
 
-    def test_another_meter_or_contract_begins_anew(self):
+    def test_another_meter_or_contract_restarts_the_count(self):
         start = paris(2026, 1, 15, 10)
         for meter in ("021728123456BASE", "021728999999HC.."):
             with self.subTest(meter=meter):
@@ -2346,7 +2342,7 @@ class DayTests(unittest.TestCase):
                 last = self.run_until(start + 720, start + 722, meter=meter)
                 self.assertEqual(("10:12", 1), last)
 
-    def test_an_index_that_was_set_begins_anew(self):
+    def test_an_index_set_to_another_value_restarts_the_count(self):
         start = paris(2026, 1, 15, 10)
         for index in (0, 5000000):
             with self.subTest(index=index):
@@ -2356,7 +2352,7 @@ class DayTests(unittest.TestCase):
                 last = self.run_until(start + 120, start + 122)
                 self.assertEqual(("10:02", 1), last)
 
-    def test_a_clock_that_is_set_does_not_make_a_midnight(self):
+    def test_setting_the_clock_does_not_count_as_midnight(self):
         start = paris(2026, 1, 14, 17)  # the last time that the machine had
         self.run_until(start, start + 100)
         true = paris(2026, 1, 15, 14, 20)
@@ -2364,7 +2360,7 @@ class DayTests(unittest.TestCase):
         back = paris(2026, 1, 14, 8)
         self.assertEqual(("08:00", 0), self.run_until(back, back))
 
-    def test_a_day_never_shows_more_than_was_counted_in_it(self):
+    def test_a_day_never_shows_more_energy_than_was_counted_in_it(self):
         rng = random.Random(5)
         wall = start = paris(2026, 3, 20)
         counted, index, date = {}, 10**6, None
@@ -2386,7 +2382,7 @@ class StoreTests(unittest.TestCase):
     def setUp(self):
         self.store = ecolinky.Store()
 
-    def test_of_many_readers_the_last_eight_are_told(self):
+    def test_the_last_eight_clients_are_remembered(self):
         for number in range(20):
             self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
         expected = {
@@ -2394,7 +2390,7 @@ class StoreTests(unittest.TestCase):
         }
         self.assertEqual(expected, self.store.clients())
 
-    def test_a_snapshot_dictionary_that_was_read_does_not_change(self):
+    def test_publishing_does_not_change_a_dictionary_already_read(self):
         publish(self.store, 1, live())
         snapshots = self.store.read()
         publish(self.store, 2, live())
@@ -2436,7 +2432,7 @@ class DocumentsTests(unittest.TestCase):
         self.assertEqual((status, "application/json"), answer[:2])
         return json.loads(answer.body.decode("ascii"))
 
-    def test_each_document_has_the_tags_of_the_device_in_its_order(self):
+    def test_each_document_has_the_devices_tags_in_the_devices_order(self):
         publish(self.store, 1, live())
         for path, tags in (
             ("/status.xml", STATUS_TAGS),
@@ -2455,7 +2451,7 @@ class DocumentsTests(unittest.TestCase):
         self.assertEqual(wanted, set(names))
         self.assertEqual(more, {tag: dict(everything)[tag] for tag in more})
 
-    def test_documents_show_the_values_and_every_number_is_plain(self):
+    def test_documents_show_the_values_as_plain_numbers(self):
         publish(self.store, 1, live())
         expected = {tag: str(value) for tag, value in live(PTEC="HP").items()}
         for path in XML_PATHS:
@@ -2473,7 +2469,7 @@ class DocumentsTests(unittest.TestCase):
         self.assertEqual((values["http_port"], values["date"]), ("4000", date))
         self.assertRegex(values["time0"], "^[0-2][0-9]:[0-5][0-9]$")
 
-    def test_a_period_has_its_dots_in_json_only(self):
+    def test_a_period_keeps_its_dots_only_in_json(self):
         for period, in_xml in (("TH..", "TH"), ("HCJB", "HCJB"), ("PM..", "PM")):
             with self.subTest(period):
                 publish(self.store, 1, live(PTEC=period))
@@ -2481,7 +2477,7 @@ class DocumentsTests(unittest.TestCase):
                     self.assertEqual(in_xml, self.values(path)["T1_PTEC"], path)
                 self.assertEqual(period, self.json(CMD10)["T1_PTEC"])
 
-    def test_the_gauge_is_the_power_against_the_subscription(self):
+    def test_the_gauge_shows_power_relative_to_the_subscription(self):
         for power, subscribed, phases, needle in (
             (0, 30, 1, 0),
             (690, 30, 1, 1),
@@ -2495,7 +2491,7 @@ class DocumentsTests(unittest.TestCase):
                 publish(self.store, 1, fields)
                 self.assertEqual(self.values("/status.xml")["meter0"], str(needle))
 
-    def test_a_text_of_the_meter_is_escaped(self):
+    def test_texts_from_the_meter_are_escaped(self):
         publish(self.store, 1, live(HHPHC="<", ADCO="&\xe9\u20ac"))
         values = self.values(T1)
         self.assertEqual((values["T1_HHPHC"], values["T1_ADCO"]), ("<", "&\xe9\u20ac"))
@@ -2524,7 +2520,7 @@ class DocumentsTests(unittest.TestCase):
         day = {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
         self.assertEqual(day, self.json(CMD20))
 
-    def test_inputs_that_are_live_stale_or_not_there(self):
+    def test_live_stale_and_absent_inputs_have_their_statuses(self):
         # input 1, input 2 -> the status of T1, T2 and the XML documents of both
         for first, second, expected in (
             ("live", None, (200, 200, 200)),
@@ -2554,7 +2550,7 @@ class DocumentsTests(unittest.TestCase):
                 power = {"live": "690", "stale": ""}.get(second, "0")
                 self.assertEqual(values["T2_PAPP"], power)
 
-    def test_cmd_10_goes_on_without_the_keys_of_a_stale_second_input(self):
+    def test_cmd_10_omits_the_keys_of_a_stale_second_input(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(), 31)
         content = self.json(CMD10)
@@ -2562,7 +2558,7 @@ class DocumentsTests(unittest.TestCase):
         self.assertEqual(names.split(), list(content))
         self.assertEqual((690, "----"), (content["T1_PAPP"], content["T2_PTEC"]))
 
-    def test_a_stale_input_is_no_zero_anywhere(self):
+    def test_a_stale_input_never_reads_as_zero(self):
         publish(self.store, 1, live(), 31)
         publish(self.store, 2, live())
         status = self.values("/status.xml")
@@ -2578,7 +2574,7 @@ class DocumentsTests(unittest.TestCase):
         self.assertEqual("", self.values("/globalstatus.xml", 503)["T1_PPAP"])
         self.assertEqual({}, self.json(CMD10, 503))
 
-    def test_staleness_shows_without_a_new_snapshot(self):
+    def test_a_snapshot_goes_stale_by_itself(self):
         with mock.patch("time.monotonic", return_value=1000.0) as clock:
             publish(self.store, 1, live())
             clock.return_value = 1030.0
@@ -2586,7 +2582,7 @@ class DocumentsTests(unittest.TestCase):
             clock.return_value = 1030.5
             self.assertEqual(503, self.answer(T1).status)
 
-    def test_the_page_has_the_colours_of_tempos_days(self):
+    def test_tempo_colours_are_described_for_today_and_tomorrow(self):
         for ptec, today in (("HCJB", "bleu"), ("HPJW", "blanc"), ("HCJR", "rouge")):
             for demain, tomorrow in (
                 ("BLEU", "bleu"),
@@ -2599,7 +2595,7 @@ class DocumentsTests(unittest.TestCase):
                     days = ecolinky.describe_tariff(fields)["days"]
                     self.assertEqual({"today": today, "tomorrow": tomorrow}, days)
 
-    def test_input_2_is_there_for_all_but_domoticz(self):
+    def test_input_2_is_in_every_document_except_status(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(HCHP=5))
         for path in (T2, "/teleinfo.xml", "/globalstatus.xml"):
@@ -2610,7 +2606,7 @@ class DocumentsTests(unittest.TestCase):
                 )
         self.assertEqual(self.json(CMD10)["T2_HCHP"], 5)
 
-    def test_the_second_box_shows_input_2_as_its_first_and_nothing_else(self):
+    def test_the_second_device_shows_only_input_2_as_its_input_1(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(HCHP=5))
         self.device = ecolinky.second_device(self.DEVICE, 4001)
@@ -2627,7 +2623,7 @@ class DocumentsTests(unittest.TestCase):
         long_name = self.DEVICE._replace(hostname="x" * 32)
         self.assertEqual("x" * 30 + "-2", ecolinky.second_device(long_name, 1).hostname)
 
-    def test_what_the_meter_injects_is_input_2_in_one_place(self):
+    def test_injection_is_input_2_only_when_asked_for(self):
         sun = live(BASE=671631, OPTARIF="BASE", PTEC="TH..")
         publish(self.store, 1, live(), injection=sun, shows_injection=True)
         self.assertEqual("671631", self.values(T2)["T2_BASE"])
@@ -2738,7 +2734,7 @@ class SettingsTests(unittest.TestCase):
         with open(os.path.join(HERE, "ecolinky.ini"), encoding="utf-8") as file:
             return file.read()
 
-    def test_what_is_wrong_is_one_french_line_that_names_the_file(self):
+    def test_every_mistake_in_the_ini_gets_one_french_line(self):
         for text, words in BROKEN:
             with self.subTest(words), self.assertRaises(ecolinky.ConfigError) as caught:
                 self.read(text)
@@ -2748,7 +2744,7 @@ class SettingsTests(unittest.TestCase):
             self.assertNotRegex(line, "\n|File contains|While reading|Error|invalid")
             self.assertLessEqual(line.count(" : "), 1, line)
 
-    def test_a_password_is_not_printed(self):
+    def test_a_password_never_appears_in_an_error(self):
         for text in (
             "username = a\npassword = s3cr\u00e9t\n",
             "username = s3cr\u00e9t\n",
@@ -2758,7 +2754,7 @@ class SettingsTests(unittest.TestCase):
                     self.read(HOST + "[http]\n" + text)
                 self.assertNotIn("s3cr", str(caught.exception))
 
-    def test_a_missing_file_is_one_line_but_no_trouble_for_a_demo(self):
+    def test_a_missing_ini_is_one_line_and_a_demo_needs_none(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "ecolinky.ini")
             with self.assertRaises(ecolinky.ConfigError) as caught:
@@ -2776,7 +2772,7 @@ class SettingsTests(unittest.TestCase):
     def as_dict(self, settings):
         return {name: each._asdict() for name, each in settings._asdict().items()}
 
-    def test_the_shipped_ini_says_the_defaults_and_every_key(self):
+    def test_the_shipped_ini_shows_every_key_with_its_default(self):
         expected = dict(DEFAULTS, teleinfo1=dict(DEFAULTS["teleinfo1"]))
         expected["teleinfo1"]["host"] = "192.168.1.50"
         self.assertEqual(expected, self.as_dict(self.read(self.shipped())))
@@ -2795,7 +2791,7 @@ class SettingsTests(unittest.TestCase):
         other = re.sub("(?m)^injection = yes\n", "", bare)
         self.assertEqual(self.read(other).teleinfo2.host, "192.168.1.51")
 
-    def test_every_value_is_read_as_notepad_may_save_it(self):
+    def test_every_value_is_read_in_any_encoding_notepad_saves(self):
         text = (
             "# r\u00e9glages\n[teleinfo1]\nHOST = linky.lan\nport = 23\n"
             "timeout = 12.5\n"
@@ -2819,7 +2815,7 @@ class SettingsTests(unittest.TestCase):
                 self.assertEqual({1: 8889}, settings.relay_ports)
                 self.assertEqual(ecolinky.METER, settings.second)
 
-    def test_the_mac_made_for_this_machine_lasts_and_is_its_own(self):
+    def test_the_mac_address_is_stable_and_unique_to_the_machine(self):
         self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
         with mock.patch("builtins.open", side_effect=FileNotFoundError):
             made = []
@@ -2834,12 +2830,12 @@ class SettingsTests(unittest.TestCase):
                     with mock.patch("socket.gethostname", return_value=name):
                         self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
 
-    def test_two_processes_make_the_same_mac(self):
+    def test_two_processes_derive_the_same_mac_address(self):
         code = "import ecolinky; print(ecolinky.lasting_mac())"
         made = subprocess.check_output([sys.executable, "-c", code], cwd=HERE)
         self.assertEqual(ecolinky.lasting_mac(), made.decode().strip())
 
-    def test_a_timeout_is_five_seconds_at_least(self):
+    def test_a_timeout_must_be_at_least_five_seconds(self):
         text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
         for seconds in ("1", "4.9"):
             with self.subTest(seconds=seconds):
@@ -2899,18 +2895,18 @@ class RelayTests(EspCase):
         client.connect(("127.0.0.1", self.relay_port))
         return client
 
-    def test_a_clean_line_is_passed_on_byte_for_byte(self):
+    def test_a_clean_line_is_relayed_byte_for_byte(self):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
             with self.subTest(groups[0][1]):
                 data = encoded(groups)
                 self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
 
-    def test_half_a_frame_and_another_meters_are_not_passed_on(self):
+    def test_half_frames_and_frames_of_another_meter_are_not_relayed(self):
         other = frame(changed(HC, ADCO="021728999999"))
         sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
         self.assertEqual(HC_FRAME * 3, sent)
 
-    def test_a_group_that_is_always_lost_is_there_for_300_seconds(self):
+    def test_a_lost_group_is_relayed_until_its_label_expires(self):
         data = encoded(historic())
         for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
             with self.subTest(label):
@@ -2922,7 +2918,7 @@ class RelayTests(EspCase):
                 self.assertEqual(seconds // 2 + 1, last, label)
                 self.assertEqual([complete] * last + [less] * (171 - last), names)
 
-    def test_a_label_that_comes_back_stands_where_the_meter_has_it(self):
+    def test_a_returning_label_keeps_the_meters_order(self):
         groups = historic()
         groups.insert(6, ("ADPS", "031"))
         lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
@@ -2931,12 +2927,12 @@ class RelayTests(EspCase):
         in_order = [each[0] for each in groups]
         self.assertEqual([in_order] * 3, names[-3:])
 
-    def test_an_index_is_the_confirmed_one_a_frame_late(self):
+    def test_a_relayed_index_is_the_confirmed_one_of_a_frame_earlier(self):
         stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
         sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
         self.assertEqual(["%09d" % (63207 + n) for n in range(5)], sent)
 
-    def test_short_frames_are_passed_on_as_what_they_are(self):
+    def test_short_frames_are_relayed_as_short_frames(self):
         whole, short = encoded(historic(**THREE)), frame(SHORT)
         sent = relay_of([whole] * 3 + [short, short, whole])
         self.assertEqual(whole * 2 + short * 2 + whole, sent)
@@ -2945,7 +2941,7 @@ class RelayTests(EspCase):
             whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
         )
 
-    def test_nothing_is_relayed_until_every_label_of_a_whole_frame_is_trusted(self):
+    def test_relaying_begins_once_every_label_of_a_whole_frame_is_trusted(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
             data = encoded(groups)
             labels = [each[0] for each in groups]
@@ -2957,7 +2953,7 @@ class RelayTests(EspCase):
                     self.assertEqual([labels] * len(names), names)
                     self.assertLessEqual(1, len(names))
 
-    def test_the_labels_of_a_minute_stand_for_a_frame_that_is_never_whole(self):
+    def test_a_minute_of_labels_substitutes_for_a_whole_frame(self):
         data = encoded(SUN)
         always = without("SMAXSN", data)
         lossy = without("EAIT", always)
@@ -2966,7 +2962,7 @@ class RelayTests(EspCase):
         names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
         self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
 
-    def test_a_label_that_changes_in_each_frame_does_not_hold_the_relay_up(self):
+    def test_a_label_that_changes_in_each_frame_does_not_delay_the_relay(self):
         for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
             with self.subTest(label):
                 # Never two readings in a row that agree.
@@ -2977,14 +2973,14 @@ class RelayTests(EspCase):
                 begins = len(stream) - len(relayed_frames(relay_of(stream)))
                 self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
 
-    def test_each_frame_of_one_chunk_is_asked_for_itself(self):
+    def test_each_frame_within_a_chunk_is_verified_separately(self):
         stream = [encoded(SUN)] * 4
         self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
         lossy = without("EAIT", encoded(SUN))
         stream = [lossy] * 4 + [encoded(SUN)] * 3
         self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
 
-    def test_after_a_silence_it_begins_with_a_whole_frame_again(self):
+    def test_relaying_resumes_with_a_whole_frame_after_a_silence(self):
         data = encoded(SUN)
         for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
             with self.subTest(silence=silence):
@@ -2995,11 +2991,11 @@ class RelayTests(EspCase):
                     sent += b"".join(meter.verified)
                 self.assertEqual([data] * count, [*_pieces(sent)], silence)
 
-    def test_a_frame_of_the_identity_alone_is_relayed_whole(self):
+    def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
         data = frame(HC)
         self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
 
-    def test_two_halves_of_a_frame_are_relayed_whole_or_not_at_all(self):
+    def test_a_split_frame_is_relayed_whole_or_not_at_all(self):
         for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
             data = encoded(groups)
             for number in range(1, len(groups)):
@@ -3015,7 +3011,7 @@ class RelayTests(EspCase):
                 for one in relayed_frames(relay_of(stream)):
                     self.assertIn("ADCO", [label for label, _ in one])
 
-    def test_a_group_that_is_lost_whole_leaves_no_hole(self):
+    def test_a_group_lost_without_a_trace_leaves_no_gap(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
             data = encoded(groups)
             for number in range(1, len(groups) - 1):
@@ -3024,14 +3020,14 @@ class RelayTests(EspCase):
                     stream = [data, data, data, holed, data, holed, data]
                     self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
 
-    def test_tempo_without_its_period_which_ends_domoticz_is_not_relayed(self):
+    def test_a_tempo_frame_without_its_period_is_not_relayed(self):
         tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
         data = encoded(tempo)
         lossy = without("NTARF", data)
         self.assertEqual(b"", relay_of([lossy] * 60))
         self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
 
-    def test_nothing_false_comes_out_of_a_damaged_line(self):
+    def test_a_damaged_line_relays_no_false_index(self):
         for kind in House.KINDS:
             for number, damage in enumerate(damages()):
                 with self.subTest(kind, damage=damage.__name__):
@@ -3066,7 +3062,7 @@ class RelayTests(EspCase):
                     if not damage.__name__.startswith("bit flips 1e-02"):
                         self.assertGreater(sent, 15, (kind, damage.__name__))
 
-    def test_half_a_frame_is_no_whole_one_to_the_relay(self):
+    def test_half_frames_never_make_the_relay_begin(self):
         labels = [each[0] for each in standard()]
         lossy = without("PCOUP", encoded(standard()))
         halves = split_at(labels.index("SINSTS"), lossy)
@@ -3078,20 +3074,20 @@ class RelayTests(EspCase):
             [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
         )
 
-    def test_of_another_meter_nothing_is_relayed_until_all_is_heard(self):
+    def test_another_meter_is_relayed_once_all_its_labels_were_heard(self):
         other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
         lossy = without("SMAXSN", without("EAIT", other))
         sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
         self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
 
-    def test_of_another_meter_two_whole_frames_are_awaited(self):
+    def test_one_whole_frame_of_another_meter_is_not_relayed(self):
         other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
         holed = encoded([each for each in other if each[0] != "EAIT"])
         lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
         sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
         self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
 
-    def test_without_an_index_that_is_rarely_read_nothing_is_relayed(self):
+    def test_nothing_is_relayed_while_an_index_is_rarely_read(self):
         always = without("SMAXSN", encoded(SUN))
         lossy = without("EAIT", always)
         for gap in (2, 12):
@@ -3100,7 +3096,7 @@ class RelayTests(EspCase):
                 sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
                 self.assertEqual(b"", sent, gap)
 
-    def test_a_label_that_is_read_at_last_is_awaited_for_a_minute(self):
+    def test_a_label_read_late_is_awaited_for_a_minute(self):
         always = without("SMAXSN", encoded(SUN))
         lossy = without("PREF", always)
         labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
@@ -3108,19 +3104,19 @@ class RelayTests(EspCase):
         names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
         self.assertEqual([labels] * len(names), names)
 
-    def test_a_short_frame_before_a_whole_one_in_one_chunk(self):
+    def test_a_short_and_a_whole_frame_may_share_a_chunk(self):
         whole, short = encoded(historic(**THREE)), frame(SHORT)
         stream = [whole] * 3 + [short, whole]
         self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
 
-    def test_who_reads_the_relay_is_told_too(self):
+    def test_clients_of_the_relay_are_remembered(self):
         self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
         wait_for(self.live)
         self.assertEqual({}, self.store.clients())
         self.client()
         wait_for(lambda: "127.0.0.1" in self.store.clients())
 
-    def test_a_piece_ends_with_the_start_of_the_next_frame(self):
+    def test_each_piece_ends_with_the_start_of_the_next_frame(self):
         relay, now = self.relay(), time.monotonic()
         clients = [self.client()]
         for count in range(1, 5):
@@ -3133,7 +3129,7 @@ class RelayTests(EspCase):
                 self.assertEqual(expected.replace(b"\x02\n\x02\n", b"\x02\n"), data)
             clients.append(self.client())
 
-    def test_readers_get_whole_frames_and_a_stuck_one_harms_none(self):
+    def test_a_stuck_reader_does_not_harm_the_others(self):
         relay, now = self.relay(1e9), 100.0
         stuck, first, second = self.client(4096), self.client(), self.client()
         relay.tend(now)
@@ -3151,7 +3147,7 @@ class RelayTests(EspCase):
         whole, rest = divmod(len(taken), len(HC_FRAME))
         self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
 
-    def test_a_piece_that_was_taken_in_part_is_sent_to_its_end(self):
+    def test_a_partly_sent_piece_is_completed_before_the_next(self):
         start, body, other = b"\x02\n", HC_FRAME[2:], EJP_FRAME[2:]
         first = start + body + start
         for taken in range(1, len(first)):
@@ -3172,7 +3168,7 @@ class RelayTests(EspCase):
         self.assertTrue(reader.send(other, 116.9))
         self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
 
-    def test_sixteen_readers_at_the_most(self):
+    def test_sixteen_readers_are_served_at_most(self):
         relay = self.relay()
         clients = [self.client() for _ in range(17)]
         relay.tend(time.monotonic())
@@ -3192,7 +3188,7 @@ class RelayTests(EspCase):
 
         self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
 
-    def test_readers_of_a_meter_that_fell_silent_are_told(self):
+    def test_readers_of_a_silent_meter_are_disconnected(self):
         relay, client = self.relay(30.0), self.client()
         now = time.monotonic()
         relay.tend(now + 29)
@@ -3202,7 +3198,7 @@ class RelayTests(EspCase):
         relay.tend(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
 
-    def test_the_port_of_a_relay_that_has_just_ended_can_be_had_again(self):
+    def test_the_port_of_a_closed_relay_can_be_reused_at_once(self):
         relay, client = self.relay(), self.client()
         relay.tend(time.monotonic())
         relay.close()
@@ -3210,12 +3206,12 @@ class RelayTests(EspCase):
         client.close()
         self.relay().tend(time.monotonic())
 
-    def test_readers_are_sent_away_while_frames_come_that_are_not_served(self):
+    def test_readers_are_disconnected_while_no_frame_can_be_served(self):
         esp = self.esp(frames(frame(HC[:5]), 0.02))
         self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
         self.assertEqual(b"", self.client().recv(65536))
 
-    def test_a_reader_thread_passes_on_what_it_reads_and_says_when_it_ends(self):
+    def test_a_reader_thread_relays_frames_and_disconnects_readers_at_the_end(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
         self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
         wait_for(self.live)
@@ -3232,7 +3228,7 @@ class RelayTests(EspCase):
 
 
 class ReaderTests(EspCase):
-    def test_what_ends_a_connection_is_no_end(self):
+    def test_the_reader_survives_every_way_a_connection_ends(self):
         half = HC_FRAME[:80]
         for kind, script in {
             "closed": once(HC_FRAME * 2, half),
@@ -3247,7 +3243,7 @@ class ReaderTests(EspCase):
                 self.assertEqual(wait_for(self.live), live())
                 wait_for(lambda: esp.connections >= 3)
 
-    def test_what_it_says_names_the_input_and_where_to_look(self):
+    def test_log_lines_name_the_input_and_its_address(self):
         port = free_port()
         with self.assertLogs("ecolinky", "INFO") as logs:
             self.read(port)
@@ -3258,7 +3254,7 @@ class ReaderTests(EspCase):
         first = "WARNING:ecolinky:teleinfo1 (127.0.0.1:%d) : l'ESP répond, mais" % port
         self.assertEqual(first, logs.output[0][: len(first)])
 
-    def test_a_silent_esp_is_told_apart_from_one_that_fell_silent(self):
+    def test_a_silent_esp_and_one_that_fell_silent_have_different_reasons(self):
         for script, words in (
             (once(silent=True), "aucun octet n'en vient, vérifier port"),
             (once(b"x", silent=True), "plus aucun octet"),
@@ -3268,7 +3264,7 @@ class ReaderTests(EspCase):
                 self.read(self.esp(script).port)
                 wait_for(lambda: words in self.reason())
 
-    def test_a_name_that_is_not_known_yet_is_no_end(self):
+    def test_the_reader_keeps_trying_to_resolve_an_unknown_name(self):
         connect = socket.create_connection
         unknown = socket.gaierror(-2, "Name or service not known")
         port = self.esp(frames(HC_FRAME)).port
@@ -3277,7 +3273,7 @@ class ReaderTests(EspCase):
             self.read(port, host="linky.lan")
             self.assertEqual(wait_for(self.live), live())
 
-    def test_a_port_that_refuses_is_not_hammered(self):
+    def test_a_refusing_port_is_retried_only_after_a_pause(self):
         times = []
 
         def refuse(*_):
@@ -3294,7 +3290,7 @@ class ReaderTests(EspCase):
         self.assertGreater(min(pauses), 0.045)
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "no /proc here")
-    def test_twenty_connections_leave_no_descriptor_behind(self):
+    def test_ended_connections_leave_no_descriptor_open(self):
         esp = self.esp(once(HC_FRAME))
         self.read(esp.port)
         wait_for(lambda: esp.connections > 3)
@@ -3302,7 +3298,7 @@ class ReaderTests(EspCase):
         wait_for(lambda: esp.connections > 24)
         self.assertLess(len(os.listdir("/proc/self/fd")), before + 8)
 
-    def test_a_bug_is_logged_and_does_not_end_the_reader(self):
+    def test_a_bug_is_logged_and_does_not_stop_the_reader(self):
         faults = []
         translate = ecolinky.translate_historic
 
@@ -3320,7 +3316,7 @@ class ReaderTests(EspCase):
         self.assertTrue(reader.is_alive())
         self.assertIn("erreur imprévue", logs.output[0])
 
-    def test_the_clock_of_the_wall_may_leap(self):
+    def test_the_reader_is_indifferent_to_leaps_of_the_wall_clock(self):
         self.read(self.esp(frames(HC_FRAME)).port)
         wait_for(self.live)
         with mock.patch("time.time", return_value=0.0):
@@ -3328,7 +3324,7 @@ class ReaderTests(EspCase):
             self.assertLess(abs(published.time - time.monotonic()), 2)
             self.assertEqual(wait_for(self.live), live())
 
-    def test_a_reader_is_patient_for_20_seconds(self):
+    def test_the_reader_waits_20_seconds_before_it_reports_bad_data(self):
         settings = ecolinky.FirstInputSettings("127.0.0.1", 1, 30.0)
         reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
         source = reader._input
@@ -3361,7 +3357,7 @@ class ServerTests(HttpCase):
         super().setUp()
         publish(self.store, 1, live())
 
-    def test_the_home_page_and_what_is_not_there(self):
+    def test_known_paths_are_answered_and_other_paths_are_not_found(self):
         for path in ("/", "/index.htm", "/index1.htm"):
             with self.subTest(path):
                 answer = ask(self.port, path)
@@ -3398,7 +3394,7 @@ class ServerTests(HttpCase):
         self.assertEqual(places, sorted(places))
         self.assertNotIn(b"Python", received)
 
-    def test_what_cannot_be_read_is_refused_and_the_next_is_answered(self):
+    def test_an_unreadable_request_is_refused_and_the_next_one_answered(self):
         for request in (
             b"\r\n\r\n",
             b"GET\r\n\r\n",
@@ -3414,7 +3410,7 @@ class ServerTests(HttpCase):
                 )
                 self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
-    def test_each_answer_says_its_length_and_is_not_kept(self):
+    def test_each_answer_states_its_length_and_forbids_caching(self):
         for path in ("/", "/status.xml", "/nope", CMD10, "/ecolinky.json"):
             with self.subTest(path):
                 answer = ask(self.port, path)
@@ -3426,7 +3422,7 @@ class ServerTests(HttpCase):
         kind = ask(self.port, "/nope").headers["Content-Type"]
         self.assertEqual("text/plain; charset=utf-8", kind)
 
-    def test_head_is_answered_as_get_without_the_body(self):
+    def test_head_is_answered_like_get_without_the_body(self):
         for path in PATHS + ("/", "/nope", "/index1.htm", "/ecolinky.json"):
             with self.subTest(path):
                 full, head = ask(self.port, path), ask(self.port, path, "HEAD")
@@ -3438,7 +3434,7 @@ class ServerTests(HttpCase):
         self.assertEqual(2, received.count(b"HTTP/1.1 200 OK"))
         self.assertEqual(1, received.count(b"<response>"))
 
-    def test_what_http_server_refuses_by_itself_is_one_french_line(self):
+    def test_refusals_by_http_server_are_one_french_line(self):
         many = b"X: y\r\n" * 200
         for request, status, words in (
             (b"GET\r\n\r\n", 400, "demande illisible"),
@@ -3460,7 +3456,7 @@ class ServerTests(HttpCase):
                 self.assertIn(b"Content-Type: text/plain; charset=utf-8", head)
                 self.assertIn(b"Connection: close", head)
 
-    def test_a_requests_body_is_not_read_as_the_next_request(self):
+    def test_the_body_of_a_request_is_not_taken_for_the_next_request(self):
         inner = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n"
         for header in (
             b"Content-Length: %d" % len(inner),
@@ -3481,7 +3477,7 @@ class ServerTests(HttpCase):
         received = talk(self.port, request * 400)
         self.assertEqual(400, received.count(b"HTTP/1.1 200 OK"))
 
-    def test_what_is_read_at_once_is_less_than_a_request_may_have(self):
+    def test_a_single_read_is_shorter_than_the_longest_request(self):
         connection, sizes = mock.Mock(), []
         connection.recv_into.side_effect = lambda buffer: sizes.append(len(buffer)) or 0
         handler = ecolinky.Handler.__new__(ecolinky.Handler)  # without a request
@@ -3491,7 +3487,7 @@ class ServerTests(HttpCase):
         handler.rfile.readline(65537)
         self.assertLess(max(sizes), ecolinky.RequestBytes.LONGEST)
 
-    def test_one_that_is_kept_is_answered_after_70_short_ones(self):
+    def test_a_kept_connection_is_answered_after_70_short_ones(self):
         kept = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(kept):
             for _ in range(70):
@@ -3499,7 +3495,7 @@ class ServerTests(HttpCase):
                 self.assertEqual(200, kept.getresponse().read() and 200)
                 self.assertEqual(200, ask(self.port, "/status.xml").status)
 
-    def test_a_bug_in_a_document_is_answered_with_500_and_said_once_an_hour(self):
+    def test_a_bug_is_answered_with_500_and_logged_once_an_hour(self):
         broken = mock.patch("ecolinky.answer_document", side_effect=KeyError("x"))
         with broken, self.assertLogs("ecolinky", "INFO") as logs:
             for _ in range(3):
@@ -3509,7 +3505,7 @@ class ServerTests(HttpCase):
         self.assertEqual(1, len(logs.records), logs.output)
         self.assertEqual(200, ask(self.port, "/status.xml").status)
 
-    def test_an_input_is_stale_over_http_without_a_new_snapshot(self):
+    def test_a_stale_input_is_answered_with_503_without_a_new_snapshot(self):
         clock = time.monotonic
         self.assertEqual(200, ask(self.port, T1).status)
         with mock.patch("time.monotonic", lambda: clock() + 31):
@@ -3522,7 +3518,7 @@ class ServerTests(HttpCase):
         self.assertIn(b"<T1_HCHP>5<", body)
         self.assertIn(b"<T2_HCHP>0<", body)
 
-    def test_the_page_may_run_its_own_script_and_ask_this_server_alone(self):
+    def test_the_page_may_run_only_its_own_script_and_query_only_its_server(self):
         answer = ask(self.port, "/")
         script = answer.body.split(b"<script>")[1].split(b"</script>")[0]
         digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
@@ -3534,7 +3530,7 @@ class ServerTests(HttpCase):
         self.assertEqual("no-referrer", answer.headers["Referrer-Policy"])
         self.assertNotIn("Content-Security-Policy", ask(self.port, T1).headers)
 
-    def test_the_inputs_in_json_are_each_its_own(self):
+    def test_the_json_describes_each_input_separately(self):
         reason = ecolinky.Reason(ecolinky.ESP, "l'ESP : rien", "mettre l'IP")
         publish(self.store, 2, live(HCHP=5), 31, reason=reason)
         content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
@@ -3554,7 +3550,7 @@ class ServerTests(HttpCase):
         keys = ["version", "uptime", "hostname", "ports", "clients", "inputs"]
         self.assertEqual(keys, list(content))
 
-    def test_who_has_read_a_document_is_told_with_the_time_and_the_page_is_none(self):
+    def test_clients_of_documents_are_listed_and_the_page_is_not_a_client(self):
         clients = lambda: json.loads(  # noqa: E731
             ask(self.port, "/ecolinky.json").body.decode()
         )["clients"]
@@ -3578,7 +3574,7 @@ class ServerTests(HttpCase):
                 self.assertAlmostEqual(100, second["age"], delta=10)
                 self.store.note_client("127.0.0.1", time.monotonic() - 50)
 
-    def test_the_page_gets_the_minutes_that_it_asks_for(self):
+    def test_the_page_receives_the_minutes_that_it_requests(self):
         minutes = tuple(
             ecolinky.Minute(100 * number, True, 7, ecolinky.NO_COUNTS)
             for number in range(5)
@@ -3604,7 +3600,7 @@ class ServerTests(HttpCase):
                 for minute, power in zip(history["minutes"], expected):
                     self.assertEqual([power, 7, 1], minute)
 
-    def test_a_head_that_is_too_long_is_refused_as_it_comes(self):
+    def test_too_long_a_head_is_refused_while_it_arrives(self):
         line = b"X: " + b"y" * 1000 + b"\r\n"
         with socket.create_connection(("127.0.0.1", self.port), 10) as client:
             client.sendall(b"GET / HTTP/1.1\r\n" + line * 15)
@@ -3612,7 +3608,7 @@ class ServerTests(HttpCase):
             self.assertIn(b" 431 ", client.recv(1000))
         self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
-    def test_the_oldest_of_too_many_connections_makes_way(self):
+    def test_the_oldest_of_too_many_connections_is_closed(self):
         clients = []
         for number in range(110):  # fewer than wait to be accepted
             clients.append(socket.create_connection(("127.0.0.1", self.port), 10))
@@ -3625,7 +3621,7 @@ class ServerTests(HttpCase):
             self.assertNotIn(b" 200 ", client.recv(1000))
         self.assertLess(threading.active_count(), 80)
 
-    def test_each_request_has_its_own_time_and_length(self):
+    def test_each_request_has_its_own_limits_of_time_and_length(self):
         connection = mock.Mock()
         connection.recv_into.return_value = 9000
         with mock.patch("time.monotonic", return_value=0.0) as clock:
@@ -3640,7 +3636,7 @@ class ServerTests(HttpCase):
                 received.readinto(bytearray(9000))
         self.assertEqual([mock.call(1.0)] * 3, connection.settimeout.call_args_list)
 
-    def test_a_request_that_drips_is_given_up(self):
+    def test_a_dripping_request_is_abandoned(self):
         with mock.patch.object(ecolinky.RequestBytes, "SECONDS", 0.2):
             with socket.create_connection(("127.0.0.1", self.port), 10) as client:
                 client.settimeout(0.05)
@@ -3657,7 +3653,7 @@ class ServerTests(HttpCase):
                 self.assertEqual(b"", silent.recv(100))
         self.assertLessEqual(ecolinky.RequestBytes.SECONDS, 30)
 
-    def test_a_port_that_is_taken_is_said_and_nothing_else(self):
+    def test_discovery_reports_a_taken_port_and_gives_up(self):
         listener = mock.Mock()
         listener.bind.side_effect = OSError(errno.EADDRINUSE, "in use")
         with mock.patch("socket.socket", return_value=listener):
@@ -3666,7 +3662,7 @@ class ServerTests(HttpCase):
         (line,) = logs.output
         self.assertIn("discovery, port UDP 30303 déjà pris, tout le reste marche", line)
 
-    def test_the_exact_request_is_answered_as_the_device_does(self):
+    def test_discovery_answers_the_exact_request_like_the_device(self):
         device = ecolinky.Device("m" * 32, MAC, 65535, False)
         answers = [
             (b"Discover GCE Devices", ("127.0.0.1", 4)),
@@ -3700,7 +3696,7 @@ class LoginTests(HttpCase):
         super().setUp()
         publish(self.store, 1, live())
 
-    def test_the_right_login_gets_every_document(self):
+    def test_the_right_password_opens_every_document(self):
         for path in PATHS + ("/", "/ecolinky.json"):
             with self.subTest(path):
                 token = basic(self.LOGIN)["Authorization"].split()[1]
@@ -3712,7 +3708,7 @@ class LoginTests(HttpCase):
                 self.assertRegex(answer.headers["WWW-Authenticate"], "^Basic realm=")
                 self.assertNotIn(b"response", answer.body)
 
-    def test_no_wrong_login_gets_by_and_it_is_said_once_an_hour(self):
+    def test_wrong_passwords_are_refused_and_logged_once_an_hour(self):
         token = basic(self.LOGIN)["Authorization"].split()[1].encode("ascii")
         no_wait = mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0)
         with self.assertLogs("ecolinky", "WARNING") as logs, no_wait:
@@ -3739,7 +3735,7 @@ class LoginTests(HttpCase):
         self.assertEqual(1, len(logs.records))
         self.assertIn("mot de passe refusé à 127.0.0.1", logs.output[0])
 
-    def test_a_wrong_password_waits_a_second_and_a_right_one_or_none_does_not(self):
+    def test_only_a_wrong_password_waits_a_second(self):
         waits = []
         logging.getLogger("ecolinky").setLevel(logging.ERROR)
         self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
@@ -3753,7 +3749,7 @@ class LoginTests(HttpCase):
                     self.assertEqual(status, ask(self.port, T1, headers=headers).status)
         self.assertEqual([1.0], waits)
 
-    def test_64_who_guess_do_not_keep_domoticz_out(self):
+    def test_64_guessing_clients_do_not_keep_domoticz_out(self):
         logging.getLogger("ecolinky").setLevel(logging.ERROR)
         self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
         done, answers, wait = threading.Event(), [], 0.25
@@ -3784,20 +3780,20 @@ class LoginTests(HttpCase):
         answered = sum(b" 401 " in answer for answer in answers)
         self.assertLessEqual(answered, 16 * (seconds / wait + 2))
 
-    def test_a_request_without_a_password_is_no_wrong_one(self):
+    def test_a_missing_password_does_not_count_as_a_wrong_one(self):
         with self.assertLogs("ecolinky", "WARNING") as logs:
             self.assertEqual(401, ask(self.port, "/").status)
             logging.getLogger("ecolinky").warning("the only line")
         self.assertEqual(1, len(logs.records))
 
-    def test_each_of_many_wrong_passwords_in_turn_is_answered(self):
+    def test_consecutive_wrong_passwords_are_all_answered(self):
         logging.getLogger("ecolinky").setLevel(logging.ERROR)
         self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
         with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
             for _ in range(20):
                 self.assertEqual(401, ask(self.port, "/", headers=basic("a:b")).status)
 
-    def test_sixteen_wait_and_the_next_is_cut_off(self):
+    def test_the_seventeenth_waiting_client_is_cut_off(self):
         logging.getLogger("ecolinky").setLevel(logging.ERROR)
         self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
         waits, go = threading.Semaphore(0), threading.Event()
@@ -3836,7 +3832,7 @@ class CheckTests(InputCase, ProgramCase):
         findings = ecolinky.judge("teleinfo1", self.snapshot())
         return ["%s %s" % (each.verdict, each.text) for each in findings]
 
-    def test_what_is_wrong_with_a_link_is_said_with_what_to_do(self):
+    def test_each_fault_of_a_link_is_judged_with_its_remedy(self):
         eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
         log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
         cut = frame([pair for pair in HC if pair[0] != "MOTDETAT"])
@@ -3891,7 +3887,7 @@ class CheckTests(InputCase, ProgramCase):
                 last = "ok ses valeurs" if is_served else "ÉCHEC"
                 self.assertTrue(judged[-1].startswith(last), judged)
 
-    def test_of_several_causes_of_loss_one_is_said(self):
+    def test_only_one_of_several_causes_of_loss_is_named(self):
         spoilt = re.sub(b".\r", b"~\r", frame(HC[4:]))
         replaced = encoded(standard()).replace(b" ", b"_")
         for data, cause in (
@@ -3908,7 +3904,7 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertEqual(1, len(warnings), warnings)
                 self.assertIn(cause, warnings[0])
 
-    def test_a_second_client_is_told_once_the_esp_has_closed_two_connections(self):
+    def test_two_closed_connections_reveal_a_second_client(self):
         for _ in range(2):
             self.connect(HC_FRAME, HC_FRAME)
             self.assertNotIn("un autre programme", "".join(self.judged()))
@@ -3916,7 +3912,7 @@ class CheckTests(InputCase, ProgramCase):
         (only,) = self.judged()
         self.assertIn("ÉCHEC un autre programme lit cet ESP, l'arrêter", only)
 
-    def test_a_meter_whose_tic_is_not_activated_is_told_with_the_remedy(self):
+    def test_an_inactive_tic_is_judged_with_its_remedy(self):
         remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
         for groups in (HC[:1], standard()[:1]):
             with self.subTest(groups[0][0]):
@@ -3926,7 +3922,7 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertNotIn("RX buffer", "".join(self.judged()))
                 self.assertIn(remedy, "".join(self.said(logging.WARNING)))
 
-    def test_a_group_that_never_comes_of_a_clean_line_is_not_called_damaged(self):
+    def test_a_group_missing_from_a_clean_line_is_not_called_damaged(self):
         self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
         last = self.judged()[-1]
         self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
@@ -3934,7 +3930,7 @@ class CheckTests(InputCase, ProgramCase):
         self.connect(*[without("HCHP", HC_FRAME)] * 20)
         self.assertIn("(HCHP), beaucoup de groupes sont abîmés", self.judged()[-1])
 
-    def test_frames_that_the_meter_gives_up_are_told_as_such(self):
+    def test_frames_interrupted_by_the_meter_are_named_as_such(self):
         for data in (HC_FRAME, encoded(standard())):
             with self.subTest(data[:20]):
                 self.begin()
@@ -3942,7 +3938,7 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
                 self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
 
-    def test_what_was_mended_is_not_complained_of_after_an_hour(self):
+    def test_a_mended_fault_is_forgotten_after_an_hour(self):
         eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
         log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
         spoilt = without("HCHP", HC_FRAME)
@@ -3958,7 +3954,7 @@ class CheckTests(InputCase, ProgramCase):
                 self.feed(*[bad] * 80)
                 self.assertEqual(1, len(self.snapshot().remarks))
 
-    def test_it_says_what_to_compare_with_the_meters_screen(self):
+    def test_the_check_shows_what_to_compare_with_the_meters_screen(self):
         self.connect(*[HC_FRAME] * 5)
         contract = (
             "ok compteur 021728123456, tarif Heures creuses (HC..), 30 A, en cours"
@@ -3975,13 +3971,13 @@ class CheckTests(InputCase, ProgramCase):
             self.judged(),
         )
 
-    def test_a_first_eviction_decides_nothing(self):
+    def test_a_first_eviction_does_not_end_the_check(self):
         self.connect(*[HC_FRAME] * 10)
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual(1, self.snapshot().evictions)
         self.assertFalse(ecolinky.is_decided(self.snapshot()))
 
-    def test_where_no_label_is_missing_a_second_frame_is(self):
+    def test_the_check_asks_for_a_second_frame_when_no_label_is_missing(self):
         self.connect(encoded(standard()))
         snapshot = self.snapshot()
         snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
@@ -3999,14 +3995,14 @@ class CheckTests(InputCase, ProgramCase):
             code = ecolinky.check(settings, seconds)
         return code, out.getvalue().replace("\u00a0", " ").replace("’", "'")
 
-    def test_a_good_link_is_soon_told(self):
+    def test_a_good_link_is_judged_long_before_the_time_limit(self):
         started = time.monotonic()
         code, text = self.check(esp_ini(self.esp(frames(HC_FRAME)).port), 60)
         self.assertEqual(0, code, text)
         self.assertLess(time.monotonic() - started, 30)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
 
-    def test_a_link_that_says_nothing_or_noise_is_told_in_time(self):
+    def test_a_silent_noisy_or_contested_link_is_judged_in_time(self):
         noise = random.Random(2)
         garbage = bytes(noise.randrange(256) for _ in range(400))
         for script, words in (
@@ -4020,7 +4016,7 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertIn(words, text.splitlines()[-1])
                 self.assertNotIn("seront transmises", text)
 
-    def test_each_of_two_inputs_is_judged(self):
+    def test_both_inputs_are_judged(self):
         good, ini = self.esp(frames(HC_FRAME)).port, "[teleinfo%d]\nhost = 127.0.0.1\n"
         ini = ini % 1 + "port = %d\n" % good + ini % 2 + "port = %d\n" % free_port()
         code, text = self.check(ini)
@@ -4032,7 +4028,7 @@ class CheckTests(InputCase, ProgramCase):
         self.assertEqual(2, text.count("matériel Eco Devices"))
         self.assertEqual(2, text.count(" : libre"))
 
-    def test_injection_that_does_not_come_is_a_warning(self):
+    def test_missing_injection_is_a_warning(self):
         for data, count in ((HC_FRAME, 1), (encoded(SUN), 0)):
             with self.subTest(warnings=count):
                 ini = esp_ini(
@@ -4044,7 +4040,7 @@ class CheckTests(InputCase, ProgramCase):
                     count, text.count("ATTENTION teleinfo2 : injection = yes")
                 )
 
-    def test_a_taken_port_is_a_failure_unless_ecolinky_has_it(self):
+    def test_a_taken_port_is_a_failure_unless_ecolinky_holds_it(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
         taken = self.esp(once()).port  # another program's
         with running_server(self.store) as port:
@@ -4062,7 +4058,7 @@ class CheckTests(InputCase, ProgramCase):
             self.assertIn("déjà pris, changer [http] port", text)
             self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
 
-    def test_a_port_in_time_wait_is_free(self):
+    def test_a_port_in_time_wait_counts_as_free(self):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", 0))
@@ -4077,7 +4073,7 @@ class CheckTests(InputCase, ProgramCase):
         found = ecolinky.check_port("[http] port", "127.0.0.1", port, False)
         self.assertEqual(("ok", "libre"), (found.verdict, found.text))
 
-    def test_an_address_of_another_machine_is_a_failure_without_a_question(self):
+    def test_the_address_of_another_machine_is_a_failure(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port)
         settings = ecolinky.parse_settings(ini + "[http]\naddress = 192.0.2.1\n")
         out = io.StringIO()
@@ -4093,7 +4089,7 @@ class CheckTests(InputCase, ProgramCase):
             ecolinky.HttpSettings(address, port, 4001, *login)
         )
 
-    def test_another_address(self):
+    def test_the_running_ecolinky_is_asked_at_the_configured_address(self):
         with mock.patch.object(
             ecolinky, "HTTPConnection", side_effect=OSError
         ) as asked:
@@ -4102,7 +4098,7 @@ class CheckTests(InputCase, ProgramCase):
                     self.ports(4000, address)
                     self.assertEqual(host, asked.call_args[0][0])
 
-    def test_another_program_on_the_port_is_none_of_ours(self):
+    def test_another_program_on_the_port_is_not_taken_for_ecolinky(self):
         head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
         for answer in (
             b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -4113,18 +4109,18 @@ class CheckTests(InputCase, ProgramCase):
             with self.subTest(answer):
                 self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
 
-    def test_an_ecolinky_with_another_password_is_one(self):
+    def test_an_ecolinky_with_another_password_is_recognised(self):
         with running_server(self.store, "a:b") as port:
             with mock.patch.object(ecolinky.Server, "WRONG_PASSWORD_WAITS", 0.0):
                 self.assertEqual({port}, self.ports(port, login=("a", "c")))
 
-    def test_its_relay_is_its_own(self):
+    def test_the_relay_port_of_a_running_ecolinky_is_recognised(self):
         store = ecolinky.Store()
         publish(store, 1, live())
         with running_server(store) as port:
             self.assertEqual({port, 4001, 8889}, self.ports(port))
 
-    def test_check_is_an_option_whose_exit_code_tells(self):
+    def test_the_exit_code_of_check_tells_the_verdict(self):
         failure = "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond"
         success = "ok        teleinfo1 : ses valeurs"
         programs = [
@@ -4144,7 +4140,7 @@ class CheckTests(InputCase, ProgramCase):
 
 
 class DemoTests(unittest.TestCase):
-    def test_an_hours_growth_of_the_indexes_is_the_energy(self):
+    def test_indexes_grow_in_an_hour_by_the_energy_of_the_power(self):
         for mode in MODES:
             with self.subTest(mode):
                 meter = ecolinky.DemoMeter(mode)
@@ -4168,7 +4164,7 @@ class DemoTests(unittest.TestCase):
                 else:
                     self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
 
-    def test_an_hour_of_each_demonstration_is_one_of_a_true_meter(self):
+    def test_each_demonstration_passes_the_guard_for_an_hour(self):
         for mode in MODES:
             with self.subTest(mode):
                 demo, meter = ecolinky.DemoMeter(mode), ecolinky.Meter()
@@ -4188,7 +4184,7 @@ class DemoTests(unittest.TestCase):
                 self.assertEqual(mode == "standard", min(powers) < 0)
                 self.assertIsNotNone(meter.fields(now))
 
-    def test_its_index_begins_where_it_does_whatever_the_uptime(self):
+    def test_the_first_index_does_not_depend_on_the_uptime(self):
         for mode, label in (("three-phase", "BASE"), ("standard", "EAST")):
             with self.subTest(mode):
                 begun = []
@@ -4200,13 +4196,13 @@ class DemoTests(unittest.TestCase):
                 self.assertEqual(begun[0], begun[3])
                 self.assertIn(max(begun) - begun[0], range(10))
 
-    def test_it_sends_to_this_machine_only(self):
+    def test_a_demonstration_is_reachable_from_this_machine_only(self):
         settings = ecolinky.start_demo("tempo", ecolinky.Settings())
         self.assertEqual("127.0.0.1", settings.teleinfo1.host)
         with self.assertRaises(OSError):
             socket.create_connection(("127.0.0.2", settings.teleinfo1.port), 5).close()
 
-    def test_the_demonstrations_serve_values_and_what_is_injected(self):
+    def test_each_demonstration_serves_its_values_and_its_injection(self):
         options = {"tempo": "TEMPO", "three-phase": "BASE"}
         for mode in MODES:
             with self.subTest(mode):
@@ -4256,7 +4252,7 @@ class MainTests(ProgramCase):
                     code = end.code
         return code, as_typed(out.getvalue())
 
-    def test_version_and_help(self):
+    def test_version_and_help_are_printed_in_french(self):
         expected = "ecolinky %s\n" % ecolinky.__version__
         self.assertEqual(self.run_here("--version"), (0, expected))
         code, out = self.run_here("--help")
@@ -4266,7 +4262,7 @@ class MainTests(ProgramCase):
                 self.assertIn(option, out)
         self.assertNotRegex(out, "show|options:|optional")
 
-    def test_a_wrong_command_line_is_one_line_and_exit_2(self):
+    def test_a_wrong_command_line_is_one_line_and_exit_code_2(self):
         for arguments in (
             ["--nope"],
             ["--demo", "nuclear"],
@@ -4282,7 +4278,7 @@ class MainTests(ProgramCase):
                 self.assertNotRegex(out, "argument|error|No such")
                 self.assertLessEqual(out.count(" : "), 1)
 
-    def test_it_prints_everywhere(self):
+    def test_the_program_prints_under_any_encoding(self):
         environments = (
             dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
             dict(PYTHONIOENCODING="iso-8859-15"),
@@ -4304,7 +4300,7 @@ class MainTests(ProgramCase):
                 code, _, out = program.end()
                 self.assertEqual((code, "Traceback" in out), (0, False), out)
 
-    def test_a_taken_port_is_one_line_and_exit_1(self):
+    def test_a_taken_port_is_one_line_and_exit_code_1(self):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen(1)
@@ -4339,7 +4335,7 @@ class MainTests(ProgramCase):
             except OSError:
                 return False
 
-    def test_either_signal_ends_it_with_0(self):
+    def test_sigint_and_sigterm_end_the_program_with_exit_code_0(self):
         silent, off = self.esp(once(silent=True)).port, free_port()
         with_discovery = esp_ini(silent) + "[ecodevice]\ndiscovery = yes\n"
         with_relay = "[teleinfo1]\nrelay_port = %d\n" % free_port()
@@ -4362,7 +4358,7 @@ class MainTests(ProgramCase):
                 self.assertNotIn("Traceback", text)
                 self.assertIn("ecolinky s'arrête", text)
 
-    def test_a_second_signal_ends_it_at_once(self):
+    def test_a_second_signal_kills_the_program_at_once(self):
         code = (
             "import ecolinky, signal, time\n"
             "def hold_up(text):\n"
@@ -4388,7 +4384,7 @@ class MainTests(ProgramCase):
                 self.assertEqual(-number, process.wait(20))
 
     @unittest.skipUnless(PRCTL, "Linux only")
-    def test_tests_that_are_cut_short_leave_no_program_behind(self):
+    def test_interrupted_tests_leave_no_program_behind(self):
         code = (
             "import test_ecolinky, time\n"
             "program = test_ecolinky.Program('', '--demo')\n"
@@ -4412,14 +4408,14 @@ class MainTests(ProgramCase):
 
         wait_for(is_gone, 5)
 
-    def test_the_log_has_a_name_for_each_level(self):
+    def test_each_level_of_the_log_has_a_french_name(self):
         program = self.start(esp_ini(free_port()), "--verbose")
         names = (" info ecolinky", " ATTENTION teleinfo1", " détail ")
         with contextlib.closing(socket.socket()):
             wait_for(program.answers, 10)
             wait_for(lambda: all(name in program.output() for name in names), 20)
 
-    def test_the_settings_reach_what_they_are_for(self):
+    def test_the_settings_take_effect(self):
         esps = [self.esp(frames(HC_FRAME, 0.02)), self.esp(frames(EJP_FRAME, 0.02))]
         relay = free_port()
         ini = esp_ini(*[esp.port for esp in esps]).replace(
@@ -4467,7 +4463,7 @@ class MainTests(ProgramCase):
         self.assertEqual(0, code)
         self.assertNotIn(" info ", text)
 
-    def test_it_finds_its_ini_beside_itself(self):
+    def test_the_ini_is_found_beside_the_program(self):
         with tempfile.TemporaryDirectory() as folder:
             copy = os.path.join(folder, "ecolinky.py")
             with open(PROGRAM, "rb") as source, open(copy, "wb") as target:
@@ -4480,7 +4476,7 @@ class MainTests(ProgramCase):
             self.assertEqual(2, done.returncode)
             self.assertIn("clé inconnue", as_typed(done.stderr.decode()))
 
-    def test_a_copy_that_is_cut_off_does_not_pass(self):
+    def test_a_truncated_copy_of_the_program_refuses_to_run(self):
         with open(PROGRAM, "rb") as source:
             content = source.read()
         begin = content.index(b"######## Decode")
@@ -4503,7 +4499,7 @@ class MainTests(ProgramCase):
                     expected = r"\Aecolinky : .* n'est pas entier, [^\n]*\n\Z"
                     self.assertRegex(text, expected)
 
-    def test_closed_or_full_outputs_do_not_stop_it(self):
+    def test_closed_or_full_outputs_do_not_stop_the_program(self):
         esp, runs = self.esp(frames(HC_FRAME)), []
         with tempfile.TemporaryDirectory() as folder:
             for redirection, argument, code in (
@@ -4533,7 +4529,7 @@ class MainTests(ProgramCase):
                     self.assertNotIn(b"Traceback", text)
                     self.assertNotIn(b"Exception", text)
 
-    def test_a_log_that_nobody_reads_stops_neither_the_answers_nor_the_end(self):
+    def test_an_unread_log_blocks_neither_the_answers_nor_the_exit(self):
         with tempfile.TemporaryDirectory() as folder:
             path, port = os.path.join(folder, "ecolinky.ini"), free_port()
             with open(path, "w") as file:
@@ -4558,12 +4554,12 @@ class MainTests(ProgramCase):
         self.assertIn("détail", text)  # what was written before it was full
         self.assertNotIn("Traceback", text)
 
-    def test_check_listens_long_enough_for_a_meter_of_1200_baud(self):
+    def test_check_listens_long_enough_for_a_1200_baud_meter(self):
         program = DEMOS["check"]
         self.assertEqual(0, program.process.wait(40), program.output())
         self.assertIn("ses valeurs seront transmises", program.output())
 
-    def test_it_waits_for_an_address_that_is_not_its_own_yet(self):
+    def test_the_program_waits_for_an_address_it_does_not_have_yet(self):
         asked = []
         real = socket.socket.bind
 
@@ -4581,7 +4577,7 @@ class MainTests(ProgramCase):
         self.assertEqual((2, 1), (sleep.call_count, len(logs.records)))
         self.assertIn("192.168.1.10 n'est pas encore une adresse", logs.output[0])
 
-    def test_two_meters_either_lost_and_back_never_meet_in_domoticz(self):
+    def test_two_meters_lost_and_found_again_never_mix_in_domoticz(self):
         first, second = (
             self.esp(frames(HC_FRAME, 0.02)),
             self.esp(frames(EJP_FRAME, 0.02)),
@@ -4604,7 +4600,7 @@ class MainTests(ProgramCase):
         code, _, text = program.end()
         self.assertEqual((code, "Traceback" in text), (0, False), text)
 
-    def test_a_line_of_the_log_is_a_thousand_characters_at_most(self):
+    def test_a_line_of_the_log_has_a_thousand_characters_at_most(self):
         with tempfile.TemporaryFile("w+") as file, mock.patch("sys.stderr", file):
             record = logging.LogRecord("x", logging.INFO, "", 0, "x" * 5000, None, None)
             with mock.patch("ecolinky.select.select", return_value=([], [file], [])):
@@ -4635,7 +4631,7 @@ class PageTests(EspCase):
             )
         return html.unescape(run.stdout.decode("utf-8"))
 
-    def test_a_browser_shows_the_values_that_are_served(self):
+    def test_a_browser_shows_the_served_values(self):
         wait_for(DomoticzClient(DEMOS["tempo"].port).poll, 20)
         dom = self.dom(DEMOS["tempo"].port)
         for words in (
@@ -4671,12 +4667,12 @@ class ReadmeTests(unittest.TestCase):
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
             self.text = file.read()
 
-    def test_the_two_commands_are_at_its_top(self):
+    def test_the_readme_begins_with_the_two_commands(self):
         for command in ("python3 ecolinky.py --demo", "python3 -m unittest"):
             with self.subTest(command):
                 self.assertIn(command, self.text.splitlines()[:25])
 
-    def test_its_troubleshooting_quotes_what_the_program_says(self):
+    def test_the_troubleshooting_table_quotes_the_program(self):
         with open(PROGRAM, encoding="utf-8") as file:
             tree = ast.parse(file.read())
         said = " ".join(
@@ -4693,7 +4689,7 @@ class ReadmeTests(unittest.TestCase):
                 with self.subTest(words):
                     self.assertIn(words.replace("’", "'"), said)
 
-    def test_no_made_up_address_stands_in_it(self):
+    def test_the_readme_links_to_no_invented_address(self):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):
             with self.subTest(found):
                 self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
@@ -4713,7 +4709,7 @@ class DomoticzCase(HttpCase):
 
 
 class DomoticzTests(DomoticzCase):
-    def test_what_domoticz_stores_of_each_tariff(self):
+    def test_domoticz_stores_the_values_of_each_tariff(self):
         hc = dict(
             indexes={"HCHC": 12345678, "HCHP": 23456789},
             power=690,
@@ -4762,7 +4758,7 @@ class CapturesTests(DomoticzCase):
     }
     PARTIAL = ("historic-1ph-hc-10.tic", "standard-1ph-hphc-2.tic")  # half frames
 
-    def test_every_capture_is_stored_as_its_labels_say(self):
+    def test_domoticz_stores_every_capture_as_its_labels_say(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
         self.assertGreater(len(names), 40)
         for path in names:
@@ -4793,7 +4789,7 @@ class CapturesTests(DomoticzCase):
                 total = sum(one["indexes"].values())
                 self.assertIn(total, {int(each["EAST"]) for each in said})
 
-    def test_a_line_with_a_third_of_its_groups_damaged_serves_no_false_index(self):
+    def test_a_line_with_31_percent_damage_serves_no_false_index(self):
         name = os.path.join(CAPTURES, "damaged", "historic-3ph-base-31-percent.tic")
         with open(name, "rb") as file:
             content = file.read()
@@ -4807,7 +4803,7 @@ class CapturesTests(DomoticzCase):
                     self.assertLessEqual(served[-1], 16878542)
                     self.assertGreaterEqual(served[-1], 16878541)
 
-    def test_of_a_damaged_capture_nothing_is_served_that_no_intact_group_says(self):
+    def test_damaged_captures_serve_only_data_of_intact_groups(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "damaged", "*.tic")))
         self.assertEqual(8, len(names))
         served = 0
@@ -4849,7 +4845,7 @@ class CapturesTests(DomoticzCase):
 class OtherClientsTests(HttpCase):
     """Clients that decide as the real ones do."""
 
-    def test_scripts_read_the_live_input_and_no_zero_of_the_stale_one(self):
+    def test_scripts_read_the_live_input_and_never_zero_for_a_stale_one(self):
         for first, second in ((0, 0), (0, 31), (31, 0), (31, 31)):
             with self.subTest(first=first, second=second):
                 publish(self.store, 1, live(), first)
@@ -4866,7 +4862,7 @@ class OtherClientsTests(HttpCase):
                 given = [script_power(self.port, number) for number in (1, 2)]
                 self.assertEqual(expected, given)
 
-    def test_jeedom_records_no_zero_of_a_stale_input(self):
+    def test_jeedom_never_records_zero_for_a_stale_input(self):
         jeedom = JeedomClient(self.port)
         publish(self.store, 1, live())
         publish(self.store, 2, live(PAPP=5), 31)
@@ -4876,7 +4872,7 @@ class OtherClientsTests(HttpCase):
         publish(self.store, 1, three)
         self.assertEqual(3, jeedom.phases(1))
 
-    def test_home_assistant_keeps_the_live_input_when_the_other_is_stale(self):
+    def test_home_assistant_keeps_the_live_input_while_the_other_is_stale(self):
         publish(self.store, 1, live())
         publish(self.store, 2, live(), 31)
         seen = []
@@ -4888,7 +4884,7 @@ class OtherClientsTests(HttpCase):
         for tag in BBR + ["BASE", "HCHC", "HCHP"]:
             float(seen[2]["T2_" + tag])
 
-    def test_domoticz_stores_nothing_of_a_stale_input(self):
+    def test_domoticz_stores_nothing_for_a_stale_input(self):
         publish(self.store, 1, live(), 31)
         self.assertEqual({}, DomoticzClient(self.port).poll())
 
@@ -4902,7 +4898,7 @@ class OtherClientsTests(HttpCase):
         publish(self.store, 2, view.injection or live())
         return view
 
-    def test_no_client_takes_one_phase_for_three_or_three_for_one(self):
+    def test_every_client_sees_the_right_number_of_phases(self):
         stamp = "H260101080000"
         three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", stamp))
         sun = dict(EAIT="000671631", SINSTI="01840")
@@ -4928,7 +4924,7 @@ class OtherClientsTests(HttpCase):
                 self.assertEqual({expected}, set(seen), (groups, seen))
                 self.assertEqual(view.fields["PAPP"], stored["power"])
 
-    def test_home_assistant_sees_the_current_of_the_only_phase(self):
+    def test_home_assistant_reads_the_currents_of_every_phase(self):
         tags = ("IINST", "IINST1", "IINST2", "IINST3", "IMAX", "IMAX1", "IMAX2")
         for groups, path, expected in (
             (HC, T1, "3 3 0 0 90 90 0"),
@@ -4942,7 +4938,7 @@ class OtherClientsTests(HttpCase):
                 texts = {each.tag[3:]: each.text for each in root}
                 self.assertEqual(expected.split(), [texts[tag] for tag in tags])
 
-    def test_domoticz_sees_no_power_in_a_house_that_only_injects(self):
+    def test_domoticz_stores_no_power_for_a_house_that_only_injects(self):
         meter = ecolinky.Meter()
         for number in range(3):
             meter.feed(frame(changed(HC, PAPP="00000", IINST="009")), 2.0 * number)
@@ -4991,7 +4987,7 @@ class RealClientsTests(unittest.TestCase):
             str(port),
         ]
 
-    def test_fresh_stale_back_and_a_second_input(self):
+    def test_the_clients_follow_two_inputs_from_live_to_stale_and_back(self):
         for login in self.LOGINS:
             with self.subTest(login=login):
                 store = ecolinky.Store()
@@ -5026,7 +5022,7 @@ class RealClientsTests(unittest.TestCase):
                         self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
 
     @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
-    def test_an_early_home_assistant_records_no_zero_of_a_stale_input(self):
+    def test_an_early_home_assistant_never_records_zero_for_a_stale_input(self):
         path = os.path.join(OLD_CLIENT, "pyecodevices", "__init__.py")
         spec = importlib.util.spec_from_file_location("pyecodevices_1_2_1", path)
         library = importlib.util.module_from_spec(spec)
@@ -5056,7 +5052,7 @@ class RelayedPiecesTests(unittest.TestCase):
     """What a serial reader gets of a relay, without a socket."""
 
     @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-    def test_each_frame_of_every_capture_is_counted_with_its_labels(self):
+    def test_linkytic_counts_each_frame_of_every_capture(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
         self.assertGreater(len(names), 40)
         for path in names:
@@ -5097,14 +5093,14 @@ class RelayedPiecesTests(unittest.TestCase):
             return labels
         return {label: data for label, data in labels.items() if " " not in data}
 
-    def test_an_old_contracts_indexes_are_forgotten(self):
+    def test_linkytic_forgets_the_indexes_of_a_former_contract(self):
         new = historic(ADCO=dict(HC)["ADCO"])
         chunks = [HC_FRAME] * 5 + [encoded(new)] * 160  # 300 s at most
         found = linkytic_frames(pieces_of(chunks), is_standard=False)
         self.assertIn(values_of(HC), found)
         self.assertEqual(values_of(new), found[-1])
 
-    def test_a_short_frame_ends_nothing(self):
+    def test_a_short_frame_does_not_end_linkytics_frame(self):
         whole, short = encoded(historic(**THREE)), frame(SHORT)
         found = linkytic_frames(
             pieces_of([whole] * 4 + [short] * 2 + [whole] * 3), False
@@ -5145,7 +5141,7 @@ class LinkyticTests(SerialReadersCase):
     # counts is that a frame lasts longer than the time-out, and the pause less.
     FASTER = 10
 
-    def test_each_frame_is_counted_and_what_ended_is_forgotten(self):
+    def test_linkytic_counts_each_frame_and_forgets_ended_alerts(self):
         paced = []
         for make, baud, _ in PACED_METERS:
             whole = [encoded(make(number)) for number in range(CONNECTIONS)]
@@ -5209,7 +5205,7 @@ class LinkyticTests(SerialReadersCase):
 class SerialTeleinfoTests(SerialReadersCase):
     """serial-teleinfo on a pseudo-terminal, with its own time-out of a second."""
 
-    def test_it_is_ready_and_has_all_values(self):
+    def test_serial_teleinfo_becomes_ready_with_all_values(self):
         tempo, _ = House("tempo", random.Random(1)).step()
         three_phase, _ = House("three-phase", random.Random(1)).step()
         meters = [HC, EJP, tempo, three_phase]
