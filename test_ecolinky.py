@@ -2,9 +2,9 @@
 
     python3 -m unittest
 
-They stand in the order of the program's rooms; what they are made of stands below them.
-The encoder and the simulated meters are the tests' own, so that the program does not
-check itself.  With ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a
+The tests follow the order of the program's rooms; their tools and the simulated meters
+come after them.  The encoder is the tests' own, so that the program does not check
+itself.  With ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a
 browser fail where it is missing; otherwise they are skipped.  The benchmarks are in
 .ci/bench.py.
 """
@@ -104,7 +104,7 @@ PATHS = XML_PATHS + (CMD10, CMD20)
 
 
 class MeterCase(unittest.TestCase):
-    """A Meter and its clock: each frame comes two seconds after the last."""
+    """A Meter and its clock; frames are two seconds apart."""
 
     def setUp(self):
         self.meter, self.now = ecolinky.Meter(), 100.0
@@ -155,7 +155,7 @@ class DecodeTests(MeterCase):
                         wrong = bytearray(data)
                         wrong[place] ^= 1 << bit
                         label, told = verdict(bytes(wrong))
-                        # Bit 5 of the checksum is the older meters' way to sum.
+                        # Bit 5 of the checksum gives the older meters' checksum.
                         if label:
                             self.assertEqual((place, bit), (len(data) - 1, 5))
                             self.assertEqual(told, "00790")
@@ -170,7 +170,7 @@ class DecodeTests(MeterCase):
         for text, labels, damaged in (
             (adco + base + other_way(papp), ["ADCO", "BASE"], 1),
             (other_way(adco) + other_way(base) + papp, ["ADCO", "BASE"], 1),
-            # Frames run together where STX and ETX are lost.
+            # Frames run together when STX and ETX are lost.
             (other_way(papp) + adco + base + other_way(papp), ["ADCO", "BASE"], 1),
             (other_way(papp) + adco + papp, ["PAPP", "ADCO"], 0),
         ):
@@ -232,7 +232,7 @@ class DecodeTests(MeterCase):
             (group("TENSION", "230")[1:-1], (None, "unknown")),
             (group("TENSION", "230", separator="\t")[1:-1], (None, "unknown")),
             (b"TENSION 230 !", (None, "form")),
-            (group("SINSTS", "00920")[1:-1], (None, "form")),  # of the other mode
+            (group("SINSTS", "00920")[1:-1], (None, "form")),  # of another mode
             (group("PAPP", "00790", separator="\t")[1:-1], (None, "form")),
         ):
             with self.subTest(piece=piece):
@@ -375,7 +375,7 @@ class GuardTests(MeterCase):
     def test_an_index_never_falls_nor_outgrows_36_kva(self):
         for second, shown in (("000063237", 63237), ("000063238", 63207)):
             with self.subTest(base=second):
-                # Two seconds between frames; the first is at most 30 Wh above.
+                # Frames are two seconds apart; the first may be 30 Wh higher.
                 self.afresh(historic(), historic(), *[historic(base=second)] * 2)
                 self.assertServes(BASE=shown)
         self.feed(*[historic(base="000063206")] * 6)
@@ -383,13 +383,13 @@ class GuardTests(MeterCase):
         self.assertLess(6, self.meter.guard.implausible)
 
     def test_a_slightly_lower_index_is_accepted_after_two_minutes_at_most(self):
-        # Too high by so many Wh; what the house draws, W -> seconds until the truth.
+        # Wh too high, power drawn in W, least and most seconds until the true index.
         for excess, watts, least, most in (
             (30, 3600, 20, 40),  # the meter has caught up with it
             (30, 1200, 80, 100),
             (30, 0, 118, 124),
             (1, 0, 118, 124),
-            (31, 0, 12, 18),  # no small one
+            (31, 0, 12, 18),  # too large to wait for
             (500, 3600, 12, 18),
         ):
             with self.subTest(excess=excess, watts=watts):
@@ -451,9 +451,9 @@ class GuardTests(MeterCase):
             ("04900", "010", False),
             ("01500", "010", False),
             ("49999", "002", False),
-            ("02790", "010", False),  # a bit more than the two can explain
+            ("02790", "010", False),  # slightly more than both effects explain
             ("00000", "001", True),
-            ("00000", "004", False),  # it may be one that injects: said twice
+            ("00000", "004", False),  # the house may inject: needs a second reading
         ):
             for data in (
                 encoded(historic(papp=power, IINST=amperes)),
@@ -464,7 +464,7 @@ class GuardTests(MeterCase):
                     self.assertServes(PAPP=int(power) if is_taken else 790)
                     self.feed(data)
                     self.assertServes(PAPP=int(power))  # said twice
-        for count, power in ((2, 900), (3, 790)):  # a current of eight seconds ago
+        for count, power in ((2, 900), (3, 790)):  # an older current
             with self.subTest(frames=count):
                 lossy = [historic(IINST=None)] * count
                 self.afresh(historic(), historic(), *lossy)
@@ -475,7 +475,7 @@ class GuardTests(MeterCase):
         self.assertServes(PAPP=2500)
         self.afresh(historic(), historic(), historic(papp="05000"))
         self.feed(historic(papp="05100"))
-        self.assertServes(PAPP=5100)  # of two that are near it is the second
+        self.assertServes(PAPP=5100)  # of two similar readings the second is served
 
     def test_a_single_phase_historic_power_not_in_tens_needs_a_second_reading(self):
         for groups, is_taken in (
@@ -513,7 +513,7 @@ class GuardTests(MeterCase):
         self.feed(historic(IINST="003"))
         self.now += 290
         self.feed(historic(papp="00000", IINST="005"))
-        self.assertServes(PAPP=0)  # it does that: not at once after another
+        self.assertServes(PAPP=0)  # this house does so, but not twice at once
         self.afresh(historic(), historic(), historic(papp="00000", IINST="005"))
         self.now += 310
         self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
@@ -532,7 +532,7 @@ class GuardTests(MeterCase):
                 self.assertServes(HCHC=12345678, HCHP=23456789)
         growing = [frame(changed(HC, HCHC="0123457%02d" % n)) for n in range(3)]
         damaged = [without("HCHP", data) for data in growing]
-        self.afresh(*[HC_FRAME] * 3, *damaged)  # what is damaged is not lost
+        self.afresh(*[HC_FRAME] * 3, *damaged)  # a damaged group is not a lost one
         self.assertServes(HCHC=12345701)
 
     def test_a_loss_older_than_the_program_leaves_no_false_index(self):
@@ -578,7 +578,7 @@ class GuardTests(MeterCase):
                 for error, is_served in ((-101, 0), (-100, 1), (100, 1), (101, 0)):
                     with self.subTest(label, error=error, **changes):
                         # Trusted from the start, as no other reading says otherwise:
-                        # EAST is damaged where an EASF is false, and the reverse.
+                        # EAST is damaged while an EASF is false, and vice versa.
                         lie = standard(**{label: "%09d" % (true + error)}, **changes)
                         of_east = label == "EAST"
                         other = "EASF03" if of_east else "EAST"
@@ -679,7 +679,7 @@ class GuardTests(MeterCase):
     def test_a_changed_group_with_the_older_checksum_is_refused(self):
         changed_power = encoded(historic(papp="00850"))
         place = changed_power.index(b"\nPAPP 00850 ") + len("\nPAPP 00850 ")
-        # Older meters' sum covers one space, 20 hex, more.
+        # The older meters' checksum covers one more space (20 hex).
         other_kind = bytes([0x20 + (changed_power[place] & 0x3F)])
         data = changed_power[:place] + other_kind + changed_power[place + 1 :]
         self.feed(historic(), historic(), data)
@@ -709,7 +709,7 @@ class GuardTests(MeterCase):
         self.feed(*[standard(EASF02="000002016", EAST="000003014")] * 2)
         self.assertServes(HCHP=2000)
         self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
-        self.assertServes(HCHP=2016)  # it ticked in between
+        self.assertServes(HCHP=2016)  # the index grew in between
 
     def test_a_burst_after_a_stalled_network_is_accepted(self):
         self.feed(historic(), historic())
@@ -752,7 +752,7 @@ class GuardTests(MeterCase):
         self.assertServes(ISOUSC=45)
         right = historic(**THREE)
         self.feed(right)
-        self.now += 20.0  # of nothing: no short frames went on
+        self.now += 20.0  # no overload since
         self.feed(right)
         self.assertServes(ISOUSC=45)
         self.feed(right)
@@ -791,7 +791,7 @@ class GuardTests(MeterCase):
                     place = data.index(b"\n%s " % label.encode()) + len(label) + 3
                     self.feed(data[:place] + b"~" + data[place + 1 :])
                 if label == "PTEC":
-                    self.assertServesNothing()  # an old period is none
+                    self.assertServesNothing()  # an expired period is unknown
                     continue
                 self.assertIsNotNone(self.meter.fields(self.now), label)
                 expected = 63207 if label == "BASE" else 63207 + 3 * 58
@@ -873,7 +873,7 @@ class TranslateTests(MeterCase):
         "HEURE NORMALE|HEURE POINTE|HEURE WEEK-END|HP MERCREDI|HSC|HC|HEURE SOLEIL|"
         "HEURE SEMAINE|INDEX INACTIF 2|INDEX NON CONSO|HP HIVER|"
     ).split("|")
-    # NGTF, OPTARIF, PTEC by running index; None: LTARF tells the period.
+    # NGTF, OPTARIF, PTEC by running index; None: LTARF names the period.
     ODD = ("HC..", "HP..") * 5
     KNOWN = [
         ("BASE", "BASE", ("TH..",) * 10),
@@ -935,7 +935,7 @@ class TranslateTests(MeterCase):
         for groups, expected in (
             (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
             (historic(), dict(IINST=3, IINST1=3, IINST2=0, IMAX=60, IMAX1=60, IMAX2=0)),
-            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # 0 is no meter to Jeedom
+            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # to Jeedom, 0 is no meter
             (historic(IMAX=None), dict(IMAX=1)),
             (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
             (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
@@ -1141,7 +1141,7 @@ class TranslateTests(MeterCase):
                 )
 
     def made_up(self, rng):
-        """Return a name that no contract has: words of several, and random letters."""
+        """Return an invented contract name, of real words and random letters."""
         letters = "ABCDEFGILMNOPRSTUVYZ0123456789/-."
         words = "TEMPO EJP POINTE OCTO FLEX SOLEIL WEEK END HIVER ETE ECO MAX".split()
         word = "".join(rng.choice(letters) for _ in range(rng.randint(1, 7)))
@@ -1282,7 +1282,7 @@ class TranslateTests(MeterCase):
                     self.live_through(name, option, seconds, steps, rng)
 
     def live_through(self, name, option, seconds, steps, rng):
-        """Feed a meter for so many steps; the running index changes at each."""
+        """Feed a meter for some steps; the running index changes at each."""
         meter, now, last = ecolinky.Meter(), 100.0, None
         indexes = [index % 1000000 for index in self.INDEXES]
         for _ in range(steps):
@@ -1327,10 +1327,10 @@ class MeterTests(MeterCase):
                 if label != "ADCO":
                     self.assertEqual(label, self.meter.view(self.now).missing[0])
         self.afresh(*[historic(OPTARIF="HC..", HCHC="000000012", PTEC="HC..")] * 5)
-        self.assertServesNothing()  # HCHP is an index of that tariff too
+        self.assertServesNothing()  # HCHP also belongs to that tariff
         self.assertEqual(["HCHP"], self.meter.view(self.now).missing)
         self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
-        self.assertServesNothing()  # one frame alone has said whose they are
+        self.assertServesNothing()  # only one frame had an identity
 
     def test_missing_labels_are_named_as_a_standard_meter_names_them(self):
         base = dict(NGTF="      BASE      ")
@@ -1348,7 +1348,7 @@ class MeterTests(MeterCase):
                 self.assertServesNothing()
                 self.assertEqual(missing, self.meter.view(self.now).missing)
         self.afresh(standard(), *[frame(standard(ADSC=None), "\t")] * 3)
-        # One frame alone has said whose they are: the others are not believed.
+        # Only one frame had an identity: the others are not trusted.
         missing = ["ADSC", "NGTF", "PREF", "NTARF"]
         self.assertEqual(missing, self.meter.view(self.now).missing)
 
@@ -1359,7 +1359,7 @@ class MeterTests(MeterCase):
         self.now += 0.1
         self.assertServesNothing()
         self.feed(frame(historic(ADCO=None)))
-        self.assertServesNothing()  # whose is it? the identity comes first
+        self.assertServesNothing()  # the identity is needed first
         self.feed(historic())
         self.assertServes(BASE=63207)
 
@@ -1373,18 +1373,18 @@ class MeterTests(MeterCase):
 
     def test_a_lost_power_is_replaced_by_the_power_of_the_current(self):
         data = encoded(historic())
-        cut = data[: data.index(b"\nPAPP")]  # no power, and no end that would say so
+        cut = data[: data.index(b"\nPAPP")]  # neither a power nor the end of the frame
         spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
         for lossy in (cut, spoilt):
             with self.subTest(is_cut=lossy is cut):
                 self.afresh(*[lossy] * 5)
-                self.assertServesNothing()  # the meter's own may still come
+                self.assertServesNothing()  # the meter's own power may still arrive
                 self.afresh(data, data, *[lossy] * 14, b"\x02")
                 self.assertServes(PAPP=790)
                 self.feed(*[lossy] * 2, b"\x02")
-                self.assertServes(PAPP=690, BASE=63207)  # more than 30 seconds: 3 A
+                self.assertServes(PAPP=690, BASE=63207)  # after 30 seconds: 3 A
         self.afresh(historic(papp="05000"), historic(PAPP=None))
-        self.assertServesNothing()  # one frame may have lost it
+        self.assertServesNothing()  # a single frame may have lost its power
         self.feed(historic(PAPP=None))
         self.assertServes(PAPP=690)
 
@@ -1398,11 +1398,9 @@ class MeterTests(MeterCase):
                 self.assertIsNotNone(self.served("PAPP"), label)
                 self.feed(lossy, lossy)
                 if tag is None:
-                    self.assertServesNothing()  # no period is known
+                    self.assertServesNothing()  # the period is unknown
                 else:
-                    expected = (
-                        30 if tag == "ISOUSC" else 0
-                    )  # what changes slowly is known
+                    expected = 30 if tag == "ISOUSC" else 0  # slow labels stay
                     self.assertServes(**{tag: expected})
                 self.feed(historic(), historic())
                 self.assertIsNotNone(self.served("PAPP"))
@@ -1501,7 +1499,7 @@ class MeterTests(MeterCase):
                 )
                 self.assertServes(PAPP=790)
                 self.feed(*[without("PAPP", encoded(historic()))] * 2)
-                self.assertServes(PAPP=690)  # of the current
+                self.assertServes(PAPP=690)  # computed from the current
 
     def test_a_long_timeout_keeps_lost_labels_that_long(self):
         self.meter = ecolinky.Meter(timeout=900)
@@ -1515,7 +1513,7 @@ class MeterTests(MeterCase):
         self.feed(data, data)
         self.assertServes(IINST=0, IINST1=4, IMAX=0, IMAX1=1)
         self.afresh(standard(), standard(), standard(URMS3="210"))
-        self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # one label proves nothing
+        self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # a single label proves nothing
 
     def test_short_frames_update_only_the_labels_they_contain(self):
         self.feed(*[historic(**THREE)] * 2, frame(SHORT))
@@ -1529,7 +1527,7 @@ class MeterTests(MeterCase):
                 short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
                 self.afresh(*[historic(**THREE)] * 2, frame(short))
                 self.assertServes(ADPS=31, IINST2=31)
-                self.feed(historic(**THREE))  # as comes once in a while meanwhile
+                self.feed(historic(**THREE))  # whole frames still come once in a while
                 self.assertServes(ADPS=31, IINST2=3)
                 self.feed(historic(**THREE))
                 self.assertServes(ADPS=0, IINST2=3)
@@ -1579,7 +1577,7 @@ class MeterTests(MeterCase):
 
 
 class InputCase(unittest.TestCase):
-    """An Input, its clock, and the lines that it says."""
+    """An Input, its clock, and the lines that it logs."""
 
     def setUp(self):
         super().setUp()
@@ -1605,7 +1603,7 @@ class InputCase(unittest.TestCase):
         self.input.failed(error, self.now)
 
     def said(self, least=logging.INFO):
-        """Return the texts said since the last call, from a level on."""
+        """Return the texts logged since the last call, from a level on."""
         texts = [text for level, text in self.lines if level >= least]
         self.lines.clear()
         return texts
@@ -2024,7 +2022,7 @@ class InputTests(InputCase):
 
     def test_the_injection_of_a_silent_meter_is_stale_rather_than_absent(self):
         self.begin(ecolinky.INJECTION)
-        self.assertEqual("stale", self.shown(2).state)  # it may come
+        self.assertEqual("stale", self.shown(2).state)  # it may still arrive
         self.connect(*[encoded(SUN)] * 3)
         self.now += 31
         self.assertEqual("stale", self.shown(2).state)
@@ -2041,7 +2039,9 @@ class InputTests(InputCase):
             self.connect(frame(changed(HC, PAPP=power, IINST=amperes)), step=1.0)
         self.now = 6060.0
         self.assertEqual((805,), self.powers())  # two frames were served
-        self.now = 6180.0  # a minute without, and the first power counts in its own
+        self.now = (
+            6180.0  # a minute without data; the next power counts in its own minute
+        )
         self.feed(HC_FRAME, step=1.0)
         self.assertEqual((805, None, None), self.powers())
         self.now += 60
@@ -2130,7 +2130,7 @@ class InputTests(InputCase):
         describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
         self.assertEqual(expected, describe()["today"])
         self.now += 31
-        self.assertIsNone(describe()["today"])  # it may be of yesterday
+        self.assertIsNone(describe()["today"])  # it may be yesterday's
 
     def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
@@ -2156,7 +2156,7 @@ class InputTests(InputCase):
         self.connect(HC_FRAME)
         self.assertIsNone(describe()["last"])
         self.feed(HC_FRAME, HC_FRAME)
-        self.assertIsNone(describe()["last"])  # it is live
+        self.assertIsNone(describe()["last"])  # the input is live
         self.now += 100.0
         for _ in range(2):
             last = describe()["last"]
@@ -2242,7 +2242,7 @@ class InputTests(InputCase):
             "refused": {"checksum": 0, "form": 0, "implausible": 0},
         }
         self.assertEqual(counters, content["counters"])
-        self.assertIsNone(content["today"])  # nobody has said what time it is
+        self.assertIsNone(content["today"])  # the clock has not been set
         tariff = content["tariff"]
         self.assertEqual(("HC..", "Heures creuses"), (tariff["option"], tariff["name"]))
         self.assertEqual({"code": "HP..", "name": "Heures pleines"}, tariff["period"])
@@ -2282,7 +2282,7 @@ class DayTests(unittest.TestCase):
         self.index = 1000000
 
     def run_until(self, start, end, step=2, meter="021728123456HC.."):
-        """Let an index grow by 1 Wh each step; return what the last one says."""
+        """Let an index grow by 1 Wh a step; return the last step's start and energy."""
         wall = start
         while wall <= end:
             self.index += 1
@@ -2353,7 +2353,7 @@ class DayTests(unittest.TestCase):
                 self.assertEqual(("10:02", 1), last)
 
     def test_setting_the_clock_does_not_count_as_midnight(self):
-        start = paris(2026, 1, 14, 17)  # the last time that the machine had
+        start = paris(2026, 1, 14, 17)  # the last time the machine knew
         self.run_until(start, start + 100)
         true = paris(2026, 1, 15, 14, 20)
         self.assertEqual(("14:20", 0), self.run_until(true, true))
@@ -2401,7 +2401,7 @@ class StoreTests(unittest.TestCase):
 
 
 class DocumentsTests(unittest.TestCase):
-    """The documents of what is published, without a server."""
+    """The documents of the published snapshots, without a server."""
 
     DEVICE = ecolinky.Device("ecolinky", MAC, 4000, False)
 
@@ -2627,7 +2627,7 @@ class DocumentsTests(unittest.TestCase):
         sun = live(BASE=671631, OPTARIF="BASE", PTEC="TH..")
         publish(self.store, 1, live(), injection=sun, shows_injection=True)
         self.assertEqual("671631", self.values(T2)["T2_BASE"])
-        publish(self.store, 1, live(), injection=sun)  # not asked for
+        publish(self.store, 1, live(), injection=sun)  # not enabled in the settings
         self.assertEqual("0", self.values(T2)["T2_BASE"])
         publish(self.store, 1, live(), shows_injection=True)
         self.assertEqual(503, self.answer(T2).status)
@@ -2663,7 +2663,7 @@ HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
 TWO = HOST + "[teleinfo2]\nhost = x\n"
 
 
-BROKEN = (  # what stands in the ini, what the one line of error says
+BROKEN = (  # the content of the ini, and part of the error's only line
     ("", "[teleinfo1] host manque"),
     ("host = 192.168.1.50\n", "ligne 1, une [section] manque au-dessus"),
     ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1, une [section] manque"),
@@ -2825,7 +2825,7 @@ class SettingsTests(unittest.TestCase):
         self.assertTrue(made[0] == made[2] != made[1])
         machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
         with mock.patch("builtins.open", machine_id):
-            for name in ("pi", "nas"):  # one changes a host's name, and not the machine
+            for name in ("pi", "nas"):  # a machine may change its host name
                 with self.subTest(name):
                     with mock.patch("socket.gethostname", return_value=name):
                         self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
@@ -2869,7 +2869,7 @@ class EspCase(unittest.TestCase):
         return reader
 
     def live(self, number=1):
-        """Return the fields of an input that is live, else None."""
+        """Return the fields of a live input, otherwise None."""
         return ecolinky.served(self.store.read(), time.monotonic()).get(number)
 
     def reason(self):
@@ -2936,7 +2936,7 @@ class RelayTests(EspCase):
         whole, short = encoded(historic(**THREE)), frame(SHORT)
         sent = relay_of([whole] * 3 + [short, short, whole])
         self.assertEqual(whole * 2 + short * 2 + whole, sent)
-        lossy = whole.replace(b"HHPHC", b"HHPHD")  # no end of an overload
+        lossy = whole.replace(b"HHPHC", b"HHPHD")  # does not end the overload
         self.assertEqual(
             whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
         )
@@ -2960,12 +2960,12 @@ class RelayTests(EspCase):
         labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
         stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
         names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * 5, names)  # after 30 frames: a minute
+        self.assertEqual([labels] * 5, names)  # after 30 frames, which is a minute
 
     def test_a_label_that_changes_in_each_frame_does_not_delay_the_relay(self):
         for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
             with self.subTest(label):
-                # Never two readings in a row that agree.
+                # Two readings in a row never agree.
                 changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
                 stream = [
                     encoded(standard(EAIT="000671631", **each)) for each in changing
@@ -3134,7 +3134,7 @@ class RelayTests(EspCase):
         stuck, first, second = self.client(4096), self.client(), self.client()
         relay.tend(now)
         received = {first: b"", second: b""}
-        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # of no interest
+        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # the relay ignores it
         for count in range(1, 4001):
             now += 0.01
             relay.send([HC_FRAME], now)
@@ -3143,7 +3143,7 @@ class RelayTests(EspCase):
                     received[client] += client.recv(65536)
         for data in received.values():
             self.assertEqual(HC_FRAME * 4000 + b"\x02\n", data)
-        taken = b"".join(iter(lambda: stuck.recv(65536), b""))  # it was cut off
+        taken = b"".join(iter(lambda: stuck.recv(65536), b""))  # it was disconnected
         whole, rest = divmod(len(taken), len(HC_FRAME))
         self.assertEqual(HC_FRAME * whole + HC_FRAME[:rest], taken)
 
@@ -3166,7 +3166,7 @@ class RelayTests(EspCase):
                 )
         connection.send.side_effect = BlockingIOError
         self.assertTrue(reader.send(other, 116.9))
-        self.assertFalse(reader.send(other, 117.1))  # it takes nothing for ten seconds
+        self.assertFalse(reader.send(other, 117.1))  # stuck for ten seconds
 
     def test_sixteen_readers_are_served_at_most(self):
         relay = self.relay()
@@ -3181,7 +3181,7 @@ class RelayTests(EspCase):
         clients[0].close()
 
         def the_seventeenth_is_let_in():
-            relay.send([HC_FRAME], time.monotonic())  # finds out that one has gone
+            relay.send([HC_FRAME], time.monotonic())  # notices that a reader has left
             relay.tend(time.monotonic())
             with contextlib.suppress(socket.timeout):
                 return clients[16].recv(65536)
@@ -3220,7 +3220,7 @@ class RelayTests(EspCase):
         self.assertEqual(b"\x02", data[:1])
         esp.close()
         while data:
-            data = client.recv(65536)  # ends: the connection is closed
+            data = client.recv(65536)  # until the connection is closed
         self.assertIsNone(self.live())
 
 
@@ -3525,7 +3525,7 @@ class ServerTests(HttpCase):
         policy = answer.headers["Content-Security-Policy"]
         self.assertIn("script-src 'sha256-%s';" % digest, policy)
         self.assertIn("default-src 'none'; connect-src 'self'", policy)
-        self.assertNotIn("frame", policy)  # people put the page into Domoticz
+        self.assertNotIn("frame", policy)  # users embed the page in Domoticz
         self.assertEqual("nosniff", answer.headers["X-Content-Type-Options"])
         self.assertEqual("no-referrer", answer.headers["Referrer-Policy"])
         self.assertNotIn("Content-Security-Policy", ask(self.port, T1).headers)
@@ -3604,19 +3604,19 @@ class ServerTests(HttpCase):
         line = b"X: " + b"y" * 1000 + b"\r\n"
         with socket.create_connection(("127.0.0.1", self.port), 10) as client:
             client.sendall(b"GET / HTTP/1.1\r\n" + line * 15)
-            client.sendall(line * 2)  # not over yet, and refused
+            client.sendall(line * 2)  # unfinished, and refused already
             self.assertIn(b" 431 ", client.recv(1000))
         self.assertEqual(ask(self.port, "/status.xml").status, 200)
 
     def test_the_oldest_of_too_many_connections_is_closed(self):
         clients = []
-        for number in range(110):  # fewer than wait to be accepted
+        for number in range(110):  # fewer than the listen backlog
             clients.append(socket.create_connection(("127.0.0.1", self.port), 10))
             clients[-1].sendall((b"", b"GET /sta", b"GET / HTTP/1.1\r\nHo")[number % 3])
             self.addCleanup(clients[-1].close)
         for _ in range(5):
             self.assertEqual(ask(self.port, "/status.xml").status, 200)
-        for client in clients[:70]:  # half of 64 remain: there are two ports
+        for client in clients[:70]:  # each of the two ports keeps 32
             client.settimeout(10)
             self.assertNotIn(b" 200 ", client.recv(1000))
         self.assertLess(threading.active_count(), 80)
@@ -3629,7 +3629,7 @@ class ServerTests(HttpCase):
             clock.return_value = 29.0
             received.readinto(bytearray(9000))
             received.begin_request()
-            clock.return_value = 58.0  # it begins late, and then has all its time
+            clock.return_value = 58.0  # it begins late, but gets its full time
             received.readinto(bytearray(9000))
             clock.return_value = 87.0
             with self.assertRaises(http.client.LineTooLong):
@@ -3641,7 +3641,7 @@ class ServerTests(HttpCase):
             with socket.create_connection(("127.0.0.1", self.port), 10) as client:
                 client.settimeout(0.05)
                 received = None
-                for _ in range(100):  # a byte each 50 ms is never a silence of 200 ms
+                for _ in range(100):  # a byte every 50 ms is never a silence of 200 ms
                     with contextlib.suppress(OSError):
                         client.send(b"G")
                         received = client.recv(100)
@@ -3688,7 +3688,7 @@ class ServerTests(HttpCase):
 
 
 class LoginTests(HttpCase):
-    """A server that wants a password."""
+    """A server that requires a password."""
 
     LOGIN = "domoticz:s3cret"
 
@@ -4066,7 +4066,7 @@ class CheckTests(InputCase, ProgramCase):
             port = listener.getsockname()[1]
             with socket.create_connection(("127.0.0.1", port), 5) as client:
                 accepted, _ = listener.accept()
-                accepted.close()  # who closes first keeps the port in TIME_WAIT
+                accepted.close()  # the side that closes first stays in TIME_WAIT
                 client.recv(1)
         with socket.socket() as probe, self.assertRaises(OSError):
             probe.bind(("127.0.0.1", port))
@@ -4172,7 +4172,7 @@ class DemoTests(unittest.TestCase):
                 for now in range(5000, 8600, 6):
                     data = demo.frame(now)
                     meter.feed(data, now)
-                    meter.feed(data, now + 1)  # a 0 beside a current is said twice
+                    meter.feed(data, now + 1)  # a zero is read twice
                     labels = meter.labels(now)
                     drawn = int(labels.get("PAPP") or labels.get("SINSTS"))
                     power = drawn - int(labels.get("SINSTI", 0))
@@ -4225,7 +4225,7 @@ class DemoTests(unittest.TestCase):
 
 class MainTests(ProgramCase):
     def run_it(self, *arguments, program=PROGRAM, **environment):
-        """Start a run that ends by itself; return what waits for its code and text."""
+        """Start a run that ends by itself; return a function that awaits its result."""
         process = subprocess.Popen(
             [sys.executable, program, *arguments],
             stdout=subprocess.PIPE,
@@ -4242,7 +4242,7 @@ class MainTests(ProgramCase):
         return ended
 
     def run_here(self, *arguments):
-        """Return exit code and all that main() says, in this process."""
+        """Run main() in this process; return its exit code and output."""
         out = io.StringIO()
         with mock.patch("sys.argv", [PROGRAM, *arguments]):
             with mock.patch("sys.stdout", out), mock.patch("sys.stderr", out):
@@ -4284,7 +4284,7 @@ class MainTests(ProgramCase):
             dict(PYTHONIOENCODING="iso-8859-15"),
             dict(PYTHONIOENCODING="ascii"),
         )
-        # All at once, so that they start side by side.
+        # All are started before any is awaited, so that they run in parallel.
         programs = [self.start(esp_ini(free_port()), **each) for each in environments]
         lines = (["--help"], ["--config", "é.ini"])
         runs = [(line, self.run_it(*line, **e)) for e in environments for line in lines]
@@ -4324,7 +4324,7 @@ class MainTests(ProgramCase):
                     )
 
     def is_discovered(self, program, name):
-        """Say whether it answers on the fixed port, or says that another one has it."""
+        """Say whether it answers discovery, or that another program has the port."""
         if "discovery, port UDP 30303 déjà pris" in program.output():
             return True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
@@ -4457,7 +4457,7 @@ class MainTests(ProgramCase):
         esps[0].close()
         esps[1].close()
         answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
-        wait_for(lambda: answers(T2) == 503, 10)  # after 5 s, the other after 600
+        wait_for(lambda: answers(T2) == 503, 10)  # after 5 s, not 600 s
         self.assertEqual(200, answers(T1))
         code, _, text = program.end()
         self.assertEqual(0, code)
@@ -4487,7 +4487,7 @@ class MainTests(ProgramCase):
         ]
         with tempfile.TemporaryDirectory() as folder:
             runs = []
-            for place in [*lines[::40], len(content) - 3]:  # where its syntax is right
+            for place in [*lines[::40], len(content) - 3]:  # with valid syntax
                 copy = os.path.join(folder, "ecolinky.%d" % place)
                 with open(copy, "wb") as target:
                     target.write(content[: place + 1])
@@ -4551,7 +4551,7 @@ class MainTests(ProgramCase):
                 process.kill()
                 process.wait()
                 process.stderr.close()
-        self.assertIn("détail", text)  # what was written before it was full
+        self.assertIn("détail", text)  # written before the pipe was full
         self.assertNotIn("Traceback", text)
 
     def test_check_listens_long_enough_for_a_1200_baud_meter(self):
@@ -4583,7 +4583,7 @@ class MainTests(ProgramCase):
             self.esp(frames(EJP_FRAME, 0.02)),
         )
         ini = esp_ini(first.port, second.port, more="[ecodevice]\nhostname = maison\n")
-        program = self.start(ini, hasty=10)  # it waits for 5 s, and for 3
+        program = self.start(ini, hasty=10)  # it would wait for 5 s and 3 s
         wait_for(program.answers, 10)
         boxes = [DomoticzClient(program.port), DomoticzClient(program.second)]
         for box in boxes:
@@ -4615,7 +4615,7 @@ class MainTests(ProgramCase):
 @unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
 class PageTests(EspCase):
     def dom(self, port):
-        """Return the page's document as Chromium has it once the values are there."""
+        """Return the page's document in Chromium once it shows the values."""
         options = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
             " --disable-background-networking --disable-component-update"
@@ -4700,7 +4700,7 @@ class ReadmeTests(unittest.TestCase):
 
 class DomoticzCase(HttpCase):
     def after(self, *sent):
-        """Return what Domoticz stores after the frames, one each two seconds."""
+        """Return what Domoticz stores after these frames, sent two seconds apart."""
         meter = ecolinky.Meter()
         for number, data in enumerate(sent):
             meter.feed(data, 2.0 * number)
@@ -4794,7 +4794,7 @@ class CapturesTests(DomoticzCase):
         with open(name, "rb") as file:
             content = file.read()
         self.assertEqual(6668, len(content))
-        for times in (1, 4):  # at each joint the index falls
+        for times in (1, 4):  # the index falls where copies meet
             for size in (100, 247, 6668):
                 with self.subTest(times=times, size=size):
                     served = self.indexes_served(content * times, size)
@@ -4831,7 +4831,7 @@ class CapturesTests(DomoticzCase):
         self.assertLess(1000, served)
 
     def indexes_served(self, content, size):
-        """Return what is served of BASE after each chunk of so many bytes."""
+        """Return the BASE that is served after each chunk of `size` bytes."""
         meter, now, served = ecolinky.Meter(), 100.0, []
         for place in range(0, len(content), size):
             now += size / 120  # at 1200 baud
@@ -4843,7 +4843,7 @@ class CapturesTests(DomoticzCase):
 
 
 class OtherClientsTests(HttpCase):
-    """Clients that decide as the real ones do."""
+    """Imitations of clients, which decide as the real clients do."""
 
     def test_scripts_read_the_live_input_and_never_zero_for_a_stale_one(self):
         for first, second in ((0, 0), (0, 31), (31, 0), (31, 31)):
@@ -4854,7 +4854,7 @@ class OtherClientsTests(HttpCase):
                 given = [power_in_summary(self.port, number) for number in (1, 2)]
                 self.assertEqual(expected, given)
                 if first:
-                    expected = [None, None]  # with 503: that of both is not known
+                    expected = [None, None]  # status 503: neither power is known
                 elif second:
                     expected = [690, None]
                 else:
@@ -4876,7 +4876,7 @@ class OtherClientsTests(HttpCase):
         publish(self.store, 1, live())
         publish(self.store, 2, live(), 31)
         seen = []
-        for path in ("/status.xml", T1, T2):  # it takes no notice of the status
+        for path in ("/status.xml", T1, T2):  # it ignores the status
             root = ElementTree.fromstring(ask(self.port, path).body)
             seen.append({each.tag: each.text for each in root})
         self.assertEqual(("690", "HP"), (seen[1]["T1_PAPP"], seen[1]["T1_PTEC"]))
@@ -4889,7 +4889,7 @@ class OtherClientsTests(HttpCase):
         self.assertEqual({}, DomoticzClient(self.port).poll())
 
     def view_after(self, groups):
-        """Publish what a meter says that sends these groups again and again."""
+        """Publish the view of a meter that keeps sending these groups."""
         meter = ecolinky.Meter()
         for number in range(3):
             meter.feed(encoded(groups), 2.0 * number)
@@ -4920,7 +4920,7 @@ class OtherClientsTests(HttpCase):
                     seen.append(jeedom.phases(2))
                 stored = DomoticzClient(self.port).poll()[1]
                 if sum(view.fields["IINST" + phase] for phase in "123"):
-                    seen.append(stored["phases"])  # it knows them by the currents alone
+                    seen.append(stored["phases"])  # it goes by the currents
                 self.assertEqual({expected}, set(seen), (groups, seen))
                 self.assertEqual(view.fields["PAPP"], stored["power"])
 
@@ -4948,13 +4948,13 @@ class OtherClientsTests(HttpCase):
 
 @unittest.skipUnless(pyecodevices or CLIENTS_WANTED, "the clients are not installed")
 class RealClientsTests(unittest.TestCase):
-    """Home Assistant's libraries, and the one of Python scripts."""
+    """The libraries of Home Assistant, and the gce library of Python scripts."""
 
     LOGINS = ("", "domoticz:s3cret")
     CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
 
     def home_assistant(self, port, login, library=pyecodevices):
-        """Return what pyecodevices makes of each call, or what it raises."""
+        """Return the result of each call of pyecodevices, or the error it raises."""
 
         async def call():
             user, _, password = login.partition(":")
@@ -5004,7 +5004,7 @@ class RealClientsTests(unittest.TestCase):
                         status = gce_client.status(box)
                         self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
                         if age:
-                            for name in ("get_t1", "get_t2"):  # unknown, and not a zero
+                            for name in ("get_t1", "get_t2"):  # unknown, not zero
                                 for key in ("puissance_apparente", "periode_en_cours"):
                                     self.assertFalse(got[name].get(key), (name, key))
                             self.assertIsNone(gce_client.donnees(box))
@@ -5049,7 +5049,7 @@ class RealClientsTests(unittest.TestCase):
 
 
 class RelayedPiecesTests(unittest.TestCase):
-    """What a serial reader gets of a relay, without a socket."""
+    """What a serial reader receives from a relay, without a socket."""
 
     @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
     def test_linkytic_counts_each_frame_of_every_capture(self):
@@ -5057,13 +5057,13 @@ class RelayedPiecesTests(unittest.TestCase):
         self.assertGreater(len(names), 40)
         for path in names:
             if os.path.basename(path) in CapturesTests.PARTIAL:
-                continue  # nothing is served of these
+                continue  # they hold too little to be served
             with self.subTest(os.path.basename(path)), open(path, "rb") as file:
                 self.check_capture(file.read())
 
     def check_capture(self, content):
         frames_of_it = [each + b"\x03" for each in content.split(b"\x03")[:-1]]
-        looped = (frames_of_it * 40)[:40]  # 80 s: one can have no complete frame
+        looped = (frames_of_it * 40)[:40]  # 80 s, as a capture may lack a whole frame
         twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
         said, counts = labels_of(content), []
         for chunks, step in ((looped, 2.0), (twos, 4.0)):
@@ -5073,7 +5073,7 @@ class RelayedPiecesTests(unittest.TestCase):
                 relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
                 counts.append(len(found))
                 self.assertGreater(len(found), 3)
-                # All that a meter sends, and the start of the next frame.
+                # All bytes of a meter, then the start of the next frame.
                 frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
                 self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
                 self.assertIn(len(relayed) - len(found), (0, 1))
@@ -5112,7 +5112,7 @@ class RelayedPiecesTests(unittest.TestCase):
 
 
 class SerialReadersCase(EspCase):
-    """The started program between a fake ESP and readers of its relay."""
+    """The running program between a fake ESP and readers of its relay."""
 
     def setUp(self):
         super().setUp()
@@ -5125,8 +5125,8 @@ class SerialReadersCase(EspCase):
             esp = self.esp(at_pace(iter(stream), baud, self.go, pause))
             ports.append(free_port())
             ini = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\nrelay_port = %d\n"
-            # The clock is the true one: two readings that are ten seconds apart, as a
-            # busy machine may make of one, do not confirm each other.
+            # At true speed, because readings more than ten seconds apart (one second
+            # at ten times the speed) would not confirm each other on a busy machine.
             programs.append(Program(ini % (esp.port, ports[-1]), hasty=1))
             self.addCleanup(programs[-1].end)
         for program in programs:
@@ -5135,7 +5135,7 @@ class SerialReadersCase(EspCase):
 
 
 class LinkyticTests(SerialReadersCase):
-    """Linkytic on the relay of the started program."""
+    """Linkytic on the relay of the running program."""
 
     # A meter's times are divided by this, and linkytic's time-out with them: what
     # counts is that a frame lasts longer than the time-out, and the pause less.
@@ -5145,7 +5145,7 @@ class LinkyticTests(SerialReadersCase):
         paced = []
         for make, baud, _ in PACED_METERS:
             whole = [encoded(make(number)) for number in range(CONNECTIONS)]
-            half, other_half = whole[0][:100], whole[0][100:]  # none sees these
+            half, other_half = whole[0][:100], whole[0][100:]  # both go unread
             stream = whole[:FIRST_CONNECTION] + [half, None, other_half]
             stream += whole[FIRST_CONNECTION:]
             paced.append((stream, baud * self.FASTER, PAUSE / self.FASTER))
@@ -5155,7 +5155,7 @@ class LinkyticTests(SerialReadersCase):
         for reader in early:
             wait_for(lambda: len(reader.rule.frames) > 1)
             reader.stop()
-        late = self.readers(ports)  # as one that was started again
+        late = self.readers(ports)  # like a restarted reader
         for (make, _, label), readers in zip(PACED_METERS, zip(early, steady, late)):
             with self.subTest(make.__name__):
                 sent = [values_of(make(number)) for number in range(CONNECTIONS)]
@@ -5226,12 +5226,12 @@ class SerialTeleinfoTests(SerialReadersCase):
         return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
 
     def updater(self, port):
-        """Return one that reads a pseudo-terminal which a relay's bytes go into."""
+        """Return an updater that reads a relay's bytes from a pseudo-terminal."""
         connection = socket.create_connection(("127.0.0.1", port), 10)
         master, slave = os.openpty()
-        import tty  # not on every system
+        import tty  # missing on some systems
 
-        tty.setraw(slave)  # what comes before it is opened is not to be changed
+        tty.setraw(slave)  # bytes that arrive before it is opened must stay unchanged
         updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
 
         def pass_on():
@@ -5259,7 +5259,7 @@ class SerialTeleinfoTests(SerialReadersCase):
     serial_teleinfo or CLIENTS_WANTED, "the decoders are not installed"
 )
 class DecodersTests(EspCase):
-    """An hour of the demo's frames, in fast time, through the relay to decoders."""
+    """An hour of the demonstration, in fast time, through the relay to decoders."""
 
     def relayed(self, mode):
         demo = ecolinky.DemoMeter(mode)
@@ -5305,7 +5305,7 @@ class DecodersTests(EspCase):
 ######## What the tests are made of: frames ############################################
 
 
-@functools.lru_cache(maxsize=10000)  # meters repeat themselves
+@functools.lru_cache(maxsize=10000)  # meters repeat most groups
 def group(label, data, stamp=None, separator=" "):
     """Return the bytes of one group, LF to CR."""
     words = [label, data] if stamp is None else [label, stamp, data]
@@ -5384,7 +5384,7 @@ def standard(**others):
 
 
 def encoded(groups):
-    """Return the frame of either mode."""
+    """Return the groups as a frame of their own mode."""
     return frame(groups, "\t" if groups[0][0] == "ADSC" else " ")
 
 
@@ -5426,7 +5426,7 @@ TEMPO_3 = pairs(
 OLD_BASE = pairs(
     "ADCO 021728123459|OPTARIF BASE|ISOUSC 15|BASE 000777888|PTEC TH..|"
     "IINST 004|IMAX 016|MOTDETAT 000000"
-)  # no power, as in the first years
+)  # without power, like the oldest meters
 THREE_PHASES = pairs(
     "ADCO 021728123450|OPTARIF BASE|ISOUSC 20|BASE 000063207|PTEC TH..|IINST1 027|"
     "IINST2 027|IINST3 027|IMAX1 060|IMAX2 060|IMAX3 060|PMAX 18500|PAPP 18400|HHPHC A|"
@@ -5462,7 +5462,7 @@ def verdict(piece):
 
 
 def labels_of(capture):
-    """Return the labels of a capture by plain means, a dict a frame."""
+    """Decode a capture by simple means: a dict of labels for each frame."""
     found = []
     for part in re.split(b"[\x02\x03]", capture):
         groups = {}
@@ -5481,7 +5481,7 @@ def labels_of(capture):
 ######## Waiting, ports and requests ###################################################
 
 
-BUSY = 6  # times as slow as alone a machine may be
+BUSY = 6  # a machine may be this many times slower than an idle one
 
 
 def wait_for(condition, within=5.0):
@@ -5490,7 +5490,7 @@ def wait_for(condition, within=5.0):
     while True:
         try:
             value = condition()
-        except OSError:  # the answer of a moment, which a poller asks again for
+        except OSError:  # a passing failure: the caller polls again
             value = None
         if value:
             return value
@@ -5499,7 +5499,7 @@ def wait_for(condition, within=5.0):
         time.sleep(0.003)
 
 
-RESERVED = []  # UDP sockets: who has one has the TCP port of that number, too
+RESERVED = []  # UDP sockets: holding one reserves the TCP port of the same number
 
 
 def free_port():
@@ -5567,7 +5567,7 @@ def live(**changes):
 
 
 def a_snapshot(fields=None, age=0.0, **changes):
-    """Return what a reader publishes; fields None is an input that never was live."""
+    """Return a snapshot; without fields, that of an input that was never live."""
     view = ecolinky.View("historic", {}, fields, [], changes.pop("injection", None))
     shown = ecolinky.Snapshot(
         source="esp:8888",
@@ -5602,7 +5602,7 @@ Shown = collections.namedtuple("Shown", "state fields")
 
 
 def shown(inputs, number):
-    """Return what an input shows, with the name of its state."""
+    """Return the state of an input by name, and the fields it shows."""
     if number not in inputs:
         return Shown("absent", ecolinky.EMPTY)
     fields = inputs[number]
@@ -5691,7 +5691,7 @@ def once(*chunks, reset=False, silent=False):
 
 
 class QuickReader(ecolinky.Reader):
-    """The reader, with its times shortened."""
+    """A reader with shortened times."""
 
     SILENCE, PAUSE = 0.15, 0.01
 
@@ -5741,23 +5741,23 @@ MODES = ("historic", "standard", "tempo", "three-phase")
 
 
 def esp_ini(*ports, more=""):
-    """Return an ini that reads ESPs at these ports of this machine."""
+    """Return an ini that reads ESPs at these local ports."""
     text = "[teleinfo%d]\nhost = 127.0.0.1\nport = %d\ntimeout = 5\n"
     return "".join(text % each for each in enumerate(ports, 1)) + more
 
 
 def as_typed(text):
-    """Return what the program says with the signs of a keyboard."""
+    """Return the program's text with a keyboard's spaces and apostrophes."""
     return text.replace("\u00a0", " ").replace("’", "'")
 
 
 def end_with_the_tests():
-    """Let a program end with the tests that started it, however these end (Linux)."""
+    """Make the kernel end a program together with its tests (Linux)."""
     if PRCTL:
         PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-# The program with a clock that runs so many times as fast, and a shorter pause between
+# The program with a clock that runs several times as fast, and a shorter pause between
 # two connections.
 HASTY_PROGRAM = """
 import ecolinky, sys, time
@@ -5823,7 +5823,7 @@ DEMOS = {}
 
 
 def setUpModule():
-    for mode in MODES:  # all at once: they send at line rate
+    for mode in MODES:  # all in parallel, as they send at line rate
         DEMOS[mode] = Program("[teleinfo2]\ninjection = yes\n", "--demo", mode)
     DEMOS["check"] = Program("", "--demo", "tempo", "--check")
 
@@ -5957,7 +5957,7 @@ class JeedomClient:
 
 
 def script_power(port, number=1):
-    """Return what a script reads of cmd=10 that takes no notice of the status."""
+    """Return the power that a script reads from cmd=10, whatever the status."""
     content = json.loads(ask(port, CMD10).body.decode())
     return content.get("T%d_PAPP" % number)
 
@@ -5971,9 +5971,9 @@ def power_in_summary(port, number=1):
 ######## Linkytic, and meters at their pace ############################################
 
 
-LINE_TIMEOUT = 1.0  # seconds without a byte after which readline() gives what it has
+LINE_TIMEOUT = 1.0  # seconds without a byte after which readline() returns
 PAUSE = 0.03  # seconds from ETX to STX: 17 to 33 ms
-FIRST_CONNECTION, CONNECTIONS = 10, 14  # whole frames of the first one, and of both
+FIRST_CONNECTION, CONNECTIONS = 10, 14  # whole frames of the first connection, of both
 PASSES_IN = range(4, 7)  # the frames that have the alert or the notice
 
 
@@ -5996,7 +5996,7 @@ class Linkytic:
     def take(self, line):
         if not line:  # the time-out
             return
-        if self._is_first:  # it can be half a line
+        if self._is_first:  # it may be half a line
             self._is_first = False
         else:
             self._read(line.rstrip(b"\r\n").rstrip(self.FRAME_END))
@@ -6092,7 +6092,7 @@ def numbered_standard(number):
     return groups
 
 
-# How to make a frame, its baud, the label that comes and ends.
+# What makes a frame, its baud rate, and the label that comes and ends.
 PACED_METERS = (
     (numbered, 1200, "ADPS"),
     (numbered_ejp, 1200, "PEJP"),
@@ -6298,7 +6298,7 @@ class House:
         return {"HCHC": sum(easf[0::2]), "HCHP": sum(easf[1::2])}
 
 
-CUT = object()  # a connection cut: what comes next is a new one
+CUT = object()  # the connection is cut, and a new one follows
 
 
 def edited(data, edits):
@@ -6376,7 +6376,7 @@ def cut_connections(rng, data):
         return [], [data]
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.randrange(60))
-    # The group that the cut falls into is lost, even where no byte is.
+    # The group at the cut is lost even if no byte is.
     return range(start, end + 1), [data[:start], CUT, data[end:]]
 
 
@@ -6394,7 +6394,7 @@ def damages():
 
 
 def run_damage(kind, damage, frames, rng, counts, **options):
-    """Feed frames of a house through a damage into a Meter and count what is served."""
+    """Feed damaged frames of a house to a Meter, and count what is served."""
     house, meter = House(kind, rng, **options), ecolinky.Meter()
     separator = "\t" if house.standard else " "
     sent, last, recent = {}, {}, collections.deque(maxlen=60)
@@ -6410,7 +6410,7 @@ def run_damage(kind, damage, frames, rng, counts, **options):
         recent.append(int(values.get("PAPP") or values["SINSTS"]))
         touched, pieces = damage(rng, data)
         if before:
-            # The frame before is over for certain once this one's first byte is there.
+            # The first byte of this frame certainly ends the frame before.
             first, pieces = pieces[0][:1], [pieces[0][1:]] + pieces[1:]
             meter.feed(first, now)
             check_used(meter.view(now), before, awaiting, counts)
@@ -6429,7 +6429,7 @@ def run_damage(kind, damage, frames, rng, counts, **options):
 
 
 def intact_groups(groups, data, touched):
-    """Return the groups none of whose bytes, LF to CR, has been touched."""
+    """Return the groups whose bytes, LF to CR, are all untouched."""
     spans, place = [], 1
     for piece in data[1:-1].split(b"\r")[:-1]:
         spans.append((place, place + len(piece)))
@@ -6444,7 +6444,7 @@ def intact_groups(groups, data, touched):
 
 
 def check_used(view, intact, awaiting, count):
-    """Count the intact groups that were used, once their frame is over.
+    """Count the intact groups that were used, once their frame has ended.
 
     A reading of an index is used when the served index has reached it by the time that
     two more readings have arrived intact (one confirms it); all else, when the label
@@ -6473,11 +6473,11 @@ def check_used(view, intact, awaiting, count):
 
 
 def check_served(fields, truth, sent, last, recent, count):
-    """Count what is served and is false.
+    """Count the false values that are served.
 
     A false index is above what the counter held at that moment, or below what was
     served before; values between two true readings, never sent, are counted apart.
-    So is a power made of the served currents, as is served where none comes intact.
+    So is a power computed from the served currents, for want of an intact one.
     """
     if not fields:
         return
