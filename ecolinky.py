@@ -1,33 +1,43 @@
 #!/usr/bin/env python3
-"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices it knows.
+"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices that it knows.
 
-One file, Python 3.7 or later, no dependencies.  The rooms of this file stand in the
-order in which a byte passes through them, but for the threads, which come after what
-they use:
+One file, Python 3.7 or later, no dependencies.  A byte passes through the rooms of this
+file in their order; the threads come after the rooms that they use:
 
-    Decode      bytes to frames of groups whose checksum is right
-    Guard       frames to groups that can be trusted
-    Translate   the trusted labels to the 31 fields of an Eco-Devices
+    Decode      bytes to frames of groups with a right checksum
+    Guard       frames to trusted groups
+    Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the three together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Link        one ESP8266: how its connections end, what the log says of it
-    Input       one meter, its link, its history and its day, made into a snapshot
+    Link        one ESP8266: how its connections end, and what the log says about it
+    Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
-    Settings    the user's ini, checked
-    Relay       the verified frames, over TCP, to other programs that read TIC
+    Settings    the user's ini file, checked
+    Relay       verified frames, over TCP, for other programs that read TIC
     Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
     Server      threads: Store --> Documents --HTTP--> Domoticz
     Check, Demo, Main, Home page
 
-Down to Documents all is pure but for the Store's lock: no socket, no thread, no clock,
-no log.  Time is an argument, `now`, in seconds of the monotonic clock.
+Decode to Documents are pure, except for the Store's lock: no socket, no thread, no
+clock, no log.  Time is an argument, `now`, in seconds of the monotonic clock.
 
-The words, as the meter's maker has them.  A *meter* says all the time what it measures:
-that stream is its TIC.  It is made of *frames*, one each second or two; a frame is made
-of *groups*, and a group is a *label*, its *data* and a checksum: "PAPP 00790 1".  An
-*index* is a counter of energy in Wh, which never falls.  The *identity* is the meter's
-number.  The TIC has two *modes*: historic (label ADCO first) and standard (ADSC first).
+Glossary:
+
+    Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): its limit
+    TIC            what a meter sends all the time: frames, one each second or two
+    frame          groups between STX and ETX, the first of which is the identity
+    group          a label, its data and a checksum: "PAPP 00790 1"
+    identity       the meter's number: ADCO in historic mode, ADSC in standard mode
+    index          a counter of energy, Wh; EAST: the total; EASF01 to EASF10: its parts
+    power          apparent, VA: PAPP or SINSTS
+    tariff         Base, HC (off-peak), EJP (22 dear days) or Tempo (days in 3 colours)
+    period         PTEC: which index runs; in standard mode NTARF has its number
+    STGE           the status register of standard mode: overload, colours, EJP's notice
+    ESP8266        a Wi-Fi chip; ESPEasy: its program, which serves the TIC over TCP
+    Eco-Devices    a network box with two TIC inputs, 1 and 2, polled over HTTP
+    Domoticz       the home automation that polls it; Jeedom, Home Assistant: others
+    fields, tags   the values of an input in the box's documents, as T1_PAPP
 
 Sources: Enedis-NOI-CPT_54E (Linky), ERDF-NOI-CPT_02E (older meters), captures of real
 meters, and the Eco-Devices' firmware 1.05.25.
@@ -38,7 +48,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import codecs
 import configparser
 import contextlib
 import errno
@@ -52,6 +61,7 @@ import math
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import socketserver
@@ -92,33 +102,34 @@ Labels = Dict[str, str]  # label of the TIC -> data
 Fields = Dict[str, Any]
 
 MAINS_VOLTS = 230
+CONTRACT_VOLTS = 200  # by contract 6 kVA are 30 A, whatever the voltage
 
 
 ######## Decode: bytes in, frames of groups whose checksum is right out ################
 
-# STX begins a frame, ETX ends it; with EOT the meter gives up the one it is sending.
+# STX begins a frame, ETX ends it; by EOT the meter gives up the frame it is sending.
 STX = b"\x02"
 ETX = b"\x03"
 EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
-# Where a frame begins on a line without marks: its first label is the identity.
+# Where a frame begins if its STX is lost: its first label is the identity.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
 IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
-# The line is 7 bits and a parity bit.  An ESP set to 8 bits hands the parity bit on.
+# A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
 CR_WITH_PARITY_BIT = b"\x8d"
-# Control characters, which damaged lines leave around a group: captures have LF as 0B,
-# 0E or 0F, and a 0C or 08 behind the CR.
+# Control characters that damage leaves around a group: captures have 0B, 0E or 0F in
+# place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# NGTF is padded with spaces to 16 characters: where none is left the ESP replaces them.
+# NGTF is padded with spaces to 16 characters: without a space, the ESP replaces them.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
-# The ESP8266's own log on the same line: "3612 : Info  : WD   : Uptime 1".
+# The ESP8266's log on the same line: "3612 : Info  : WD   : Uptime 1".
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
-# The checksum keeps six bits of a sum: it misses a flip of bit 6, and two flips that
-# cancel.  So the data must also look as the label requires.  Labels, form of the data:
+# The checksum has six bits of a sum: it misses a flip of bit 6, and two flips that
+# cancel.  So the data must also have the form of its label.  Labels, form of the data:
 HISTORIC_INDEXES = (
     "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
 )
@@ -180,19 +191,19 @@ ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
 
 
 class Group(NamedTuple):
-    """A group that is intact: right checksum, and data of the label's form."""
+    """An intact group: its checksum is right, and its data has the label's form."""
 
     label: str
-    data: str  # the timestamp is left out, but of DATE, whose data it is
+    data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_space: bool  # its checksum covers the last space, as of some older meters
+    sum_has_space: bool  # the checksum covers the last space, as in some older meters
 
 
 class Refused(NamedTuple):
-    """What stood in a group's place and is none."""
+    """Why some bytes were rejected as a group."""
 
-    # "checksum" or "form", or one of HARMLESS: nothing but debris, or intact, but of a
-    # label that is not known
+    # "checksum" or "form": the group is damaged; or a reason of HARMLESS: only debris,
+    # or an intact group with a label that is not known.
     reason: str
 
 
@@ -200,15 +211,15 @@ HARMLESS = ("debris", "unknown")
 
 
 class Frame(NamedTuple):
-    """What could be read of one frame."""
+    """The groups that could be read of one frame."""
 
     groups: dict[str, Group]  # by label, in the meter's order
-    damaged: int  # how many groups were there and not intact
-    whole: bool  # its beginning was seen, and its end
-    before_damage: frozenset[str] = frozenset()  # labels with a damaged group behind
+    damaged: int  # number of damaged groups
+    whole: bool  # its beginning and its end were seen
+    before_damage: frozenset[str] = frozenset()  # labels followed by a damaged group
 
     def follower(self, label: str) -> str:
-        """Return the label right behind this one; empty: none, or a damaged group."""
+        """Return the label after this label; empty: the end, or a damaged group."""
         labels = list(self.groups)
         place = labels.index(label) + 1
         if label in self.before_damage or place == len(labels):
@@ -217,12 +228,12 @@ class Frame(NamedTuple):
 
 
 def checksum(body: bytes) -> int:
-    """Return the TIC checksum of the bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
+    """Return the TIC checksum of bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
     return (sum(body) & 0x3F) + 0x20
 
 
 def encode_group(words: list[str], separator: str) -> bytes:
-    """Return the bytes of a group; words: label, timestamp if there is one, data."""
+    """Return the bytes of a group; words: label, timestamp if any, data."""
     body = separator.join(words).encode("ascii")
     if separator == " ":
         return b"%s %c" % (body, checksum(body))
@@ -234,17 +245,17 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
     return STX + b"".join(b"\n%s\r" % group for group in groups) + ETX
 
 
-@functools.lru_cache(maxsize=1024)  # most groups are as last time: twice as fast
+@functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
 def decode_group(piece: bytes) -> Group | Refused:
-    """Return the group that stands between two line ends, or why it is none."""
-    # The checksum comes last and can itself be a space: strip no space at that end, and
-    # never split at spaces.
+    """Return the group between two line ends, or why it is rejected."""
+    # The checksum comes last and can be a space: do not strip spaces at that end, and
+    # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
     if separator not in FORMS:
         return Refused("form" if raw else "debris")
-    # The sum covers the last HT of standard mode, but the last space of historic mode
-    # only in some older meters.
+    # The sum covers the last HT of standard mode; the last space of historic mode, only
+    # in some older meters.
     covered = raw[:-2] if separator == b" " else raw[:-1]
     is_right = checksum(covered) == raw[-1]
     sum_has_space = not is_right and checksum(raw[:-1]) == raw[-1]
@@ -264,28 +275,28 @@ def decode_group(piece: bytes) -> Group | Refused:
 
 
 def _refuse_label(label: str, is_right: bool) -> Refused:
-    is_known = label in KNOWN_LABELS  # in the other mode
+    is_known = label in KNOWN_LABELS  # of the other mode
     if is_right and not is_known and ANY_LABEL.fullmatch(label):
         return Refused("unknown")
     return Refused("form")
 
 
 class Counts(NamedTuple):
-    """What a decoder has counted."""
+    """The counters of a decoder."""
 
-    frames: int  # with at least one intact group
-    groups: int  # intact ones
-    damaged: int  # groups
-    eight_bits: int  # chunks in which the ESP hands on the parity bits: harmless
-    esp_log: int  # frames with the ESP's own log in between
-    spaces_replaced: int  # frames: the ESP still lets most groups through
+    frames: int  # frames with at least one intact group
+    groups: int  # intact groups
+    damaged: int  # damaged groups
+    eight_bits: int  # chunks with parity bits, which are harmless
+    esp_log: int  # frames with the ESP's log in them
+    spaces_replaced: int  # frames with replaced spaces; most groups still come through
 
     def since(self, before: Counts) -> Counts:
-        """Return what has been counted since then."""
+        """Return the counts since an earlier moment."""
         return Counts(*[now - then for now, then in zip(self, before)])
 
     def lost(self) -> int:
-        """Return the damaged groups in percent of all; a single one is 1 % at least."""
+        """Return the damaged groups in percent, rounded up."""
         return math.ceil(100 * self.damaged / max(1, self.groups + self.damaged))
 
 
@@ -293,42 +304,42 @@ NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames; knows no meter and no time."""
+    """Cuts a stream of bytes into frames, whatever the meter and the time."""
 
-    LONGEST_FRAME = 2048  # bytes; the longest known one has 1,442
+    LONGEST_FRAME = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
         self.frames = 0  # frames with at least one intact group
         self.groups = 0  # intact groups
-        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by what is wrong
+        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by reason
         self._eight_bits = 0  # as in Counts
         self._esp_log = 0
         self._spaces_replaced = 0
-        self._buffer = b""  # the frame that is not over yet
-        self._opened = False  # that frame's STX has been seen
+        self._buffer = b""  # the unfinished frame
+        self._opened = False  # its STX has been seen
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes, in any chunks; return the frames that are over."""
+        """Take bytes, in chunks of any size; return the frames that are complete."""
         if not data.isascii():
             if CR_WITH_PARITY_BIT in data:
                 self._eight_bits += 1
             data = data.translate(DROP_PARITY_BIT)
         frames = []
-        # split() returns text, mark, text, mark, ..., last the text that is not over.
+        # split() returns text, mark, text, mark, ..., and last the unfinished text.
         parts = MARK.split(data)
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
         for text, mark in zip(parts[0::2], parts[1::2]):
-            # Any mark ends a frame, STX too: some serial servers eat ETX.
+            # STX also ends a frame: some serial servers drop ETX.
             if text and mark != EOT:
-                # Some servers eat STX alone: the identity begins the frame as well.
+                # The identity also begins a frame: some servers drop STX only.
                 begins = self._opened or bool(IDENTITY_FIRST.match(text))
                 frames += self._frame(text, begins)
             self._opened = mark == STX
         if self._buffer:
             frames += self._unmarked_frames()
         if len(self._buffer) > self.LONGEST_FRAME:
-            # No identity either.  Use the groups that are over.
+            # No mark and no identity: take the complete groups.
             complete, rest = cut_at_last_line_end(self._buffer)
             self._buffer = rest[-self.LONGEST_FRAME :]
             frames += self._frame(complete, False)
@@ -336,9 +347,9 @@ class Decoder:
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
-        """Return the frames between identities: some servers eat the marks."""
+        """Return the frames between identities: some servers drop all marks."""
         before, *texts = BEFORE_IDENTITY.split(self._buffer)
-        if len(texts) < 2:  # one identity is that of the frame that is not over yet
+        if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
         self._buffer = b"\n" + texts.pop()
         frames = self._frame(before, False)
@@ -347,7 +358,7 @@ class Decoder:
         return frames
 
     def counts(self) -> Counts:
-        """Return what has been counted since the start."""
+        """Return the counts since the start."""
         return Counts(
             self.frames,
             self.groups,
@@ -358,20 +369,20 @@ class Decoder:
         )
 
     def disconnected(self) -> list[Frame]:
-        """Return what was over of the last frame: what comes next is another."""
+        """Return the complete groups of the unfinished frame; begin a new frame."""
         complete, _ = cut_at_last_line_end(self._buffer)
         self._buffer = b""
         self._opened = False
         return self._frame(complete, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
-        """Return the frame that the text between two marks makes, none if empty."""
+        """Return the frame of a text between two marks, in a list; count its groups."""
         groups, reasons, before_damage = decode_groups(text)
         if reasons and ESP_LOG.search(text):
             self._esp_log += 1
         if reasons and SPACES_REPLACED.search(text):
             self._spaces_replaced += 1
-        if whole:  # what stands outside of STX and ETX is half seen, and not damage
+        if whole:  # half a frame is cut, not damaged
             for reason in reasons:
                 self.refused[reason] += 1
         if not groups:
@@ -382,7 +393,7 @@ class Decoder:
 
 
 def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
-    """Return the lines that are over, and the last line, which may not be."""
+    """Return the complete lines, and the rest."""
     end = max(text.rfind(b"\r"), text.rfind(b"\n")) + 1
     return text[:end], text[end:]
 
@@ -390,15 +401,16 @@ def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
 def decode_groups(
     text: bytes,
 ) -> tuple[dict[str, Group], list[str], frozenset[str]]:
-    """Return the groups of a frame, and what is wrong with each damaged one.
+    """Return three facts about the text of a frame.
 
-    Return also the labels of the groups that stand right before a damaged one.
+    They are its groups by label, a reason for each damaged group, and the labels that a
+    damaged group follows.
     """
     groups = {}
     reasons = []
     before_damage = set()
     label = ""
-    # A group ends at CR or LF, whichever of the two the line has left.
+    # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
         if piece:
             found = decode_group(piece)
@@ -415,10 +427,10 @@ def decode_groups(
 
 
 def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
-    """Return the labels that are summed in another way than most of their frame.
+    """Return the labels whose checksum covers other bytes than most of their frame.
 
-    A meter sums in one way.  To accept both of any would let twice as much damage
-    through: the fewer are damage.
+    A meter always sums the same bytes.  To accept both sums would let twice as much
+    damage through, so the minority is damaged.
     """
     old_sums = [label for label, group in groups.items() if group.sum_has_space]
     if not old_sums:
@@ -429,375 +441,517 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
-WH_PER_SECOND = 10  # a meter is cut off at 36 kVA
-SLACK_WH = 10  # more than that: a stalled network delivers old frames all at once
-# Seconds, at the most, between two readings that agree; short frames are not counted.
-CONFIRM_WITHIN = 10
-CURRENT_LASTS = 6  # seconds for which a current tells what the power can be
-TAKEOVER = 8  # so many agreeing readings in a row are believed against the trusted one
-FORGET_AFTER = 300  # seconds without a reading of a label that changes slowly
-# The same of what changes fast.  In overload a three-phase meter sends 20 short frames
-# of 0.65 s, then a whole frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
-FORGET_FAST_AFTER = 30
-ALL_HEARD_WITHIN = 60  # seconds after which every label of a meter has been read
-# An index that two false readings have made too high by so little stands still until
-# the meter has caught up with it, or for so long.
+# On a bad line some damaged groups have a right checksum and a right form.  These rules
+# keep them out.  FIGURES
+#
+# 1. Identity.    A frame that carries another meter's identity changes nothing, until
+#                 eight such frames in a row: two damaged identities can be equal.
+# 2. Two readings.  A label changes only when two readings in a row agree, at most ten
+#                 seconds apart.  The first of the two becomes the trusted reading: an
+#                 index is served a frame late, but the meter has certainly reached it.
+# 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
+#                 reading that breaks this rule needs eight in a row: only then was the
+#                 trusted reading wrong.  So does a change of contract.
+# 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame.  If
+#                 they do not, no index of that frame counts as a reading.
+# 5. Neighbour.   An index does not count as a reading while the label that always
+#                 follows it is missing from the frame: a full buffer joins the head of
+#                 one group to the tail of another, and leaves no damage.
+# 6. Power.       A power that matches the currents is trusted immediately, any other
+#                 power by rule 2.
+# 7. Moving values.  Currents and voltages are trusted immediately: they change all the
+#                 time, and no client adds them up.
+# 8. Silence.     A label that is no longer read is forgotten: after 30 s if it changes
+#                 fast, else after 300 s.
+# 9. End.         An alert ends with the second complete frame in a row without it.
+
+CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
+TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
+WH_PER_SECOND = 10  # rule 3: 36 kVA
+SLACK_WH = 10  # above that: a stalled network delivers old frames all at once
+# Rule 3: an index that two damaged readings have made too high by so little is not
+# replaced: the meter will soon have caught up.
 SMALL_FALL_WH = 30
-SMALL_FALL_LASTS = 120  # seconds
+SMALL_FALL_LASTS = 120  # seconds; then rule 3 replaces the index after all
+CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
+FORGET_AFTER = 300  # seconds (rule 8)
+# Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
+# a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
+FORGET_FAST_AFTER = 30
+ALL_READ_WITHIN = 60  # seconds in which a meter sends every label of its frames
 
 IDENTITIES = ("ADCO", "ADSC")
-# What decides which index is whose: another one needs TAKEOVER readings in a row.
-DECISIVE = frozenset(IDENTITIES + ("OPTARIF", "NGTF"))
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
-POWER = DRAWN_POWER | {"SINSTI"}  # SINSTI: injected
-CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 BALANCE = frozenset(EASF + ("EAST",))
+CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
 PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
 VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
-# Trusted at the first reading: they change all the time, and no client adds them up.
-MOVING = CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES, ["DATE"])
-# Forgotten as soon as a silent meter is: an old one would be drawn as a flat line.
-FAST = MOVING | POWER | {"PTEC", "NTARF", "LTARF", "STGE"}
-# Sent only while they last: over as soon as two complete frames in a row lack them.
-PASSING = OVERLOADS + ("PEJP",)
-# One of these stands near the end of each complete frame, but not in the short ones
-# that three-phase meters in overload send in between.
+
+# Each label is of one kind, which selects the rules for a new reading.
+INDEX = "index"  # rules 2 to 5
+POWER = "power"  # rule 6
+MOVING = "moving"  # rule 7
+DECISIVE = "decisive"  # rule 3: it decides whose the indexes are, or what they mean
+ORDINARY = "ordinary"  # rule 2
+KINDS = {
+    **dict.fromkeys(INDEXES, INDEX),
+    **dict.fromkeys([*DRAWN_POWER, "SINSTI"], POWER),  # SINSTI: injected
+    **dict.fromkeys(CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES), MOVING),
+    "DATE": MOVING,
+    **dict.fromkeys([*IDENTITIES, "OPTARIF", "NGTF"], DECISIVE),
+}
+
+# Forgotten early (rule 8): an old value would be drawn as a flat line.
+FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
+FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
+TRANSIENT = OVERLOADS + ("PEJP",)  # sent only while it lasts (rule 9)
+# A complete frame has one of these near its end.  A short frame does not: three-phase
+# meters in overload send short frames in between.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
-class Claim(NamedTuple):
-    """A reading that is not trusted yet and waits for the next one to agree."""
+class Candidate(NamedTuple):
+    """The last reading of a label that differs from the trusted one."""
 
     group: Group
     time: float  # when it was read
-    until: float  # when it is too late for the next one
-    is_possible: bool  # the trusted reading allows it
-    times: int  # how many in a row agree, this one counted
-    since: float  # when the first of these was read
+    deadline: float  # a later reading does not confirm it (rule 2)
+    is_possible: bool  # rule 3 allows it after the trusted reading
+    agreeing: int  # readings in a row that agree, this one included
+    since: float  # when the first of them was read
 
 
-class Knowledge:
-    """What is known of one label: a trusted group, and a claim that it has changed."""
+class LabelState:
+    """One label: the trusted reading, and the candidate to replace it."""
 
     def __init__(self, label: str) -> None:
-        self.is_index = label in INDEXES
-        self.is_power = label in POWER
-        self.is_decisive = label in DECISIVE
-        self.group: Group | None = None  # trusted; None: none yet
-        self.time = -math.inf  # when that was last read
-        self.claim: Claim | None = None
-        self.follower = ""  # of an index: the label that always stands behind it
-        self.zero_time = -math.inf  # of a power: when it was last read as 0
+        self.kind = KINDS.get(label, ORDINARY)
+        self.group: Group | None = None  # trusted
+        self.time = -math.inf  # when the trusted group was last read
+        self.candidate: Candidate | None = None
+        self.follower = ""  # of an index: the label that always follows it (rule 5)
+        self.zero_time = -math.inf  # of a power: when it was last read as 0 (rule 6)
 
     def trust(self, group: Group, time: float) -> None:
-        """Take a group for true."""
+        """Trust a reading."""
         self.group = group
         self.time = time
-        self.claim = None
+        self.candidate = None
 
-    def repeat(self, group: Group, now: float) -> bool:
-        """Note a reading of what is trusted; return whether the group is one."""
-        known = self.group
-        if known is None or known.data != group.data or known.label != group.label:
+    def distrust(self) -> None:
+        """Forget all readings."""
+        self.group = None
+        self.candidate = None
+
+    def renew(self, group: Group, now: float) -> bool:
+        """Take a reading if it equals the trusted group; return whether it does."""
+        if self.group is None or not is_same(self.group, group):
             return False
         self.trust(group, now)
         return True
 
-    def hear(self, group: Group, now: float) -> bool:
-        """Take a reading of something else; return whether it can be true.
+    def observe(self, group: Group, now: float) -> bool:
+        """Take a reading that differs, by rules 2 and 3; return whether 3 allows it."""
+        earlier = self.candidate
+        candidate = next_candidate(self, group, now)
+        self.candidate = candidate
+        if earlier is not None and candidate.agreeing > 1:
+            self._confirm(earlier, candidate)
+        return candidate.is_possible
 
-        It is trusted once the next reading agrees: two in a row.  Of the two it is the
-        first that is trusted, so an index is served a frame late, and is never one that
-        the meter did not reach.  (Of powers, which agree when they are near, it is the
-        second.)  What cannot be true after the trusted one is believed after TAKEOVER
-        readings that agree: then the trusted one was wrong.
-        """
-        is_possible = self._allows(group, now)
-        earlier = self.claim
-        if earlier is None or not self._agree(earlier, group, now):
-            self.claim = Claim(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
-            return is_possible
-        claim = Claim(
-            group,
-            now,
-            now + CONFIRM_WITHIN,
-            is_possible,
-            earlier.times + 1,
-            earlier.since,
-        )
-        self._confirm(earlier, claim)
-        return is_possible
-
-    def forget(self) -> None:
-        """Trust nothing any more."""
-        self.group = None
-        self.claim = None
-
-    def wait(self, seconds: float) -> None:
-        """Give the next reading more time to confirm the claim."""
-        if self.claim is not None:
-            self.claim = self.claim._replace(until=self.claim.until + seconds)
-
-    def _confirm(self, earlier: Claim, claim: Claim) -> None:
+    def _confirm(self, earlier: Candidate, candidate: Candidate) -> None:
         """Take two readings in a row that agree."""
-        if self.is_power:
-            self.trust(claim.group, claim.time)
-            self.claim = claim  # for the next reading to agree with
+        if self.kind == POWER:
+            # The second reading is the newer one, and need not equal the first.
+            self.trust(candidate.group, candidate.time)
+            self.candidate = candidate
             return
-        # It is the earlier one that is trusted, so that is the one to be possible.
-        is_believed = claim.times >= TAKEOVER and not self._is_small_fall(earlier)
-        if earlier.is_possible or is_believed:
+        if earlier.is_possible or is_takeover(self, earlier, candidate):
             self.trust(earlier.group, earlier.time)
-        is_trusted = self.repeat(claim.group, claim.time)
-        if not is_trusted:
-            # An index has grown meanwhile, or more readings are needed.
-            self.claim = claim
+        if not self.renew(candidate.group, candidate.time):
+            self.candidate = candidate  # the index has grown, or it takes more readings
 
-    def _is_small_fall(self, claim: Claim) -> bool:
-        """Return whether an index has just fallen by what it will soon have grown."""
-        if self.group is None or not self.is_index:
-            return False
-        fall = int(self.group.data) - int(claim.group.data)
-        is_recent = claim.time - claim.since < SMALL_FALL_LASTS
-        return 0 < fall <= SMALL_FALL_WH and is_recent
+    def extend_deadline(self, seconds: float) -> None:
+        """Give the next reading more time to confirm the candidate."""
+        if self.candidate is not None:
+            deadline = self.candidate.deadline + seconds
+            self.candidate = self.candidate._replace(deadline=deadline)
 
-    def _allows(self, group: Group, now: float) -> bool:
-        """Say whether the group can be true after the trusted one."""
-        if self.group is None:
-            return True
-        if self.is_index:
-            return can_grow(self.group, self.time, group, now)
-        return not self.is_decisive
-
-    def _agree(self, earlier: Claim, group: Group, now: float) -> bool:
-        """Say whether a reading of now confirms an earlier one."""
-        if now > earlier.until:
-            return False
-        if self.is_index:
-            return can_grow(earlier.group, earlier.time, group, now)
-        if self.is_power:
-            return is_near(int(group.data), int(earlier.group.data), 1)
-        return earlier.group.data == group.data and earlier.group.label == group.label
-
-    def last_heard(self) -> float:
+    def last_read(self) -> float:
         """Return when the label was last read, trusted or not."""
-        if self.claim is not None:
-            return self.claim.time
-        return self.time
+        return self.time if self.candidate is None else self.candidate.time
+
+
+def is_same(group: Group, other: Group) -> bool:
+    """Return whether two groups say the same."""
+    return group.data == other.data and group.label == other.label
+
+
+def next_candidate(state: LabelState, group: Group, now: float) -> Candidate:
+    """Return the candidate after one more reading (rule 2)."""
+    is_possible = can_replace(state, group, now)
+    earlier = state.candidate
+    if earlier is None or not agree(state.kind, earlier, group, now):
+        return Candidate(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
+    agreeing = earlier.agreeing + 1
+    deadline = now + CONFIRM_WITHIN
+    return Candidate(group, now, deadline, is_possible, agreeing, earlier.since)
+
+
+def agree(kind: str, earlier: Candidate, group: Group, now: float) -> bool:
+    """Return whether a reading of now confirms an earlier one (rule 2)."""
+    if now > earlier.deadline:
+        return False
+    if kind == INDEX:
+        return can_grow(earlier.group, earlier.time, group, now)
+    if kind == POWER:
+        return is_near(int(group.data), int(earlier.group.data), 1)
+    return is_same(earlier.group, group)
+
+
+def can_replace(state: LabelState, group: Group, now: float) -> bool:
+    """Return whether a reading is possible after the trusted one (rule 3)."""
+    if state.group is None:
+        return True
+    if state.kind == INDEX:
+        return can_grow(state.group, state.time, group, now)
+    return state.kind != DECISIVE
 
 
 def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
-    """Say whether an index can be `new` now when it was `old` then."""
+    """Return whether an index that was `old` then can be `new` now (rule 3)."""
     growth = int(new.data) - int(old.data)
     return 0 <= growth <= WH_PER_SECOND * (now - then) + SLACK_WH
 
 
-def is_near(power: int, other: int, phases: int) -> bool:
-    """Say whether a power, VA, is what another one of so many phases says.
+def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
+    """Return whether readings that rule 3 forbids have proved the trusted one wrong."""
+    return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
 
-    Currents are whole amperes, rounded or cut off: up to 230 VA each are missing.  The
-    mains may have 250 V for 230: a twelfth.
+
+def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
+    """Return whether an index has just fallen by what it will soon have grown."""
+    if state.group is None or state.kind != INDEX:
+        return False
+    fall = int(state.group.data) - int(candidate.group.data)
+    is_recent = candidate.time - candidate.since < SMALL_FALL_LASTS
+    return 0 < fall <= SMALL_FALL_WH and is_recent
+
+
+def is_balanced(groups: dict[str, Group]) -> bool:
+    """Return whether EASF01 to EASF10 add up to EAST (rule 4), as in every capture."""
+    if not groups.keys() >= BALANCE:
+        return True
+    total = sum([int(groups[label].data) for label in EASF])
+    return abs(int(groups["EAST"].data) - total) <= 1  # one may tick in between
+
+
+def has_follower(state: LabelState, label: str, frame: Frame, now: float) -> bool:
+    """Return whether the label behind an index is there (rule 5)."""
+    follower = frame.follower(label)
+    if not follower or follower in TRANSIENT:
+        return True
+    is_missing = bool(state.follower) and state.follower not in frame.groups
+    return not is_missing or now - state.last_read() > FORGET_AFTER
+
+
+def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
+    """Learn which label follows an index, of a frame that rule 5 lets pass."""
+    follower = frame.follower(label)
+    if not follower or follower in TRANSIENT:
+        return
+    if state.follower in frame.groups and follower != state.follower:
+        # The index was trusted while `follower`, which stands in between, was lost.
+        state.distrust()
+    state.follower = follower
+
+
+def is_near(power: int, other: int, phases: int) -> bool:
+    """Return whether two powers, VA, can be the same power of so many phases.
+
+    A current is in whole amperes, rounded or cut off: up to 230 VA a phase are missing.
+    The mains may have 250 V in place of 230: a twelfth more.
     """
     return abs(power - other) <= MAINS_VOLTS * phases + power / 12
 
 
-class Guard:
-    """What can be trusted of one meter; knows no bytes and no Eco-Devices.
+def matches_currents(power: Group, amperes: list[int]) -> bool:
+    """Return whether a power matches the currents of all phases (rule 6)."""
+    if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
+        return False  # such a meter counts in tens, as all captures show
+    return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
-    Two rules.  What is served, power and currents aside, changes only when two readings
-    in a row agree.  Currents change at once, and a power does where it fits them; where
-    it does not, it waits for a second reading like all else.
-    """
+
+# Whose frame it is (rule 1).
+OURS = "ours"
+NEW = "new"  # another meter's, from now on ours
+FOREIGN = "foreign"
+UNKNOWN_OWNER = "unknown"
+
+
+class Identity:
+    """Rule 1: decides whose frames are taken."""
+
+    def __init__(self) -> None:
+        self._state = LabelState("ADCO")  # or ADSC
+
+    def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
+        """Take the identity of a frame; return whose the frame is."""
+        state = self._state
+        group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
+        if group is None:
+            is_contested = state.candidate and now <= state.candidate.deadline
+            return UNKNOWN_OWNER if is_contested or was_silent else OURS
+        if state.renew(group, now):
+            return OURS
+        is_first = state.group is None
+        state.observe(group, now)
+        if state.candidate is None:  # this frame has confirmed it
+            return OURS if is_first else NEW
+        if is_first:
+            # Groups of two possible meters must not mix: each of them begins anew.
+            return NEW if state.candidate.agreeing == 1 else OURS
+        return FOREIGN
+
+    def label(self) -> str:
+        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
+        if self._state.group is not None:
+            return self._state.group.label
+        if self._state.candidate is not None:
+            return self._state.candidate.group.label
+        return ""
+
+
+class FrameOrder:
+    """The labels of a meter's frames, in the meter's order."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.last_whole: list[str] = []  # labels of the last undamaged frame
+        self.last_whole_time = -math.inf
+        self.whole_without_power = 0  # undamaged frames in a row
+
+    def learn(self, frame: Frame, now: float) -> bool:
+        """Learn the labels of a frame; return whether the frame is complete.
+
+        A flipped bit makes an STX of the LF before a group, and so cuts a frame in two,
+        neither with a damaged group.  The first half does not end as the frame before
+        did, the second half does not begin with the identity: neither is complete.
+        """
+        labels = list(frame.groups)
+        is_whole = has_both_ends(frame)
+        if not DRAWN_POWER.isdisjoint(labels):
+            self.whole_without_power = 0
+        elif is_whole:
+            self.whole_without_power += 1
+        is_complete = is_whole and labels[-1:] == self.last_whole[-1:]
+        if is_complete:
+            self.labels = list(labels)
+            if labels != self.last_whole:
+                self._insert(self.last_whole)
+        elif not is_short(frame):
+            self._insert(labels)
+        if is_whole:
+            self.last_whole = labels
+            self.last_whole_time = now
+        return is_complete
+
+    def _insert(self, labels: Iterable[str]) -> None:
+        """Insert each new label behind the label that it follows in a frame."""
+        place = 0  # 0: of half a frame, whose first label is not known
+        for label in labels:
+            if label in self.labels:
+                place = self.labels.index(label) + 1
+            elif place or label in IDENTITIES:
+                self.labels.insert(place, label)
+                place += 1
+
+
+def has_both_ends(frame: Frame) -> bool:
+    """Return whether a frame is undamaged, from its identity to a last label."""
+    if not frame.whole or frame.damaged:
+        return False
+    first = next(iter(frame.groups))
+    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
+
+
+def is_short(frame: Frame) -> bool:
+    """Return whether a frame has only identity and currents: an overload."""
+    labels = frame.groups.keys()
+    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
+
+
+class Guard:
+    """Applies the rules to the frames of one meter; knows no bytes, no Eco-Devices."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self._keep_slow = max(timeout, FORGET_AFTER)  # seconds; not for FAST labels
-        self.last_frame = -math.inf  # when the meter's last frame was over
-        self.unbalanced_time = -math.inf  # when a frame's EASF last were not its EAST
-        self.implausible = 0  # refused: wrong growth, wrong sum of EASF, other identity
-        self.labels: dict[str, Knowledge] = {}
-        # Whose frames are taken.  What is served of it is in `labels`, like all else.
-        self._identity = Knowledge("ADCO")  # or ADSC
-        self._order: list[str] = []  # the labels as the meter's frames have them
-        self._last_whole: list[str] = []  # labels of the last frame without damage
-        self._last_whole_time = -math.inf
+        self.identity = Identity()
+        self.last_frame = -math.inf  # when the last frame of this meter was complete
+        self.unbalanced_time = -math.inf  # when rule 4 was last broken
+        self.implausible = 0  # groups that rules 1 and 3 to 5 refused
         self._relay_from = math.inf  # when all labels of the meter have been read
-        self._frames_without_power = 0  # complete ones, in a row
-        self.frames = 0  # of this meter
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        """Begin with a meter of which nothing is known."""
+        self.labels: dict[str, LabelState] = {}
+        self.frames = 0
+        self._order = FrameOrder()
 
     def is_silent(self, now: float) -> bool:
-        """Say whether the meter has sent no frame for longer than the time-out."""
+        """Return whether the meter has sent no frame for longer than the time-out."""
         return now - self.last_frame > self.timeout
 
     def take(self, frame: Frame, now: float) -> bool:
-        """Take a frame that was over at `now` seconds; return whether it is ours."""
+        """Take a frame that ended at `now` seconds; return whether it is ours."""
         was_silent = self.is_silent(now)
-        if not self._take_identity(frame.groups, now):
+        owner = self.identity.owner_of(frame, now, was_silent)
+        if owner == FOREIGN:
+            self.implausible += len(frame.groups)
+        if owner in (FOREIGN, UNKNOWN_OWNER):
             return False
+        if owner == NEW:
+            self._forget_all()
         if was_silent or not self.labels:
-            self._relay_from = now + ALL_HEARD_WITHIN
-        if _is_short(frame) and not was_silent:
-            for known in self.labels.values():
-                known.wait(now - self.last_frame)
+            self._relay_from = now + ALL_READ_WITHIN
+        if is_short(frame) and not was_silent:
+            # A short frame confirms nothing: it does not count as time (rule 2).
+            for state in self.labels.values():
+                state.extend_deadline(now - self.last_frame)
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        self._take_order(frame, now)
+        self._learn(frame, now)
         return True
 
     def _take_groups(self, frame: Frame, now: float) -> None:
         for label, group in frame.groups.items():
-            known = self.labels.get(label)
-            if known is None:
-                known = self.labels[label] = Knowledge(label)
-            # What repeat() does, sooner: most are the same object, by decode_group's
-            # cache.
-            if known.group is group:
-                known.time = now
-                known.claim = None
-            elif not known.repeat(group, now):
-                self._take_change(known, group, frame, now)
-
-    def _take_identity(self, groups: dict[str, Group], now: float) -> bool:
-        """Follow whose frames these are; return whether this one is the meter's."""
-        identity = self._identity
-        group = groups.get("ADCO") or groups.get("ADSC")
-        if group is None:
-            # Ours, but not while another identity is claimed, nor after a silence.
-            claim = identity.claim
-            is_claimed = claim is not None and now <= claim.until
-            return not is_claimed and not self.is_silent(now)
-        if identity.repeat(group, now):
-            return True
-        is_first = identity.group is None
-        identity.hear(group, now)
-        claim = identity.claim  # None: this frame has confirmed it
-        if is_first:
-            # Groups of two claimed meters must not mix: each new claim starts anew.
-            if claim is not None and claim.times == 1:
-                self._start_anew()
-            return True
-        if claim is None:  # at last it is believed: there is another meter now
-            self._start_anew()
-            return True
-        self.implausible += len(groups)
-        return False
-
-    def _start_anew(self) -> None:
-        self.labels = {}
-        self._order = []
-        self._last_whole = []
-        self._frames_without_power = 0
-        self.frames = 0
+            state = self.labels.get(label)
+            if state is None:
+                state = self.labels[label] = LabelState(label)
+            # renew(), only faster: decode_group's cache returns the same object.
+            if state.group is group:
+                state.time = now
+                state.candidate = None
+            elif not state.renew(group, now):
+                self._take_change(state, frame, group, now)
 
     def _take_change(
-        self, known: Knowledge, group: Group, frame: Frame, now: float
+        self, state: LabelState, frame: Frame, group: Group, now: float
     ) -> None:
-        """Take a group that says something else than before."""
-        if group.label in MOVING:
-            known.trust(group, now)
+        """Take a reading that differs from the trusted one."""
+        if state.kind == MOVING:
+            state.trust(group, now)
             return
-        if known.is_power and self._take_power(known, group, now):
+        if state.kind == POWER and self._take_power(state, group, now):
             return
-        is_refused = False
-        if known.is_index:
-            is_refused = not _take_follower(known, group.label, frame, now)
-            if group.label in BALANCE and not _is_balanced(frame.groups):
-                is_refused = True
-                self.unbalanced_time = now
-        if is_refused or not known.hear(group, now):
+        may_read = state.kind != INDEX or self._may_read(state, frame, group.label, now)
+        if not may_read or not state.observe(group, now):
             self.implausible += 1
 
-    def _take_power(self, known: Knowledge, power: Group, now: float) -> bool:
-        """Trust a power that fits the last seconds' currents; return whether it does.
+    def _may_read(
+        self, state: LabelState, frame: Frame, label: str, now: float
+    ) -> bool:
+        """Apply rules 4 and 5 to an index; return whether it counts as a reading."""
+        may_read = has_follower(state, label, frame, now)
+        if may_read:
+            learn_follower(state, label, frame)
+        if label in BALANCE and not is_balanced(frame.groups):
+            self.unbalanced_time = now
+            may_read = False
+        return may_read
+
+    def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
+        """Apply rule 6 to a power; return whether it is trusted.
 
         A house that injects has a power of 0 beside a current.  Panels and load can
-        pulse, so a second 0 is trusted, though it is not the next reading.
+        pulse, so a second 0 is trusted even if another power stood in between.
         """
+        is_trusted = matches_currents(power, self._amperes(now))
+        if not is_trusted and int(power.data) == 0:
+            is_trusted = now - state.zero_time <= FORGET_AFTER
+            state.zero_time = now
+        if is_trusted:
+            state.trust(power, now)
+        return is_trusted
+
+    def _amperes(self, now: float) -> list[int]:
+        """Return the currents that were read in the last seconds."""
         amperes = []
         for label in CURRENTS.intersection(self.labels):
-            current = self.labels[label]
-            if current.group is not None and now - current.time <= CURRENT_LASTS:
-                amperes.append(int(current.group.data))
-        fits = is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
-        if power.label == "PAPP" and len(amperes) == 1:
-            # This meter counts in tens, as the captures show: other powers are damaged.
-            fits = fits and power.data.endswith("0")
-        if not fits and int(power.data) == 0:
-            fits = now - known.zero_time <= FORGET_AFTER
-            known.zero_time = now
-        if fits:
-            known.trust(power, now)
-        return fits
+            state = self.labels[label]
+            if state.group is not None and now - state.time <= CURRENT_LASTS:
+                amperes.append(int(state.group.data))
+        return amperes
 
-    def _take_order(self, frame: Frame, now: float) -> None:
-        """Learn from a frame which labels the meter sends, and in which order.
-
-        A flipped bit makes an STX of the LF before a group, and so two frames of one,
-        each without a damaged group.  The first of the two does not end as the frame
-        before, the second does not begin with the identity: neither is complete.
-        """
+    def _learn(self, frame: Frame, now: float) -> None:
+        """Learn the order of the labels, and which labels have ended."""
         labels = list(frame.groups)
-        if not DRAWN_POWER.isdisjoint(labels):
-            self._frames_without_power = 0
-        elif _has_both_ends(frame):
-            self._frames_without_power += 1
-        if _has_both_ends(frame):
-            is_complete = labels[-1:] == self._last_whole[-1:]
-            if is_complete:
-                self._take_complete(frame, now)
-            self._last_whole = labels
-            self._last_whole_time = now
-            if is_complete:
-                return
-        if not _is_short(frame):
-            self._learn_order(labels)
-
-    def _take_complete(self, frame: Frame, now: float) -> None:
-        """Learn from a complete frame, and from the one before, what has ended.
-
-        A line can lose a whole group, so a label is over when both frames lack it.
-        """
+        previous = self._order.last_whole
+        previous_time = self._order.last_whole_time
+        if not self._order.learn(frame, now):
+            return
         self._relay_from = min(now, self._relay_from)
-        labels = list(frame.groups)
-        self._order = list(labels)
-        if labels != self._last_whole:
-            self._learn_order(self._last_whole)
+        if labels != previous:
             for label in INDEXES.intersection(labels):
-                _take_follower(self.labels[label], label, frame, now)
-        for label in PASSING:
-            known = self.labels.get(label)
-            if known is None or label in labels:
+                state = self.labels[label]
+                if has_follower(state, label, frame, now):
+                    learn_follower(state, label, frame)
+        for label in TRANSIENT:
+            ended = self.labels.get(label)
+            if ended is None or label in labels:
                 continue
-            if known.last_heard() < self._last_whole_time:
+            if ended.last_read() < previous_time:  # both frames lack it (rule 9)
                 del self.labels[label]
 
-    def _learn_order(self, labels: Iterable[str]) -> None:
-        """Put each new label of a frame behind the label that it follows there."""
-        place = 0  # behind the label before; 0: in half a frame that is not known
-        for label in labels:
-            if label in self._order:
-                place = self._order.index(label) + 1
-            elif place or label in IDENTITIES:
-                self._order.insert(place, label)
-                place += 1
+    def known(self, now: float) -> dict[str, Group]:
+        """Return the trusted groups that were read lately (rule 8), by label."""
+        keep_slow = max(self.timeout, FORGET_AFTER)
+        groups = {}
+        for label, state in self.labels.items():
+            limit = FORGET_FAST_AFTER if label in FAST else keep_slow
+            if state.group is not None and now - state.time <= limit:
+                groups[label] = state.group
+        return groups
 
-    def vouch(self, frame: Frame, now: float) -> list[Group]:
+    def unread(self, labels: Iterable[str], now: float) -> list[str]:
+        """Return the labels that have not been read for a while."""
+        unread = []
+        for label in labels:
+            state = self.labels.get(label)
+            if state is None or now - state.last_read() > FORGET_FAST_AFTER:
+                unread.append(label)
+        return unread
+
+    def is_power_lost(self, label: str, now: float) -> bool:
+        """Return whether it is no use to wait for a power that is not known.
+
+        Either the meter sends no power (two undamaged frames had none), or this label,
+        which was trusted once, has not come intact for a while.
+        """
+        state = self.labels.get(label)
+        is_lost = False
+        if state is not None and state.group is not None:
+            is_lost = now - state.last_read() > FORGET_FAST_AFTER
+        return is_lost or self._order.whole_without_power > 1
+
+    def trusted_frame(self, frame: Frame, now: float) -> list[Group]:
         """Return the trusted groups to relay in place of a frame that was taken.
 
-        They stand in the meter's order.  A group that was damaged, or is not trusted
-        yet, is there as it was last.  Return none until every label of the meter is
-        trusted: Domoticz stores 0 for an index that its first frame lacks.
+        They stand in the meter's order; a group that is damaged, or not trusted yet, is
+        replaced by the last trusted one.  The list is empty until every label of the
+        meter is trusted: Domoticz stores 0 for an index that its first frame lacks.
         """
         if now < self._relay_from:
             return []
-        if any(self._is_awaited(label, now) for label in self._order):
+        if any(self._is_awaited(label, now) for label in self._order.labels):
             return []
-        order = list(frame.groups) if _is_short(frame) else self._order
+        order = list(frame.groups) if is_short(frame) else self._order.labels
         if set(IDENTITIES).isdisjoint(order):
             return []  # half a short frame
         known = self.known(now)
@@ -806,110 +960,30 @@ class Guard:
     def _is_awaited(self, label: str, now: float) -> bool:
         """Return whether a label is read, but is not trusted yet.
 
-        For an index there is no end of that; another label may change all the time.
+        An index is awaited without end; another label may change all the time.
         """
-        known = self.labels.get(label)
-        if known is None or known.group is not None:
+        state = self.labels.get(label)
+        if state is None or state.group is not None:
             return False
-        is_early = now <= self._relay_from + ALL_HEARD_WITHIN
-        is_read = now - known.last_heard() <= ALL_HEARD_WITHIN
-        return is_read and (is_early or known.is_index)
-
-    def known(self, now: float) -> dict[str, Group]:
-        """Return the trusted groups that have been read lately, by label."""
-        groups = {}
-        for label, known in self.labels.items():
-            limit = FORGET_FAST_AFTER if label in FAST else self._keep_slow
-            if known.group is not None and now - known.time <= limit:
-                groups[label] = known.group
-        return groups
-
-    def unread(self, labels: Iterable[str], now: float) -> list[str]:
-        """Return the labels that have not been read for a while."""
-        unread = []
-        for label in labels:
-            known = self.labels.get(label)
-            if known is None or now - known.last_heard() > FORGET_FAST_AFTER:
-                unread.append(label)
-        return unread
-
-    def identity_label(self) -> str:
-        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
-        if self._identity.group is not None:
-            return self._identity.group.label
-        if self._identity.claim is not None:
-            return self._identity.claim.group.label
-        return ""
-
-    def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether there is no use in waiting for a power that is not known.
-
-        The meter sends none (two whole frames had none), or this label, which it did
-        send, has not come intact for a while.
-        """
-        known = self.labels.get(label)
-        is_lost = False
-        if known is not None and known.group is not None:
-            is_lost = now - known.last_heard() > FORGET_FAST_AFTER
-        return is_lost or self._frames_without_power > 1
-
-
-def _has_both_ends(frame: Frame) -> bool:
-    """Return whether a frame is undamaged, from its identity to a last label."""
-    if not frame.whole or frame.damaged:
-        return False
-    first = next(iter(frame.groups))
-    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
-
-
-def _is_short(frame: Frame) -> bool:
-    """Return whether a frame has identity and currents alone: an overload."""
-    labels = frame.groups.keys()
-    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
-
-
-def _take_follower(known: Knowledge, label: str, frame: Frame, now: float) -> bool:
-    """Learn which label always stands behind an index; return whether it does here.
-
-    Else the index may be the head of one group and the tail of another: a buffer that
-    is full loses the bytes in between, in each frame the same ones, and with them the
-    label behind the index.  That leaves no damage.
-    """
-    follower = frame.follower(label)
-    if not follower or follower in PASSING:
-        return True
-    is_gone = bool(known.follower) and known.follower not in frame.groups
-    if is_gone and now - known.last_heard() <= FORGET_AFTER:
-        return False
-    if known.follower and not is_gone and follower != known.follower:
-        known.forget()  # trusted while this label, which stands in between, was lost
-    known.follower = follower
-    return True
-
-
-def _is_balanced(groups: dict[str, Group]) -> bool:
-    """Say whether EASF01 + ... + EASF10 is EAST, as in every captured meter."""
-    if not groups.keys() >= BALANCE:
-        return True
-    parts = sum([int(groups[label].data) for label in EASF])
-    return abs(int(groups["EAST"].data) - parts) <= 1  # it may tick in between
+        is_early = now <= self._relay_from + ALL_READ_WITHIN
+        is_read = now - state.last_read() <= ALL_READ_WITHIN
+        return is_read and (is_early or state.kind == INDEX)
 
 
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is its firmware's misspelling of PAPP: both are there.
+# PPAP is the firmware's misspelling of PAPP: both have the power.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
     " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
-TEXTS = ("ADCO", "OPTARIF", "PTEC", "DEMAIN", "HHPHC", "MOTDETAT")
-# Those that a historic-mode meter says itself, in the same words.
+# The tags that are labels of historic mode, with the same data.
 OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
 NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
 NOTHING = "----"
-# What the device shows of an input with nothing on it.
+# An input without a meter, as the device shows it.
 EMPTY: Fields = {
     **dict.fromkeys(FIELDS, 0),
     "ADCO": "0",
@@ -919,17 +993,16 @@ EMPTY: Fields = {
     "HHPHC": "0",
     "MOTDETAT": "000000",
 }
-CONTRACT_VOLTS = 200  # in a contract 6 kVA are 30 A, at whatever voltage
-LEAST_MAXIMUM = 1  # A: to Jeedom, a client, an IMAX of 0 is no meter
-MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: no Linky allows more
-BALANCED_WITHIN = 100  # Wh: EAST and the EASF are confirmed at different frames
-NOTICE_MINUTES = 30  # what PEJP says while a moving peak is announced
+LEAST_MAXIMUM = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
+MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: the limit of every Linky
+BALANCED_WITHIN = 100  # Wh: EAST and EASF01 to 10 are confirmed in different frames
+NOTICE_MINUTES = 30  # PEJP while a moving peak is announced
 
 
 class Period(NamedTuple):
     """A period of a tariff, by its PTEC."""
 
-    tag: str  # of its index
+    tag: str  # the tag of its index
     name: str  # for the user
 
 
@@ -953,10 +1026,10 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # its PTEC
+    periods: tuple[str, ...]  # the PTEC of each
 
     def indexes(self) -> list[str]:
-        """Return the tags of its indexes."""
+        """Return the tags of the tariff's indexes."""
         return [PERIODS[ptec].tag for ptec in self.periods]
 
 
@@ -968,7 +1041,7 @@ TARIFFS = (BASE, HC, EJP, TEMPO)
 
 
 def tariff_of(option: str) -> Tariff | None:
-    """Return the tariff of an OPTARIF; x of BBRx differs, and EJP may have a space."""
+    """Return the tariff of an OPTARIF, which is BBR with any letter, or EJP and any."""
     for tariff in TARIFFS:
         if tariff.option[:3] == option[:3]:
             return tariff
@@ -982,13 +1055,13 @@ def indexes_of(fields: Fields) -> Fields:
 
 
 def name_of_tariff(fields: Fields) -> str:
-    """Return what the user reads of a tariff: its name, and its OPTARIF."""
+    """Return a tariff as the user reads it: its name, and its OPTARIF."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
     return f"{tariff.name} ({fields['OPTARIF']})"
 
 
 def number_of(labels: Labels, *names: str) -> int | None:
-    """Return the number of the first of these labels that is there, else None."""
+    """Return the number of the first of these labels that is known, or None."""
     for name in names:
         if name in labels:
             return int(labels[name])
@@ -1006,15 +1079,15 @@ THREE_PHASE_LABELS = frozenset(
 
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
-    """Return the suffix of each phase: 1, 2 and 3, or nothing where there is one."""
-    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # one alone may be damage
+    """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
+    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # a single label may be damage
     return ("1", "2", "3") if three else ("",)
 
 
-def fill(said: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields: as said, else as of an input with nothing on it.
+def fill(known: Fields, tariff: Tariff | None) -> Fields:
+    """Return the 31 fields: the known fields, then EMPTY's.
 
-    What must be said before anything is served is None where it is not.
+    A field that is needed before anything may be served is None while it is not known.
     """
     needed = list(NEEDED)
     if tariff is not None:
@@ -1022,12 +1095,15 @@ def fill(said: Fields, tariff: Tariff | None) -> Fields:
     fields = dict(EMPTY)
     for tag in needed:
         fields[tag] = None
-    fields.update(said)
+    fields.update(known)
     return fields
 
 
 def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return a number for each phase: of the first name that is there with it, or 0."""
+    """Return for each phase the first of these labels, with its suffix, that is known.
+
+    A phase without such a label has 0.
+    """
     values = []
     for phase in phases:
         value = number_of(labels, *[name + phase for name in names])
@@ -1038,10 +1114,10 @@ def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int
 def phase_fields(
     phases: Iterable[str], currents: list[int], maxima: list[int]
 ) -> Fields:
-    """Return IINST1 to 3 and IMAX1 to 3 of values by phase.
+    """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
-    A single phase is phase 1, and stands in IINST and IMAX too.  The fields that are
-    left out are 0: clients tell the number of phases by IMAX2, IINST and IINST2.
+    A single phase has its values in IINST1 and IMAX1 as well as in IINST and IMAX.  The
+    other fields are left to EMPTY: clients see three phases by IMAX2, IINST and IINST2.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
@@ -1052,55 +1128,66 @@ def phase_fields(
 
 
 def translate_historic(labels: Labels) -> Fields:
-    """Return the 31 fields of a historic-mode meter; None where one is not known.
+    """Return the 31 fields of a historic-mode meter; a field not known yet is None.
 
-    They are its own labels, but for the phases', the alerts (the highest is ADPS), PPOT
-    (hexadecimal) and an EJP that some meters write with a space.
+    They are the meter's labels, except for the phases, the alerts (the highest is
+    ADPS), PPOT (hexadecimal) and EJP, which some meters write with a space.
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
     tags = list(OWN_TAGS)
-    # No other tariff's: those of a former contract are known for a while.
+    # Leave out other indexes: the guard knows those of a former contract for a while.
     if tariff is not None:
         tags += tariff.indexes()
-    said: Fields = {}
+    fields: Fields = {}
     for tag in tags:
         if tag in labels:
-            said[tag] = labels[tag] if tag in TEXTS else int(labels[tag])
+            is_text = isinstance(EMPTY[tag], str)
+            fields[tag] = labels[tag] if is_text else int(labels[tag])
     currents = phase_values(labels, phases, "IINST")
     maxima = phase_values(labels, phases, "IMAX")
-    said.update(phase_fields(phases, currents, maxima))
-    said["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
+    fields.update(phase_fields(phases, currents, maxima))
+    fields["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
     if "PPOT" in labels:
-        said["PPOT"] = int(labels["PPOT"], 16)
+        fields["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
-        said["OPTARIF"] = EJP.option
-    if tariff is not None and said.get("PTEC") not in tariff.periods:
-        said["PTEC"] = None  # the contract changes: OPTARIF follows
-    return fill(said, tariff)
+        fields["OPTARIF"] = EJP.option
+    if tariff is not None and fields.get("PTEC") not in tariff.periods:
+        fields["PTEC"] = None  # the contract is changing: OPTARIF will follow
+    return fill(fields, tariff)
 
 
-COLOURS = (NOTHING, "BLEU", "BLAN", "ROUG")  # of a Tempo day, as STGE numbers them
+class Colour(NamedTuple):
+    """The colour of a Tempo day."""
+
+    letter: str  # the last letter of PTEC
+    word: str  # in DEMAIN, and in LTARF
+    name: str  # for the user
+
+
+COLOURS = {  # as STGE numbers them; 0: not announced
+    1: Colour("B", "BLEU", "bleu"),
+    2: Colour("W", "BLAN", "blanc"),
+    3: Colour("R", "ROUG", "rouge"),
+}
 
 
 class Register(NamedTuple):
     """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
 
-    overload: bool  # bit 7: the power is above what is subscribed
-    running_index: int  # bits 10 to 13, plus one: what NTARF says
-    today: str  # bits 24 and 25: a colour
-    tomorrow: str  # bits 26 and 27: a colour
-    moving_peak: bool  # bits 28 and 29: a notice of one, or one
+    overload: bool  # bit 7: the power is above the subscribed power
+    running_index: int  # bits 10 to 13, plus one: 1 to 16, as NTARF
+    tomorrow: int  # bits 26 and 27: the number of a colour
+    moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
     @classmethod
     def of(cls, stge: str) -> Register:
-        """Return what the eight hexadecimal digits say."""
+        """Return the register of eight hexadecimal digits."""
         bits = int(stge, 16)
         return cls(
             overload=bool((bits >> 7) & 1),
             running_index=((bits >> 10) & 15) + 1,
-            today=COLOURS[(bits >> 24) & 3],
-            tomorrow=COLOURS[(bits >> 26) & 3],
+            tomorrow=(bits >> 26) & 3,
             moving_peak=bool((bits >> 28) & 3),
         )
 
@@ -1109,14 +1196,14 @@ UNKNOWN_REGISTER = Register.of("00000000")
 
 
 def text_of(labels: Labels, label: str) -> str:
-    """Return a free text of standard mode without its padding, in capitals."""
+    """Return a text of standard mode without its padding, in capitals."""
     return " ".join(labels.get(label, "").upper().split())
 
 
-# The PTEC while index 1, 2, ... 10 runs.  Each of the ten has a period, so that no
-# energy is left out of the sum, that of a former contract neither.
+# The PTEC while index 1, 2, ... 10 runs.  All ten have a period, so that no energy is
+# left out of the sum, not even the energy of a former contract.
 ALL_HOURS = BASE.periods * 10
-ODD_IS_CHEAP = HC.periods * 5  # as in every supplier's calendar met so far
+ODD_IS_CHEAP = HC.periods * 5  # as in the calendars of all known suppliers
 COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
 SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
@@ -1126,16 +1213,16 @@ class Contract(NamedTuple):
 
     name: str  # pattern of NGTF, as text_of() returns it
     tariff: Tariff
-    numbering: tuple[str, ...]  # PTEC by index: where the energy of each is counted
-    # The label that tells the period: NTARF where that numbering is known, else LTARF.
-    period_label: str
-    used: int  # indexes that it uses; all ten where that is not known
-    source: str  # the capture, or the public code, that has it
+    numbering: tuple[str, ...]  # the PTEC of each of the ten indexes
+    period_label: str  # which label gives the period: NTARF, or LTARF (see below)
+    used: int  # number of indexes in use; ten if that is not known
+    source: str  # the capture or the public code in which it was met
 
 
-# In this order.  NGTF alone decides, for it alone belongs to the contract: LTARF, NTARF
-# and STGE change with the hour.  A name that only contains TEMPO, EJP or POINTE is
-# another supplier's, with other indexes.
+# The first name that matches decides.  Only NGTF belongs to the contract; LTARF, NTARF
+# and STGE change with the hour.  A name that merely contains TEMPO, EJP or POINTE is
+# another supplier's, with other indexes.  The period comes from NTARF if it is known
+# which index is which, else from LTARF's words.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
@@ -1166,11 +1253,11 @@ CONTRACTS = (
 
 
 def contract_of(labels: Labels) -> Contract | None:
-    """Return the contract of a standard-mode meter, None while it is not known."""
+    """Return the contract of a standard-mode meter; None: NGTF is not known yet."""
     if "NGTF" not in labels:
         return None
     name = text_of(labels, "NGTF")
-    return next(each for each in CONTRACTS if re.fullmatch(each.name, name))
+    return next(row for row in CONTRACTS if re.fullmatch(row.name, name))
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
@@ -1178,7 +1265,7 @@ DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
-    """Return the PTEC that the period's text tells, None if it does not."""
+    """Return the PTEC that the words of LTARF name; None: they name no period."""
     if tariff is BASE:
         return "TH.."
     if tariff is EJP and ltarf:
@@ -1190,17 +1277,17 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     hours = "HC" if is_cheap else "HP"
     if tariff is HC:
         return hours + ".."
-    for colour, letter in zip(COLOURS[1:], "BWR"):
-        if colour in ltarf:
-            return hours + "J" + letter
+    for colour in COLOURS.values():
+        if colour.word in ltarf:
+            return hours + "J" + colour.letter
     return None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
-    """Return the PTEC of a standard-mode meter, None where nothing says it.
+    """Return the PTEC of a standard-mode meter; None: it is not known.
 
-    Where the contract's numbering is known the running index tells it, so that the
-    period is the one whose index grows: LTARF has been seen stale.
+    If the contract's numbering is known, take the period of the running index, so that
+    period and growing index agree: some meters send an old LTARF.
     """
     running_index = running_index_of(labels)
     in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
@@ -1210,7 +1297,7 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 
 
 def running_index_of(labels: Labels) -> int | None:
-    """Return which EASF grows, 1 to 10, by NTARF, else by STGE; None: not known."""
+    """Return the number of the EASF that grows, from NTARF or STGE; None: not known."""
     numbers = range(1, len(EASF) + 1)
     number = number_of(labels, "NTARF")
     if number not in numbers and "STGE" in labels:
@@ -1227,7 +1314,7 @@ def is_total_right(labels: Labels) -> bool:
 
 
 def standard_indexes(contract: Contract, labels: Labels) -> Fields:
-    """Return the tariff's indexes, none until their sum is EAST."""
+    """Return the tariff's indexes; no index until the EASF add up to EAST."""
     if not is_total_right(labels):
         return {}
     if contract.tariff is BASE:
@@ -1238,61 +1325,55 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
     return sums
 
 
-def rounded(number: float) -> int:
-    """Return the nearest integer, a half upwards."""
-    return int(number + 0.5)
-
-
 def label_of_power(labels: Labels) -> str:
-    """Return the label of the power that is drawn."""
+    """Return the label of the drawn power."""
     if "ADSC" not in labels:
         return "PAPP"
-    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the oldest
+    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: first version
 
 
 def translate_standard(labels: Labels) -> Fields:
-    """Return the 31 fields of a standard-mode meter; None where one is not known."""
+    """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
     register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
     phases = phases_of(labels)
-    # A single phase, which has no suffix, is IRMS1 all the same.
+    # A single phase has no suffix, but its current is still IRMS1.
     currents = phase_values(labels, phases, "IRMS", "IRMS1")
     powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
-    maxima = [rounded(power / MAINS_VOLTS) for power in powers]
-    said = {
+    maxima = [round(power / MAINS_VOLTS) for power in powers]
+    tomorrow = COLOURS.get(register.tomorrow)
+    fields: Fields = {
         "ADCO": labels.get("ADSC"),
-        "DEMAIN": register.tomorrow,
+        "DEMAIN": NOTHING if tomorrow is None else tomorrow.word,
         "PAPP": number_of(labels, label_of_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
     if "PREF" in labels:  # kVA
         volt_amperes = 1000 * int(labels["PREF"]) / len(phases)
-        said["ISOUSC"] = rounded(volt_amperes / CONTRACT_VOLTS)
+        fields["ISOUSC"] = round(volt_amperes / CONTRACT_VOLTS)
     if register.overload:
-        said["ADPS"] = max(
-            currents
-        )  # in historic mode it is the current that is too high
+        fields["ADPS"] = max(currents)  # historic mode has the excessive current here
     contract = contract_of(labels)
     if contract is None:
-        return fill(said, None)
-    said["OPTARIF"] = contract.tariff.option
-    said["PTEC"] = standard_period(contract, labels)
-    if register.moving_peak and said["PTEC"] != "PM..":
-        said["PEJP"] = NOTICE_MINUTES
-    said.update(standard_indexes(contract, labels))
-    return fill(said, contract.tariff)
+        return fill(fields, None)
+    fields["OPTARIF"] = contract.tariff.option
+    fields["PTEC"] = standard_period(contract, labels)
+    if register.moving_peak and fields["PTEC"] != "PM..":
+        fields["PEJP"] = NOTICE_MINUTES
+    fields.update(standard_indexes(contract, labels))
+    return fill(fields, contract.tariff)
 
 
 def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
-    """Return the fields of an input that shows what a meter injects, None if nothing.
+    """Return the fields of an input that shows injected energy; None: there is none.
 
-    `drawn` are the fields of the input that shows what it draws.  EAIT is the index of
-    what is injected, SINSTI its power.
+    EAIT is the injected energy, SINSTI its power.  `drawn` are the fields of the input
+    that shows the drawn energy of the same meter.
     """
     if "EAIT" not in labels or "SINSTI" not in labels:
         return None
     power = int(labels["SINSTI"])
     phases = phases_of(labels)
-    current = rounded(power / MAINS_VOLTS / len(phases))
+    current = round(power / MAINS_VOLTS / len(phases))
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
     fields.update(phase_fields(phases, [current] * 3, [0] * 3))
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
@@ -1303,13 +1384,13 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
 
 
 def phase_count(fields: Fields) -> int:
-    """Return the number of phases of the meter that the fields show."""
-    return 3 if fields["IMAX2"] else 1  # never 0 on three phases: LEAST_MAXIMUM
+    """Return the number of phases, 1 or 3."""
+    return 3 if fields["IMAX2"] else 1  # on three phases at least LEAST_MAXIMUM
 
 
 ######## Meter: the three parts together ###############################################
 
-# Tag of the device, if it is no index -> labels of a standard-mode meter that tell it.
+# The labels of standard mode that a tag is made of, except for the tags of indexes.
 STANDARD_LABELS = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
@@ -1317,7 +1398,7 @@ STANDARD_LABELS = {
     "PTEC": ("NTARF", "LTARF"),
     "PAPP": ("SINSTS",),
 }
-INDEX_LABELS = ("EAST",) + EASF  # an index is made of all of them
+INDEX_LABELS = ("EAST",) + EASF  # each index needs all of them: EAST is their sum
 
 
 def missing_labels(tags: list[str], labels: Labels) -> list[str]:
@@ -1327,7 +1408,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
         wanted = STANDARD_LABELS.get(tag, INDEX_LABELS)
         absent = [label for label in wanted if label not in labels]
         if wanted is not INDEX_LABELS:
-            absent = absent[:1]  # one at a time: the others may not be needed
+            absent = absent[:1]  # the first label may be enough
         missing += absent
     return list(dict.fromkeys(missing))
 
@@ -1338,13 +1419,13 @@ MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
 
 
 class View(NamedTuple):
-    """What a meter says at one moment."""
+    """All that is known of a meter at one moment."""
 
     mode: str | None  # HISTORIC or STANDARD; None: not known yet
-    labels: Labels  # those that are trusted; none of a meter that is silent
-    fields: Fields | None  # the 31 to serve; None unless all of them are known
-    missing: list[str]  # the labels that are still needed for them
-    injection: Fields | None  # the 31 of what it injects; None where it does not
+    labels: Labels  # the trusted labels; empty while the meter is silent
+    fields: Fields | None  # the 31 fields to serve; None: some are not known
+    missing: list[str]  # the labels that those fields need
+    injection: Fields | None  # the 31 fields of the injected energy, if there is any
 
 
 class Meter:
@@ -1356,13 +1437,14 @@ class Meter:
         self.timeout = timeout
         self.decoder = Decoder()
         self.guard = Guard(timeout)
-        self._is_relayed = is_relayed  # else nobody asks for `verified`
-        # The frames to relay that the last bytes have ended, as they can be trusted.
+        self._is_relayed = is_relayed
+        # The frames that the last bytes have completed, with trusted groups only; empty
+        # unless is_relayed.
         self.verified: list[bytes] = []
         self._last_byte = -math.inf  # when the last bytes came
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take bytes as they came at `now` seconds; return how many frames are over."""
+        """Take bytes of `now`, in seconds; return the number of complete frames."""
         self._last_byte = now
         self.verified = []
         frames = self.decoder.feed(data)
@@ -1373,33 +1455,33 @@ class Meter:
         return len(frames)
 
     def _verify(self, frame: Frame, now: float) -> None:
-        """Add what can be relayed of a frame, while the meter's values are served."""
+        """Add the trusted groups of a frame, if the meter's values are served."""
         view = self.view(now)
         if view.fields is None:
             return
-        # Domoticz ends itself on a Tempo frame without NTARF (TeleinfoBase.cpp).
+        # Domoticz crashes on a Tempo frame without NTARF (TeleinfoBase.cpp).
         is_tempo = view.fields["OPTARIF"] == TEMPO.option
         if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
             return
-        groups = self.guard.vouch(frame, now)
+        groups = self.guard.trusted_frame(frame, now)
         if groups:
             self.verified.append(encode_frame(group.raw for group in groups))
 
     def disconnected(self) -> None:
-        """Note that the link ended: what comes next does not continue what came."""
+        """Note that the link ended: the next bytes do not continue the last ones."""
         for frame in self.decoder.disconnected():
             self.guard.take(frame, self._last_byte)
 
     def fields(self, now: float) -> Fields | None:
-        """Return the 31 fields to serve, tag -> int or str; None unless all is known.
+        """Return the 31 fields to serve, tag -> int or str; None: some are not known.
 
-        All is: identity, tariff, period, all indexes of the tariff, and power.
+        Needed are identity, subscription, tariff, period, the tariff's indexes, power.
         """
         return self.view(now).fields
 
     @property
     def last_frame(self) -> float:
-        """When the last frame of this meter came; -inf before the first."""
+        """When the last frame of this meter came; -inf: there was no frame yet."""
         return self.guard.last_frame
 
     def is_silent(self, now: float) -> bool:
@@ -1407,15 +1489,15 @@ class Meter:
         return self.guard.is_silent(now)
 
     def was_unbalanced(self, since: float) -> bool:
-        """Return whether the EASF of a frame since then were not its EAST."""
+        """Return whether a frame since then had EASF that do not add up to EAST."""
         return self.guard.unbalanced_time >= since
 
     def has_ever_sent(self, label: str) -> bool:
-        """Return whether a label was ever heard of this meter."""
+        """Return whether this meter has sent a label."""
         return label in self.guard.labels
 
     def counts(self) -> Counts:
-        """Return what the decoder has counted since the start."""
+        """Return the decoder's counters since the start."""
         return self.decoder.counts()
 
     def refused(self) -> dict[str, int]:
@@ -1423,15 +1505,15 @@ class Meter:
         return dict(self.decoder.refused, implausible=self.guard.implausible)
 
     def labels(self, now: float) -> Labels:
-        """Return the trusted labels of a meter that is live, else none."""
+        """Return the trusted labels; empty while the meter is silent."""
         if self.guard.is_silent(now):
             return {}
         return {label: group.data for label, group in self.guard.known(now).items()}
 
     def view(self, now: float) -> View:
-        """Return what the meter says now, which is translated once for all of it."""
+        """Return all that is known of the meter now."""
         labels = self.labels(now)
-        mode = MODES.get(self.guard.identity_label())
+        mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._complete(fields, labels, now)
@@ -1442,30 +1524,29 @@ class Meter:
         missing = unknown
         if mode == STANDARD:
             missing = missing_labels(unknown, labels)
-        # A label can be there and tell nothing: a period of another contract.
+        # A label can be known and useless: the period of another contract.
         missing = [label for label in missing if label not in labels]
         if mode == STANDARD and not missing and not is_total_right(labels):
-            missing = self.guard.unread(INDEX_LABELS, now)  # they are known, but old
+            missing = self.guard.unread(INDEX_LABELS, now)  # known, but old
         return View(mode, labels, None, missing, None)
 
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Put into the fields what labels alone do not tell."""
+        """Complete fields that labels alone do not give."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
-            # Domoticz divides by it, and would keep a load of "inf" percent for ever.
+            # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
         if fields["PAPP"] is None and self.guard.is_power_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
-            # A current without power flows out of a house that injects.  Domoticz would
-            # make a power of it; the number of phases it knows from IMAX.
+            # A current without power: the house injects.  Domoticz would make a drawn
+            # power of the current.
             fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
-        # The firmware's own misspelling: both are there.
         fields["PPAP"] = fields["PAPP"]
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
-        """Return the VA of the currents: the oldest meters send no power."""
+        """Return the power of the currents, VA: the oldest meters send no power."""
         if not CURRENTS & labels.keys():
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
@@ -1520,8 +1601,8 @@ CUT_BY_ESP = Reason(
 )
 EVICTED = Reason(
     ESP,
-    "un autre programme lit l'ESP, qui ferme chaque connexion",
-    "arrêter cet autre programme",
+    "un autre programme lit l'ESP, qui ne sert qu'un lecteur",
+    "arrêter cet autre programme (nc, second ecolinky, autre domotique)",
 )
 NO_BYTE = Reason(
     ESP,
@@ -1683,12 +1764,6 @@ A_FEW = 4  # frames: until then a label may only be late
 LEAP_WH = 1000  # more than a meter can have counted: worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
-
-
-def french(text: str) -> str:
-    """Return a text with the no-break spaces and the apostrophes of French."""
-    text = text.replace("'", "’")
-    return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
 
 
 class LinkError(Exception):
@@ -2613,6 +2688,12 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
     }
 
 
+def french(text: str) -> str:
+    """Return a text for the page, with French no-break spaces and apostrophes."""
+    text = text.replace("'", "’")
+    return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
+
+
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return what /ecolinky.json says of one input."""
     view = snapshot.view_at(now)
@@ -2659,8 +2740,8 @@ def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
     }
 
 
-DAY_NAMES = {"B": "bleu", "W": "blanc", "R": "rouge"}  # by the last letter of PTEC
-TOMORROW_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
+NAMES_BY_LETTER = {colour.letter: colour.name for colour in COLOURS.values()}
+NAMES_BY_WORD = {colour.word: colour.name for colour in COLOURS.values()}
 
 
 def describe_tariff(fields: Fields) -> Fields | None:
@@ -2680,8 +2761,8 @@ def describe_tariff(fields: Fields) -> Fields | None:
     days = None
     if tariff is TEMPO:
         days = {
-            "today": DAY_NAMES.get(running[3:]),
-            "tomorrow": TOMORROW_NAMES.get(fields["DEMAIN"]),
+            "today": NAMES_BY_LETTER.get(running[3:]),
+            "tomorrow": NAMES_BY_WORD.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
@@ -3443,6 +3524,7 @@ def answer_discovery(device: Device) -> None:
 
 ######## Check: what is wrong with the link ############################################
 
+BEGUN = ""
 OK = "ok"
 WARNING = "ATTENTION"
 FAILED = "ÉCHEC"
@@ -3451,17 +3533,32 @@ FAILED = "ÉCHEC"
 def tell(text: str, stream: TextIO) -> None:
     """Print a line for the user, in French, if there is anybody to read it."""
     with contextlib.suppress(OSError):
-        print(french(text), file=stream, flush=True)
+        print(text, file=stream, flush=True)
+
+
+def tell_for_now(text: str) -> None:
+    """Show a line that the next one replaces, on a terminal alone; empty: wipe it."""
+    if not sys.stdout.isatty():
+        return
+    width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+    with contextlib.suppress(OSError):
+        print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
 
 class Finding(NamedTuple):
     """A line that --check prints."""
 
-    verdict: str  # OK, WARNING or FAILED
+    verdict: str  # OK, WARNING or FAILED; BEGUN: there is none yet
     about: str
     text: str
 
+    @property
+    def line(self) -> str:
+        """Return the finding as it is printed."""
+        return f"{self.verdict:9} {self.about} : {self.text}"
 
+
+READING = "je lis %s:%d, %.0f secondes au plus..."
 ENOUGH_FRAMES = 5  # to see how good a line is
 ENOUGH_EVICTIONS = 2  # a first one may be an ESP that has just started
 
@@ -3472,11 +3569,34 @@ def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
     # What is wrong has to be known before the look is over.
     reader = Reader(number, settings, store, patience=seconds / 2)
     end = time.monotonic() + seconds
+    snapshot = store.read()[number]
     reader.start()
-    while time.monotonic() < end and not is_decided(store.read()[number]):
-        time.sleep(0.05)
-    reader.stopped.set()
-    return store.read()[number]
+    try:
+        while time.monotonic() < end and not is_decided(snapshot):
+            time.sleep(0.05)
+            before = snapshot
+            snapshot = store.read()[number]
+            if snapshot is not before:
+                tell_for_now(news(snapshot, before))
+    finally:
+        reader.stopped.set()
+        tell_for_now("")  # after Ctrl-C, too
+    return snapshot
+
+
+def news(snapshot: Snapshot, before: Snapshot) -> str:
+    """Return what has come from a meter since a snapshot of before."""
+    known = before.view.labels
+    labels = snapshot.view.labels.items()
+    groups = [f"{label} {data}" for label, data in labels if known.get(label) != data]
+    return ", ".join([counted(snapshot), *groups])
+
+
+def counted(snapshot: Snapshot) -> str:
+    """Return how many groups have come from a meter."""
+    refused = snapshot.counters["refused"]
+    damaged = refused["checksum"] + refused["form"]
+    return f"{snapshot.counters['groups']} groupes intacts, {damaged} abîmés"
 
 
 def is_decided(snapshot: Snapshot) -> bool:
@@ -3493,18 +3613,14 @@ def is_decided(snapshot: Snapshot) -> bool:
 
 def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     """Return what is to be said of an input; the last finding is the verdict."""
-    refused = snapshot.counters["refused"]
-    groups = snapshot.counters["groups"]
     view = snapshot.view
     if snapshot.evictions >= ENOUGH_EVICTIONS:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
         return [Finding(FAILED, name, reason)]
-    if not groups:
+    if not snapshot.counters["groups"]:
         reason = f"rien ne sera transmis, {snapshot.reason}"
         return [Finding(FAILED, name, reason)]
-    damaged = refused["checksum"] + refused["form"]
-    counted = f"{groups} groupes intacts, {damaged} abîmés"
-    findings = [Finding(OK, name, counted)]
+    findings = [Finding(OK, name, counted(snapshot))]
     findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
     if view.fields is None:
         reason = str(snapshot.reason)
@@ -3595,42 +3711,44 @@ def own_address(settings: Settings) -> str:
             return "de cette machine"
 
 
-def check_inputs(settings: Settings, seconds: float) -> list[Finding]:
-    """Return what there is to say of the inputs."""
-    findings = []
+def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
+    """Yield what there is to say of the inputs, as soon as it is known."""
     for number, source in settings.inputs.items():
+        name = f"teleinfo{number}"
+        yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, seconds)
-        findings += judge(f"teleinfo{number}", snapshot)
+        yield from judge(name, snapshot)
         is_heard = snapshot.view.fields is not None
         if settings.second == INJECTION and is_heard and not snapshot.view.injection:
-            findings.append(Finding(WARNING, "teleinfo2", DOES_NOT_INJECT))
-    return findings
+            yield Finding(WARNING, "teleinfo2", DOES_NOT_INJECT)
 
 
-def check_ports(settings: Settings) -> list[Finding]:
-    """Return whether the ports are free, and what to do with them in Domoticz."""
+def check_ports(settings: Settings) -> Iterator[Finding]:
+    """Yield whether the ports are free, and what to do with them in Domoticz."""
     http = settings.http
     its_ports = ports_of_ecolinky(http)
-    findings = []
     for name, port in settings.named_ports:
-        findings.append(check_port(name, http.address, port, port in its_ports))
+        yield check_port(name, http.address, port, port in its_ports)
     address = own_address(settings)
     for port in settings.ports:
         hardware = f"matériel Eco Devices, adresse {address}, port {port}"
-        findings.append(Finding(OK, "Domoticz", hardware))
+        yield Finding(OK, "Domoticz", hardware)
     for port in settings.relay_ports.values():
         hardware = f"Teleinfo EDF with LAN interface, adresse {address}, port {port}"
-        findings.append(Finding(OK, "TIC vérifiée", "matériel " + hardware))
-    return findings
+        yield Finding(OK, "TIC vérifiée", "matériel " + hardware)
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print what is found, a line each; return 1 if something failed, else 0."""
-    findings = check_inputs(settings, seconds) + check_ports(settings)
-    failed = [finding for finding in findings if finding.verdict == FAILED]
-    others = [finding for finding in findings if finding.verdict != FAILED]
-    for finding in others + failed:  # what is wrong is read last
-        tell(f"{finding.verdict:9} {finding.about} : {finding.text}", sys.stdout)
+    """Print each line when it is known; return 1 if something failed, else 0."""
+    failed = []
+    for findings in (check_inputs(settings, seconds), check_ports(settings)):
+        for finding in findings:
+            if finding.verdict == FAILED:
+                failed.append(finding)  # what is wrong is read last
+            else:
+                tell(finding.line, sys.stdout)
+    for finding in failed:
+        tell(finding.line, sys.stdout)
     return 1 if failed else 0
 
 
@@ -3775,7 +3893,7 @@ class DemoMeter:
             total=f"{total:09}",
             power=f"{max(0, power):05}",
             returned=f"{max(0, -power):05}",
-            amperes=f"{rounded(amperes):03}",
+            amperes=f"{round(amperes):03}",
             # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
             phase1=f"{int(1 + 0.5 * amperes):03}",
             phase2=f"{int(1 + 0.3 * amperes):03}",
@@ -4016,32 +4134,17 @@ def stop(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-PLAIN = {"\u00a0": " ", "’": "'"}
-
-
-def plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what a terminal cannot show: an error handler for codecs.
-
-    Returns what to print instead, and where to go on.
-    """
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    wrong = error.object[error.start : error.end]
-    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
-
-
 def printable(stream: TextIO | None) -> TextIO:
     """Return a stream that one can print on: under any locale, even if it is closed."""
     if stream is None:  # as by >&-
         return open(os.devnull, "w")
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="plain")
+        stream.reconfigure(errors="replace")
     return stream
 
 
 def run() -> int:
     """Run main whatever its standard output and error are; return the exit code."""
-    codecs.register_error("plain", plain)
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
     try:
@@ -4129,7 +4232,7 @@ summary { cursor: pointer; }
   border: 1px solid; border-radius: 99px; padding: 3px 12px; color: var(--mark);
   font-size: 13px; font-weight: 600; text-align: center;
 }
-.alert { color: var(--bad); }
+.alert { color: var(--bad); font-size: 20px; font-weight: 600; }
 .remark { color: var(--warn); }
 .caption { color: var(--soft); font-size: 13px; padding: 6px 0 4px; }
 
@@ -4148,6 +4251,7 @@ summary { cursor: pointer; }
 /* What is wrong, where the gauge would be. */
 .trouble:not(:empty) { padding: 12px 0 20px; font-size: 17px; }
 .trouble b { display: block; color: var(--mark); font-size: 24px; line-height: 1.3; }
+.trouble p { margin-top: 8px; }
 
 /* What is not live is grey: its colours become the soft one, still easy to read. */
 .stale .energy, .waiting .energy, .stale .gauge, .stale .days {
@@ -4327,26 +4431,26 @@ function model(input, seen) {
   const fields = input.fields || {};
   const state = stateOf(input, seen);
   const live = state === "live";
-  const limit = live && limitOf(input);
+  const limit = live && netPower(input) >= 0 && limitOf(input);
   const share = limit ? fields.PAPP / limit : 0;
   const lastFrame = seen.receivedAt - input.age * 1000;
-  const remarks = live ? input.remarks : [];  // what could be better
+  const way = wayOf(input, live, lastFrame, seen);
+  const remarks = live ? remarksOf(input, way) : [];
   return {
     number: input.input,
     state,
     stateText: stateText(state, remarks, lastFrame, seen.now),
     stateMark: stateMark(state, fields, remarks),
-    ...wayOf(input, live, lastFrame, seen),
+    way,
     trouble: live || !seen.connected ? null : troubleOf(input),
-    remarks: remarks.map(sentence),
-    power: live ? number(fields.PAPP) : DASH,
+    remarks,
+    power: live ? number(netPower(input)) : DASH,
     share,
     shareText: limit ? quantity(100 * share, "%") : "",
     limitText: limitText(input, live),
     load: loadOf(share),
     alert: live ? alertOf(fields) : "",
     currents: currentsOf(input, live),
-    injection: injectionOf(input, live),
     ...tariffOf(input, live, seen),
     chart: chartOf(input, live, seen),
     link: linkOf(input, seen),
@@ -4364,19 +4468,15 @@ function wayOf(input, live, lastFrame, seen) {
   const ecolinky = seen.connected
     ? at("ecolinky", true, "en marche depuis " + duration(seen.uptime))
     : { mark: "bad", fact: "ne répond pas" };
-  const domoticz = domoticzOf(seen, mark(true));
-  return {
-    way: [
-      { name: "Linky", ...at("linky", live, frame) },
-      { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
-      { name: "ecolinky", ...ecolinky },
-      { name: "Domoticz", ...domoticz },
-    ],
-    advice: live && domoticz.mark === "bad" ? NO_READER : "",
-  };
+  return [
+    { name: "Linky", ...at("linky", live, frame) },
+    { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
+    { name: "ecolinky", ...ecolinky },
+    { name: "Domoticz", ...domoticzOf(seen, live) },
+  ];
 }
 
-function domoticzOf(seen, mark) {
+function domoticzOf(seen, live) {
   if (!seen.clients.length) return { mark: "soft", fact: "n’a pas encore lu" };
   const { address, age } = seen.clients[0];
   const time = seen.receivedAt - age * 1000;
@@ -4384,7 +4484,20 @@ function domoticzOf(seen, mark) {
     const since = clockOrDate(time, seen.now);
     return { mark: "bad", fact: `${address} ne lit plus depuis ${since}` };
   }
-  return { mark, fact: `lu par ${address} ${ago(time, seen.now)}` };
+  const fact = `lu par ${address} ${ago(time, seen.now)}`;
+  return live ? { mark: "good", fact } : { mark: "soft", fact: fact + ", sans valeur" };
+}
+
+// What could be better while values come.
+function remarksOf(input, way) {
+  const isRead = way[3].mark !== "bad";
+  const remarks = input.remarks.map(sentence);
+  if (remarks.length) remarks.push("Les valeurs transmises restent justes.");
+  return isRead ? remarks : [...remarks, NO_READER];
+}
+
+function netPower({ fields, injection }) {
+  return fields.PAPP - (injection ? injection.PAPP : 0);
 }
 
 // Why nothing is live, what to do, and where; in grey while it only takes a while.
@@ -4423,6 +4536,7 @@ function limitOf(input) {
 }
 
 function limitText(input, live) {
+  if (live && netPower(input) < 0) return "injectés sur le réseau";
   if (!limitOf(input)) return "";
   const { ISOUSC, IINST } = input.fields;
   const single = input.phases !== 3;
@@ -4460,15 +4574,6 @@ function currentsOf(input, live) {
     const value = quantity(live ? amperes : null, "A") + (live ? limit : "");
     return { phase, name: "Phase " + phase, value, share, load: loadOf(share) };
   });
-}
-
-// What solar panels send to the grid.
-function injectionOf(input, live) {
-  if (!input.injection) return null;
-  return {
-    power: quantity(live ? input.injection.PAPP : null, "VA"),
-    running: live && input.injection.PAPP > 0,
-  };
 }
 
 // The indexes, and what each has counted today.
@@ -4519,9 +4624,8 @@ function chartOf(input, live, seen) {
   while (points.length && points[0].power === null) points.shift();
   const known = points.filter((point) => point.power !== null).length;
   if (live) {
-    const injected = input.injection ? input.injection.PAPP : 0;
     const last = { lost: 0, cheap: 0, ...points[points.length - 1] };
-    points.push({ ...last, time: seen.now, power: input.fields.PAPP - injected });
+    points.push({ ...last, time: seen.now, power: netPower(input) });
   }
   return {
     number: input.input, points, now: seen.now, limit: limitOf(input),
@@ -4565,11 +4669,6 @@ function html(strings, ...values) {
   return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
 }
 
-function injectionRow({ running, power }, n) {
-  return html`<div class="row ${running ? "running" : ""}">
-    <span>Injecté sur le réseau</span><b id="injection-${n}">${power}</b></div>`;
-}
-
 function currentRow(current, n) {
   const percent = 100 * Math.min(1, current.share);
   return html`<div class="row ${current.load}"><span>${current.name}</span>
@@ -4607,8 +4706,7 @@ function cardHead(card, several) {
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
     <p class="pill ${card.stateMark}" id="state-${n}">${card.stateText}</p></header>
     <ol class="way">${card.way.map((each) => stationHtml(each, n))}</ol>
-    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}
-    <p class="remark">${card.advice}</p>`;
+    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
 }
 
 function troubleHtml({ mark, cause, remedy, page }) {
@@ -4621,7 +4719,6 @@ function powerHtml(card, n) {
     <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
     <p class="limit"><b id="share-${n}">${card.shareText}</b>
       <span id="limit-${n}">${card.limitText}</span></p></div>
-    ${card.injection ? injectionRow(card.injection, n) : ""}
     ${card.currents.map((current) => currentRow(current, n))}`;
 }
 
@@ -4804,7 +4901,7 @@ function lostGroups(axes, points) {
     return `M${x} ${STRIP}v${-height.toFixed(1)}`;
   });
   return html`<path d="M${LEFT} ${STRIP}H${axes.width}"/>
-    ${axisText(LEFT - 8, STRIP + 2, "end", "pertes")}
+    ${axisText(LEFT - 8, STRIP + 2, "end", "liaison")}
     <path class="lost" d="${bars.join("")}"/>`;
 }
 
@@ -4828,7 +4925,7 @@ function nearest(points, time) {
 }
 
 function describePoint({ time, power, lost }) {
-  const losses = lost ? `, pertes ${quantity(lost, "%")}` : "";
+  const losses = lost ? `, ${quantity(lost, "%")} perdus` : "";
   return `${clockTime(time)}${NBSP}: ${quantity(power, "VA")}${losses}`;
 }
 
@@ -4961,7 +5058,8 @@ function paintCards(now) {
   document.title = `${cards.map((card) => card.power).join(" · ")} VA · ecolinky`;
   const host = location.hostname;
   const isNew = !clients.length && cards.some((card) => card.state === "live");
-  show(element("todo"), isNew ? instructions(answer, host) : "");
+  show(element("todo"), isNew ? [html`<h2>Il reste à faire</h2>`,
+    instructions(answer, host)] : "");
   show(element("domoticz"), footer(answer, host));
 }
 

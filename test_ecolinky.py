@@ -1849,7 +1849,7 @@ class LinkTests(InputCase):
             self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
             self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
         (said,) = self.said(logging.WARNING)
-        self.assertIn("un autre programme lit l'ESP, qui ferme", said)
+        self.assertIn("un autre programme lit l'ESP, qui ne sert qu'un", said)
         self.assertEqual("live", self.shown().state)
 
     def test_long_connections_that_end_do_not_count_as_evictions(self):
@@ -4002,6 +4002,60 @@ class CheckTests(InputCase, ProgramCase):
         self.assertLess(time.monotonic() - started, 30)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
 
+    def test_check_prints_each_line_as_soon_as_it_is_known(self):
+        out, before_the_first, before_the_second = io.StringIO(), [], []
+
+        def after(text, seen):
+            def script(esp, connection):
+                wait_for(lambda: text in as_typed(out.getvalue()), 5)
+                seen.append(as_typed(out.getvalue()))
+                frames(HC_FRAME)(esp, connection)
+
+            return script
+
+        first = self.esp(after("je lis", before_the_first))
+        second = self.esp(after("seront transmises", before_the_second))
+        settings = ecolinky.parse_settings(
+            esp_ini(first.port, second.port)
+            + "[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+            % (free_port(), free_port())
+        )
+        with mock.patch("sys.stdout", out):
+            self.assertEqual(0, ecolinky.check(settings, 10), out.getvalue())
+        begun = " " * 10 + "teleinfo%d : je lis 127.0.0.1:%d, 10 secondes au plus..."
+        self.assertEqual([begun % (1, first.port)], before_the_first[0].splitlines())
+        self.assertEqual(
+            begun % (2, second.port), before_the_second[0].splitlines()[-1]
+        )
+        self.assertNotIn("port ", before_the_second[0])
+        self.assertNotIn("\r", out.getvalue())
+
+    def test_check_shows_arriving_groups_on_a_terminal(self):
+        settings = ecolinky.parse_settings(
+            esp_ini(self.esp(frames(HC_FRAME, every=0.06)).port)
+            + "[http]\naddress = 127.0.0.1\nport = %d\n" % free_port()
+        )
+        size = os.terminal_size((50, 24))
+        with mock.patch("sys.stdout", io.StringIO()) as out:
+            with mock.patch("shutil.get_terminal_size", return_value=size):
+                with mock.patch.object(out, "isatty", return_value=True):
+                    self.assertEqual(0, ecolinky.check(settings, 10))
+        text = as_typed(out.getvalue())
+        shown = [part for part in text.split("\r") if part and "\n" not in part]
+        self.assertEqual({49}, set(map(len, shown)))
+        self.assertIn("groupes intacts, 0 abîmés, ADCO 0217281", "".join(shown))
+        self.assertEqual("", shown[-1].strip())  # it is erased
+        self.assertNotIn("ADCO", text[text.index("\n", text.rindex("\r")) :])
+
+    def test_ctrl_c_erases_the_progress_of_check(self):
+        settings = ecolinky.parse_settings(esp_ini(self.esp(once(silent=True)).port))
+        with mock.patch("sys.stdout", io.StringIO()) as out:
+            with mock.patch.object(out, "isatty", return_value=True):
+                with mock.patch("time.sleep", side_effect=KeyboardInterrupt):
+                    with self.assertRaises(KeyboardInterrupt):
+                        ecolinky.check(settings, 10)
+        self.assertRegex(out.getvalue(), r"\A.*au plus\.\.\.\n\r +\r\Z")
+
     def test_a_silent_noisy_or_contested_link_is_judged_in_time(self):
         noise = random.Random(2)
         garbage = bytes(noise.randrange(256) for _ in range(400))
@@ -4554,6 +4608,13 @@ class MainTests(ProgramCase):
         self.assertIn("détail", text)  # written before the pipe was full
         self.assertNotIn("Traceback", text)
 
+    def test_ctrl_c_ends_check_without_a_message(self):
+        program = self.start(esp_ini(self.esp(once(silent=True)).port), "--check")
+        wait_for(lambda: "je lis" in program.output(), 10)
+        code, seconds, text = program.end(signal.SIGINT)
+        self.assertEqual((1, 1), (code, len(text.splitlines())), text)
+        self.assertLess(seconds, 5)
+
     def test_check_listens_long_enough_for_a_1200_baud_meter(self):
         program = DEMOS["check"]
         self.assertEqual(0, program.process.wait(40), program.output())
@@ -4639,7 +4700,7 @@ class PageTests(EspCase):
             "en direct",
             "Heures creuses, jour bleu",
             "blanc",
-            "1\u202f333,333\u00a0kWh",
+            "1\u202f333,333",
             "Dans Domoticz",
             "l’injection",
             str(DEMOS["tempo"].second),
@@ -4656,7 +4717,7 @@ class PageTests(EspCase):
         program.end()
         self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
         self.assertTrue("en attente du compteur" in dom)
-        self.assertRegex(dom, 'id="power-1">–<')
+        self.assertNotIn('id="power-1"', dom)
 
 
 ######## README ########################################################################
@@ -4688,6 +4749,42 @@ class ReadmeTests(unittest.TestCase):
             for words in re.findall("`(.+?)`", row):
                 with self.subTest(words):
                     self.assertIn(words.replace("’", "'"), said)
+
+    def test_the_readme_shows_the_real_output_of_check(self):
+        shown = self.text.partition("ecolinky.py --check\n```")[2].split("```")[1]
+        view = ecolinky.Meter()
+        for now in range(5):
+            view.feed(HC_FRAME, float(now))
+        printed = ecolinky.summary(view.fields(5.0), "historic")
+        printed += ["55 groupes intacts, 0 abîmés", "ses valeurs seront transmises"]
+        printed += [ecolinky.READING % ("192.168.1.50", 8888, 20), "libre"]
+        printed += ["matériel Eco Devices, adresse 192.168.1.10, port 4000"]
+        for line in shown.strip("\n").splitlines():
+            words = as_typed(line).partition(" : ")[2]
+            with self.subTest(words):
+                if not words.startswith("compteur"):  # power and period change
+                    self.assertIn(words, printed)
+        self.assertEqual(len(printed), len(shown.strip("\n").splitlines()))
+
+    @unittest.skipUnless(IS_CLONE, "five files alone have no form")
+    def test_the_issue_form_blanks_the_number_of_the_meter(self):
+        path = os.path.join(HERE, ".github", "ISSUE_TEMPLATE", "compteur.yml")
+        with open(path, encoding="utf-8") as file:
+            (command,) = re.findall("(?m)^ +(LC_ALL=C sed .*)$", file.read())
+        for mode in MODES:
+            with self.subTest(mode):
+                data = ecolinky.DemoMeter(mode).frame(5.0) * 2
+                with tempfile.TemporaryDirectory() as folder:
+                    name = os.path.join(folder, "compteur.txt")
+                    with open(name, "wb") as file:
+                        file.write(data)
+                    subprocess.run(command, shell=True, cwd=folder, check=True)
+                    with open(name, "rb") as file:
+                        blanked = file.read()
+                numbers = re.findall(rb"(?:ADCO|ADSC|PRM)[ \t](\d+)", data)
+                for number in numbers:
+                    data = data.replace(number, b"0" * len(number))
+                self.assertEqual((data, True), (blanked, len(numbers) >= 2), mode)
 
     def test_the_readme_links_to_no_invented_address(self):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):

@@ -57,7 +57,8 @@ function model(input, seen = SEEN) {
 describe("the model of an input", () => {
   test("says what could be better while values come, and not later", () => {
     const remarks = ["contrat inconnu"];
-    same(model(samples.input({ remarks })).remarks, ["Contrat inconnu."]);
+    same(model(samples.input({ remarks })).remarks, 
+      ["Contrat inconnu.", "Les valeurs transmises restent justes."]);
     same(model(samples.input({ remarks }), UNSEEN).remarks, []);
     assert.equal(model(samples.input({ remarks })).stateText, "en direct, à améliorer");
     assert.equal(model(samples.input({ remarks })).stateMark, "warn");
@@ -203,10 +204,10 @@ describe("the model of an input", () => {
 
   test("marks the station at fault, which carries the reason", () => {
     for (const [station, expected] of [
-      ["linky", ["bad", "good", "good", "good"]],
-      ["esp", ["soft", "bad", "good", "good"]],
-      ["ecolinky", ["soft", "soft", "bad", "good"]],
-      ["", ["soft", "soft", "good", "good"]],
+      ["linky", ["bad", "good", "good", "soft"]],
+      ["esp", ["soft", "bad", "good", "soft"]],
+      ["ecolinky", ["soft", "soft", "bad", "soft"]],
+      ["", ["soft", "soft", "good", "soft"]],
     ]) {
       const why = samples.fault(station, "c’est cassé", "réparer");
       const card = model(samples.stale(95, samples.input(), why));
@@ -232,10 +233,13 @@ describe("the model of an input", () => {
     same(last(late), { name: "Domoticz", mark: "bad",
       fact: "10.0.0.2 ne lit plus depuis 13:47" });
     assert.equal(last(late, { connected: false }).mark, "soft");
-    const { advice } = model(samples.input(), seen(late));
-    assert.match(advice, /^Les valeurs arrivent, mais rien ne les lit plus/);
-    assert.equal(model(samples.stale(), seen(late)).advice, "");
-    assert.equal(model(samples.input(), seen(two)).advice, "");
+    const card = model(samples.input(), seen(late));
+    assert.match(card.remarks[0], /^Les valeurs arrivent, mais rien ne les lit plus/);
+    assert.equal(card.stateMark, "warn");
+    same(model(samples.stale(), seen(late)).remarks, []);
+    same(model(samples.input(), seen(two)).remarks, []);
+    assert.equal(model(samples.stale(), seen(two)).way[3].fact,
+      `lu par 10.0.0.2 il y a 10${NBSP}min, sans valeur`);
     same([...model(samples.input(), seen(two)).link].slice(-2), [
       ["10.0.0.2", `a lu il y a 10${NBSP}min`],
       ["10.0.0.1", `a lu il y a 15${NBSP}min`],
@@ -252,16 +256,18 @@ describe("the model of an input", () => {
     assert.equal(model({ ...samples.stale(), ...offline }).trouble.page, "");
   });
 
-  test("marks an injection only while there is one", () => {
-    const injected = model(samples.injecting(1230)).injection;
-    same(injected, { power: `1${THIN}230${NBSP}VA`, running: true });
-    same([...model(samples.injecting()).indexes].pop(), { tag: "EAIT", name: "Injecté",
-      today: "7,65", value: `1${THIN}234,567` });
-    assert.equal(model(samples.injecting(0)).injection.running, false);
-    const stale = model(samples.injecting(), UNSEEN).injection;
-    assert.equal(stale.running, false);
-    assert.equal(stale.power, `–${NBSP}VA`);
-    assert.equal(model(samples.input()).injection, null);
+  test("shows what is injected as a power below zero", () => {
+    const card = model(samples.injecting(1230));
+    assert.equal(card.power, `-1${THIN}230`);
+    assert.equal(card.limitText, "injectés sur le réseau");
+    assert.equal(card.shareText, "");
+    assert.equal(card.share, 0);
+    same([...card.indexes].pop(), { tag: "EAIT", name: "Injecté", today: "7,65",
+      value: `1${THIN}234,567` });
+    assert.equal(model(samples.injecting(0)).power, "0");
+    assert.equal(model(samples.injecting(0)).limitText,
+      `0${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.equal(model(samples.injecting(), UNSEEN).power, "–");
   });
 
   test("announces an excess, and the dear hours that are near", () => {
@@ -438,7 +444,7 @@ describe("the chart", () => {
       [500, 500, 600, 700, 1840, 1840, 1840]);
     const points = [...chart.points].map(script.describePoint);
     assert.equal(points[0], `14:45${NBSP}: 500${NBSP}VA`);
-    assert.equal(points[1], `14:46${NBSP}: 600${NBSP}VA, pertes 3${NBSP}%`);
+    assert.equal(points[1], `14:46${NBSP}: 600${NBSP}VA, 3${NBSP}% perdus`);
     assert.equal(script.describePoint({ time: NOW, power: null, lost: 0 }),
       `14:47${NBSP}: –${NBSP}VA`);
   });
@@ -592,8 +598,8 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await tab.$("#power-1"), null);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
     assert.equal((await text("reason-1")).replace(/\s+/g, " "),
-      "Un autre programme lit l’ESP, qui ferme chaque connexion.Arrêter cet autre"
-      + " programme.La page de l’ESP8266");
+      "Un autre programme lit l’ESP, qui ne sert qu’un lecteur.Arrêter cet autre"
+      + " programme (nc, second ecolinky, autre domotique).La page de l’ESP8266");
     const [large, normal] = await tab.evaluate(() => ["#reason-1 b", "body"].map((at) =>
       parseFloat(getComputedStyle(document.querySelector(at)).fontSize)));
     assert.ok(large >= 1.5 * normal, `${large} px`);
@@ -682,18 +688,10 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.deepEqual(colours, ["rgb(42, 102, 217)", "rgb(201, 45, 40)"]);
   });
 
-  test("shows an injection in green only while there is one", async () => {
-    const green = () => tab.$eval("#injection-1", (node) =>
-      getComputedStyle(node).color === getComputedStyle(
-        document.getElementById("state-1")).color);
-    answer = samples.answer([samples.injecting(0)], { ports: [4000, 4001] });
+  test("shows an injection", async () => {
+    answer = samples.answer([samples.injecting(900)], { ports: [4000, 4001] });
     await open();
-    assert.equal(await text("injection-1"), `0${NBSP}VA`);
-    assert.equal(await green(), false);
-    answer.inputs = [samples.injecting(900)];
-    await refresh();
-    await becomes("injection-1", "900");
-    assert.equal(await green(), true);
+    assert.equal(await text("power-1"), "-900");
     assert.equal(await text("index-1-EAIT"), `1${THIN}234,567`);
     assert.match(await text("domoticz"), /second pour l’injection/);
   });

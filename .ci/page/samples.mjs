@@ -47,8 +47,8 @@ export function fault(station, cause, remedy) {
 
 export const WELL = fault("", "", "");
 export const EVICTED = fault("esp",
-  "un autre programme lit l’ESP, qui ferme chaque connexion",
-  "arrêter cet autre programme");
+  "un autre programme lit l’ESP, qui ne sert qu’un lecteur",
+  "arrêter cet autre programme (nc, second ecolinky, autre domotique)");
 export const AWAY = fault("esp",
   "l’ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
   "vérifier l’ESP, et host dans ecolinky.ini");
@@ -103,8 +103,11 @@ export function answer(inputs = [input()], changes = {}) {
 // Silent: no fields, no tariff, no power now, but what `known` had last.
 export function stale(age = 95, known = input(), why = EVICTED) {
   const { fields, tariff, phases, injection } = known;
+  const last = { age, fields, tariff, phases, injection };
+  const silent = (minute) => 60 * (1440 - minute) < age;
+  const powers = powersOfADay().map((power, minute) => silent(minute) ? null : power);
   return input({ state: "stale", age, fields: null, tariff: null, phases: null,
-    today: null, last: { age, fields, tariff, phases, injection }, ...why });
+    today: null, last, history: historyOf(powers, undefined, isCheap), ...why });
 }
 
 export function waiting() {
