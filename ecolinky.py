@@ -1472,24 +1472,24 @@ class Meter:
         return int(MAINS_VOLTS * sum(amperes))
 
 
-######## Diagnosis: every word about a link, and when it is said #######################
+######## Diagnosis: the causes of a bad link, in the user's words ######################
 
-# The stations on the way of a value, of which a reason names the one to look at.
+# The stations that a value passes.  A reason names the station to look at.
 LINKY = "linky"
 ESP = "esp"
 ECOLINKY = "ecolinky"
-NO_STATION = ""  # nothing is wrong: it only takes some seconds
+NO_STATION = ""  # nothing is wrong: wait a few seconds
 
 
 class Reason(NamedTuple):
-    """Why nothing is served, or what could be better."""
+    """Why no values are served, or how the link could be better."""
 
     station: str
-    cause: str  # a sentence without its capital and its full stop
+    cause: str  # a sentence without its capital letter and its full stop
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Return the reason as the log has it."""
+        """Return cause and remedy as one text, for the log."""
         return self.cause + (", " + self.remedy if self.remedy else "")
 
 
@@ -1540,7 +1540,7 @@ OFFLINE = Reason(
     "vérifier son Wi-Fi",
 )
 
-# Bytes that are no TIC.
+# Bytes that are not TIC.
 NO_INTACT_GROUP = Reason(
     LINKY,
     "aucun groupe n'arrive intact",
@@ -1654,7 +1654,7 @@ LINK_ERRORS = {
     errno.EHOSTUNREACH: AWAY,
     errno.ENETUNREACH: OFFLINE,
 }
-# Of this machine's ports and files.
+# Errors of this machine's ports and files.
 SYSTEM_ERRORS = {
     errno.EADDRINUSE: "déjà pris",
     errno.EACCES: "interdit",
@@ -1663,36 +1663,37 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
-# What a stream without a valid group may still show: labels, and labels with their
-# separator behind them, which tells that the ESP has not replaced it.
+# A stream without a valid group may still hold labels.  A label with its separator
+# behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
 )
 GROUP_IN_STREAM = re.compile(
     b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
 )
-# Labels of PME-PMI, Jaune and the like, whose identity is ADS.
+# Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
 LABEL_ABOVE_36_KVA = re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]")
 TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
-MUCH_TELNET = 0.05  # commands for each byte
-MOSTLY_TEXT = 0.95  # of the bytes
-ALL_THE_SAME = 0.99  # of the bytes
-MUCH_DAMAGE = 0.05  # of the groups
-DAY = 86400.0  # seconds
-A_FEW = 4  # frames: until then a label may only be late
-LEAP_WH = 1000  # more than a meter can have counted: worth a warning
+MUCH_TELNET = 0.05  # commands per byte
+MOSTLY_TEXT = 0.95  # share of the bytes
+ALL_THE_SAME = 0.99  # share of the bytes
+MUCH_DAMAGE = 0.05  # share of the groups
+HOUR = 3600  # seconds
+DAY = 24.0 * HOUR
+A_FEW = 4  # frames; until then a missing label may just be late
+LEAP_WH = 1000  # this much more than a meter can count is worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
 
 def french(text: str) -> str:
-    """Return a text with the no-break spaces and the apostrophes of French."""
+    """Return a text with French no-break spaces and typographic apostrophes."""
     text = text.replace("'", "’")
     return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
 
 
 class LinkError(Exception):
-    """What ended a connection."""
+    """The end of a connection, with its reason."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(str(reason))
@@ -1700,12 +1701,12 @@ class LinkError(Exception):
 
 
 class ClosedByEsp(LinkError):
-    """The ESP8266 closed the connection, as it does when another client comes."""
+    """The ESP8266 closed the connection, as it does when another client connects."""
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Return what bytes without a valid group, at least one, look like; what to do."""
-    text = sample.translate(DROP_PARITY_BIT)  # that of 8N1, too
+    """Diagnose a non-empty sample that holds no valid group."""
+    text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
     if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
@@ -1723,7 +1724,7 @@ def diagnose(sample: bytes) -> Reason:
 
 
 def reason_of(error: Exception) -> Reason:
-    """Return why a connection ended, or did not begin."""
+    """Return why a connection ended, or could not be opened."""
     if isinstance(error, LinkError):
         return error.reason
     if isinstance(error, socket.gaierror):
@@ -1731,21 +1732,21 @@ def reason_of(error: Exception) -> Reason:
     if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
     if isinstance(error, OSError):
-        other = Reason(ESP, f"la connexion échoue ({words_of(error)})")
-        return LINK_ERRORS.get(error.errno or 0, other)
+        unlisted = Reason(ESP, f"la connexion échoue ({words_of(error)})")
+        return LINK_ERRORS.get(error.errno or 0, unlisted)
     return Reason(ECOLINKY, BUG % error)
 
 
 def words_of(error: OSError) -> str:
-    """Return in French what is wrong with a port or a file of this machine."""
+    """Return the French words for an error of this machine's ports or files."""
     return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
 
 
 def ends_are_missing(labels: Labels) -> bool:
-    """Say whether the end of the frames never comes, as when a buffer is too small.
+    """Return whether every frame lacks its end, as if a buffer were too small.
 
-    A historic frame ends with MOTDETAT, on three phases with PPOT, a standard one with
-    STGE, ..., PRM, ..., NTARF: the first and the last of those are asked for.
+    A historic frame ends with MOTDETAT, on three phases with PPOT.  A standard frame
+    ends with STGE, ..., PRM, ..., NTARF: it must have STGE and NTARF.
     """
     if "ADSC" in labels:
         return not labels.keys() >= {"STGE", "NTARF"}
@@ -1753,21 +1754,21 @@ def ends_are_missing(labels: Labels) -> bool:
 
 
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
-    """Return why many groups are lost, and what to do; ALL_WELL where few are.
+    """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
-    One cause alone: each of them would look like the next ones, too.
+    Return the first cause that fits: it also has the symptoms of the causes after it.
     """
     if counts.spaces_replaced:
         return REPLACED
     is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
-    is_one_of_each = counts.damaged <= counts.frames  # a cut goes through one group
-    if is_cut and is_one_of_each and counts.frames > A_FEW:
+    is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
+    if is_cut and is_one_per_frame and counts.frames > A_FEW:
         return CUT_SHORT
     return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ALL_WELL
 
 
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
-    """Return what could be better, though groups come; the most urgent first."""
+    """Return the defects of a link that works, the most urgent first."""
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
@@ -1785,9 +1786,9 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
 
 
 def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
-    """Return why the groups of a meter are not all that is needed.
+    """Return why a meter's groups are not enough to serve values.
 
-    is_unbalanced: the EASF of a frame of late were not its EAST.
+    is_unbalanced: in a recent frame the sum of the EASF was not EAST.
     """
     labels = view.labels
     if is_identity_alone(labels) and not counts.damaged:
@@ -1795,7 +1796,7 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     is_wrong = view.mode == STANDARD and not is_total_right(labels)
     if is_wrong and (is_unbalanced or not view.missing):
         return UNBALANCED
-    # None is missing where all are there and tell no period.
+    # If no label is missing, the labels do not give the period.
     missing = ", ".join(view.missing) or "une période connue"
     loss = cause_of_loss(counts, labels)
     if loss == ALL_WELL:
@@ -1804,13 +1805,13 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
 
 
 def is_identity_alone(labels: Labels) -> bool:
-    """Return whether the identity is all that the meter sends."""
+    """Return whether the meter sends its identity and nothing more."""
     return bool(labels) and labels.keys() <= set(IDENTITIES)
 
 
 def unknown_currents(labels: Labels) -> list[str]:
-    """Return the labels of the currents that a meter's frames lack."""
-    if not labels:  # of a meter that is silent
+    """Return the labels of the phase currents that are not known."""
+    if not labels:  # the meter is silent
         return []
     phases = phases_of(labels)
     currents = ["IINST" + phase for phase in phases]
@@ -1820,7 +1821,7 @@ def unknown_currents(labels: Labels) -> list[str]:
 
 
 def describe_unknown_contract(labels: Labels) -> str:
-    """Return what is transmitted of an unknown contract, and what to report."""
+    """Return the remark on an unknown contract, with the labels to report."""
     names = [labels.get(label, "").strip() for label in ("NGTF", "LTARF", "NTARF")]
     return UNKNOWN_CONTRACT % tuple(names)
 
