@@ -1826,48 +1826,48 @@ def describe_unknown_contract(labels: Labels) -> str:
     return UNKNOWN_CONTRACT % tuple(names)
 
 
-######## Link: one ESP8266, how its connections end, what the log says of it ###########
+######## Link: one ESP8266, how its connections end, which lines are logged ############
 
 
 class Hourly:
-    """What is said at most once an hour, each kind of line for itself."""
+    """Limits the log to one line of each kind per hour."""
 
     def __init__(self) -> None:
-        self._last: dict[str, float] = {}  # kind -> when it was last said
+        self._logged_at: dict[str, float] = {}  # kind -> time of its last line
 
-    def may_say(self, kind: str, now: float) -> bool:
-        """Return whether a line of this kind may be said now, which it then is."""
-        if now - self._last.get(kind, -math.inf) < 3600:
+    def claim(self, kind: str, now: float) -> bool:
+        """Return whether a line of this kind is due; if so, record it as logged."""
+        if now - self._logged_at.get(kind, -math.inf) < HOUR:
             return False
-        self._last[kind] = now
+        self._logged_at[kind] = now
         return True
 
     def forget(self) -> None:
-        """Let every kind be said again."""
-        self._last.clear()
+        """Make every kind of line due again."""
+        self._logged_at.clear()
 
 
 class Link:
-    """The connections to one ESP8266: how they end, and bytes that are no TIC."""
+    """The connections to one ESP8266: how they end, and bytes that are not TIC."""
 
-    BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
-    EVICTED_AFTER = 3  # such connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a valid group: no meter sends that
-    SAMPLE = 1024  # bytes of them that are kept
+    BRIEF = 60.0  # seconds; if the ESP closes sooner, another client may have come
+    EVICTED_AFTER = 3  # brief connections in a row: another client takes them
+    FLOOD = 65536  # bytes without a valid group; no meter sends so many
+    SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
         self.connections = 0
-        self.brief = 0  # connections in a row that the ESP ended soon
+        self.brief = 0  # brief connections in a row, up to the last one
         self.sample = b""  # the last bytes since the last valid group
-        self._senseless = 0  # how many bytes came since then
-        # Since when there is no valid group, or since that was last said.
+        self._senseless = 0  # number of bytes since the last valid group
+        # When the last valid group came, or when its absence was last reported.
         self._waiting_since = 0.0
-        self._began = 0.0  # when the connection did
+        self._connected_at = 0.0
 
     def begin(self, now: float) -> None:
         """Note a new connection."""
         self.connections += 1
-        self._began = now
+        self._connected_at = now
         self.understood(now)
 
     def understood(self, now: float) -> None:
@@ -1877,79 +1877,84 @@ class Link:
         self._senseless = 0
 
     def not_understood(self, data: bytes) -> None:
-        """Note bytes that ended no frame; raises LinkError when they are too many."""
+        """Note bytes that completed no frame; raises LinkError if they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
         self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
+        if self._senseless > self.FLOOD:  # a new connection also empties all buffers
             raise LinkError(diagnose(self.sample))
 
-    def is_overdue(self, patience: float, now: float) -> bool:
-        """Return whether to say that no valid group comes; not again for a while."""
+    def claim_overdue(self, patience: float, now: float) -> bool:
+        """Return whether a valid group is overdue; if so, wait `patience` s again."""
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
         return True
 
     def end(self, error: Exception, now: float) -> bool:
-        """Note why the connection ended; return whether another client took it."""
+        """Note why the connection ended; return whether another client keeps taking it.
+
+        An ESP8266 serves only its latest client: two clients close each other's
+        connections.
+        """
         closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._began < self.BRIEF:
+        if closed and now - self._connected_at < self.BRIEF:
             self.brief += 1
         else:
             self.brief = 0
         return self.brief >= self.EVICTED_AFTER
 
 
-# What input 2 is: another meter, what meter 1 injects, or nothing.
+# Input 2 shows another meter, the injection of meter 1, or nothing.
 METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
-Say = Callable[[int, str], None]  # hands a line, with its level, to the log
+Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
 
 def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
-    """Return the tags whose index has fallen, or grown more than a meter counts.
+    """Return the tags of the indexes that fell, or grew more than a meter can count.
 
-    The meter was replaced under its number, or its supplier has set an index.
+    The meter was replaced and kept its number, or the supplier has set an index.
+    before, indexes: Wh by tag; seconds: between the two readings.
     """
     most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
     return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
 
 
 class Notices:
-    """What has been said of an input, and so is not said again."""
+    """Logs the news of an input, and remembers it so as not to repeat it."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
         self._hourly = Hourly()
-        self._served = ("", "", "")  # identity, tariff's name and mode, said last
-        self._is_served = False  # the log's last word is that values are served
+        self._served = ("", "", "")  # last logged: identity, name of the tariff, mode
+        self._is_served = False  # according to the log
         self.ever_served = False
-        self._indexes: Fields = {}  # the last that were served
-        self._indexes_time = -math.inf  # when that was
-        self._advised = False  # of what the meter injects, or does not
-        self._unknown_contract = ""  # NGTF, said last
-        self._change = ""  # of meter, contract or index, said last
+        self._indexes: Fields = {}  # served last: Wh by tag
+        self._indexes_time = -math.inf  # when they were served
+        self._advised = False  # the advice on injection has been given
+        self._unknown_contract = ""  # last logged: its NGTF
+        self._change = ""  # last logged: a change of meter, contract or index
         self._change_time = -math.inf
 
     def warn(self, kind: str, text: str, now: float) -> None:
-        """Say what is wrong: as a warning once an hour, in between for the curious."""
-        is_due = self._hourly.may_say(kind, now)
+        """Log a fault: as a warning once an hour, in between at level DEBUG."""
+        is_due = self._hourly.claim(kind, now)
         self._say(logging.WARNING if is_due else logging.DEBUG, text)
 
     def changed(self, text: str, now: float) -> None:
-        """Say that the meter, its contract or an index has changed."""
+        """Log a change of the meter, its contract or an index."""
         self._say(logging.WARNING, text)
         self._change = text
         self._change_time = now
 
     def change(self, now: float) -> str:
-        """Return what has changed in the last day, else an empty text."""
+        """Return the last change if it is less than a day old, or an empty text."""
         return self._change if now - self._change_time < DAY else ""
 
     def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
-        """Say whose values are served, unless that has been said."""
+        """Log which meter's values are served, unless the log already says it."""
         old_identity, old_tariff, old_mode = self._served
         is_same = (identity, tariff) == (old_identity, old_tariff)
         if self._is_served and is_same and mode == old_mode:
@@ -1962,11 +1967,11 @@ class Notices:
             change = (old_identity, old_tariff, identity, tariff)
             self.changed(CHANGED % change, now)
         if not is_same:
-            self._indexes = {}  # another meter's, or another contract's
+            self._indexes = {}  # they belong to another meter or contract
         self.ever_served = True
 
     def indexes(self, indexes: Fields, now: float) -> None:
-        """Say which index, by tag, was replaced or set."""
+        """Log each index that was replaced or set; indexes: Wh by tag."""
         before = self._indexes or indexes
         for tag in leaps(before, indexes, now - self._indexes_time):
             self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
@@ -1974,11 +1979,11 @@ class Notices:
         self._indexes_time = now
 
     def nothing_served(self) -> None:
-        """Note that none are: their return is to be said."""
+        """Note that no values are served, so that their return is logged."""
         self._is_served = False
 
     def advise(self, injects: bool, second: str) -> None:
-        """Say once that what the meter injects could be shown, or does not come."""
+        """Log once that injection could be shown, or that the meter does not inject."""
         if self._advised:
             return
         self._advised = True
@@ -1988,7 +1993,7 @@ class Notices:
             self._say(logging.WARNING, DOES_NOT_INJECT)
 
     def unknown_contract(self, labels: Labels) -> None:
-        """Say once of each unknown contract that the total alone is served."""
+        """Log each new unknown contract: only its total is served."""
         name = labels["NGTF"]
         if name != self._unknown_contract:
             self._unknown_contract = name
@@ -2170,7 +2175,7 @@ class Input:
             self._take_view(now)
             return True
         self.link.not_understood(data)
-        if self.link.is_overdue(self.patience, now):
+        if self.link.claim_overdue(self.patience, now):
             self._trouble(diagnose(self.link.sample), now)
             return True
         return False
@@ -3256,7 +3261,7 @@ class Server(ThreadingHTTPServer):
             return self._find(path, query)
         except Exception as bug:  # noqa: BLE001
             text = BUG % bug
-            if self.hourly.may_say("bug", time.monotonic()):
+            if self.hourly.claim("bug", time.monotonic()):
                 log.info("%s : %s", path, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
@@ -3399,7 +3404,7 @@ class Handler(BaseHTTPRequestHandler):
 
         Nobody guesses at speed so, and a right password never waits.
         """
-        if self.server.hourly.may_say("login", time.monotonic()):
+        if self.server.hourly.claim("login", time.monotonic()):
             log.warning(
                 "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
                 self.client_address[0],
