@@ -2004,80 +2004,80 @@ class Notices:
 
 
 class Snapshot(NamedTuple):
-    """All that one input shows.  Never changed, so threads can share it."""
+    """All that one input shows.  Threads can share it because it never changes."""
 
     source: str  # host:port
     timeout: float  # seconds after `time` for which the view may be served
-    time: float  # when the last frame was over; -inf: there was none yet
+    time: float  # when the last frame was complete; -inf: before the first frame
     view: View
-    shows_injection: bool  # input 2 shows what this meter injects
-    last_view: View  # the last one that was served, or else the first
-    last_time: float  # when that was; -inf: never
-    reason: Reason  # why nothing is served; ALL_WELL while values are
+    shows_injection: bool  # input 2 shows the injection of this meter
+    last_view: View  # the last view that was served; until then, the first view
+    last_time: float  # when last_view was served; -inf: never
+    reason: Reason  # why no values are served; ALL_WELL while values are served
     ever_served: bool
-    evictions: int  # connections in a row that the ESP ended soon
-    remarks: list[str]  # what could be better
-    counters: Fields  # since the start, as /ecolinky.json has them
-    minutes: tuple[Minute, ...]  # of the last 24 hours
-    running_minute: int  # the number of the one after them
+    evictions: int  # brief connections in a row, as in Link
+    remarks: list[str]  # defects of a link that works, and changes of the meter
+    counters: Fields  # since the start, for /ecolinky.json
+    minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
+    running_minute: int  # the number of the minute after them
     today: DayEnergy | None  # None until values are served
 
     def view_at(self, now: float) -> View:
-        """Return the view while it is fresh, afterwards one of nothing."""
+        """Return the view while it is fresh, afterwards an empty view."""
         if now - self.time <= self.timeout:
             return self.view
         return View(self.view.mode, {}, None, [], None)
 
 
 class Minute(NamedTuple):
-    """A minute that is over."""
+    """A complete minute."""
 
-    power: int | None  # mean VA, below 0 where the house injected; None: not known
-    is_cheap: bool  # its last power was drawn in cheap hours
+    power: int | None  # mean VA, below 0 if the house injected; None: not known
+    is_cheap: bool  # its last power was measured in cheap hours
     lost: int  # percent of its groups
-    counts: Counts  # of the decoder, at its end
+    counts: Counts  # of the decoder, at the end of the minute
 
 
 class History:
     """The last 24 hours, minute by minute.
 
-    A minute has a number, that of the clock which `now` is of: the page asks for those
-    that it does not have yet.
+    The clock of `now` numbers the minutes: the page asks for the minutes that it does
+    not have yet.
     """
 
     STEP = 60  # seconds
-    STEPS = 1440
+    STEPS = 1440  # in 24 hours
 
     def __init__(self, now: float) -> None:
-        self.running = int(now // self.STEP)  # the number of the minute that is filled
+        self.running = int(now // self.STEP)  # the number of the running minute
         self._minutes: deque[Minute] = deque(maxlen=self.STEPS)
-        self._powers: list[int] = []  # of the running minute
+        self._powers: list[int] = []  # VA, of the running minute
         self._is_cheap = False
-        self._counts = NO_COUNTS  # of the decoder, now
-        self._counts_before = NO_COUNTS  # when the running minute began
+        self._counts = NO_COUNTS  # of the decoder, latest
+        self._counts_before = NO_COUNTS  # of the decoder, before the running minute
 
     def count(self, counts: Counts, now: float) -> None:
-        """Note what a decoder has counted until now."""
+        """Note the decoder's counts at `now`."""
         self._close_minutes(now)
         self._counts = counts
 
     def add(self, power: int, is_cheap: bool, now: float) -> None:
-        """Take a power of now, VA, below 0 if it is injected."""
+        """Add the power at `now` in VA, below 0 if the house injects."""
         self._close_minutes(now)
         self._powers.append(power)
         self._is_cheap = is_cheap
 
     def minutes(self, now: float) -> tuple[Minute, ...]:
-        """Return the minutes that are over."""
+        """Return the complete minutes, the oldest first."""
         self._close_minutes(now)
         return tuple(self._minutes)
 
     def last_hour(self) -> Counts:
-        """Return what was counted in the last hour: a link can have been mended."""
-        hour = 3600 // self.STEP
-        if len(self._minutes) < hour:
+        """Return the counts of the last hour: an older fault may have been repaired."""
+        steps = HOUR // self.STEP
+        if len(self._minutes) < steps:
             return self._counts
-        return self._counts.since(self._minutes[-hour].counts)
+        return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
         while self.running < now // self.STEP:
@@ -2092,27 +2092,30 @@ class History:
 
 
 class DayEnergy(NamedTuple):
-    """What a meter has counted today."""
+    """The energy that a meter has counted today."""
 
     since: str  # "14:20"; empty: since midnight
-    energy: Fields  # Wh of each index, by its tag
+    energy: Fields  # Wh by tag of the index
 
 
 class Day:
     """Counts the energy of a day, from the indexes alone."""
 
-    LONGEST_GAP = 60.0  # seconds over midnight in which a meter counts next to nothing
+    LONGEST_GAP = 60.0  # seconds across midnight: a meter counts next to nothing
 
     def __init__(self) -> None:
-        self._meter = ""  # its identity and tariff
+        self._meter = ""  # identity and tariff
         self._date = ""
-        self._since = ""
-        self._first: Fields = {}  # the indexes at that time
+        self._since = ""  # as in DayEnergy
+        self._first: Fields = {}  # the indexes at midnight, or at `_since`
         self._last: Fields = {}
         self._last_time = -math.inf
 
     def take(self, meter: str, indexes: Fields, wall: float) -> DayEnergy:
-        """Take indexes of a meter, Wh, by tag, at a time since the epoch."""
+        """Take a meter's indexes and return the energy of the day so far.
+
+        meter: identity and tariff; indexes: Wh by tag; wall: seconds since the epoch.
+        """
         local = time.localtime(wall)
         date = time.strftime("%Y-%m-%d", local)
         gap = wall - self._last_time
@@ -2130,9 +2133,9 @@ class Day:
 
 
 class Input:
-    """What is known of one input, and what there is to say of it."""
+    """All that is known of one input, and the lines to log about it."""
 
-    FEW_FRAMES = 10  # until then a label that is missing may only be late
+    FEW_FRAMES = 10  # until then no missing label is logged: it may just be late
 
     def __init__(
         self,
@@ -2143,20 +2146,21 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        self.patience = patience  # seconds for which a fault lasts before it is said
+        self.patience = patience  # seconds that a fault must last to be reported
         self.source = source  # host:port
-        self.second = second  # what input 2 is: METER, INJECTION or NO_INPUT
+        self.second = second  # input 2 is METER, INJECTION or NO_INPUT
         self.meter = meter
-        self.view = self.meter.view(now)  # what it said with its last frame
-        self._last_view = self.view  # the last one that was served
-        self._last_time = -math.inf  # when that was
+        self.view = self.meter.view(now)  # as of the last frame
+        self._last_view = self.view  # as in Snapshot
+        self._last_time = -math.inf
         self.link = Link()
         self.history = History(now)
         self._day = Day()
         self._today: DayEnergy | None = None
         self.notices = Notices(say)
-        self.reason = NOT_YET_CONNECTED  # why nothing is served
-        self._complete_at = now  # last time that all was known, or the connection
+        self.reason = NOT_YET_CONNECTED  # as in Snapshot
+        # When all fields were last known, or when the connection began.
+        self._complete_at = now
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
@@ -2166,7 +2170,7 @@ class Input:
     def feed(self, data: bytes, now: float) -> bool:
         """Take bytes; return whether there is something new to publish.
 
-        Raises LinkError when the connection is better closed.
+        Raises LinkError if the connection should be closed.
         """
         frames = self.meter.feed(data, now)
         self.history.count(self.meter.counts(), now)
@@ -2176,27 +2180,28 @@ class Input:
             return True
         self.link.not_understood(data)
         if self.link.claim_overdue(self.patience, now):
-            self._trouble(diagnose(self.link.sample), now)
+            self._report(diagnose(self.link.sample), now)
             return True
         return False
 
     def failed(self, error: Exception, now: float) -> None:
-        """Note that the connection ended, or that there is none."""
+        """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
         if self.link.end(error, now):
-            self._trouble(EVICTED, now)
-            # If values still come that was silent, else this one is: once an hour.
+            self._report(EVICTED, now)
+            # _report() logs nothing while values are served.  If it has just logged a
+            # warning, this line is only a DEBUG line.
             self.notices.warn(EVICTED.cause, str(EVICTED), now)
         else:
-            self._trouble(reason_of(error), now)
+            self._report(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
         if self.meter.last_frame < now:
-            # The frames were another meter's, or nobody knows whose.
+            # The frames belong to another meter, or hold no identity.
             if now - self._complete_at > self.patience:
                 self.view = self.meter.view(now)
-                self._trouble(NO_IDENTITY, now)
+                self._report(NO_IDENTITY, now)
             return
         self.view = self.meter.view(now)
         fields = self.view.fields
@@ -2206,12 +2211,12 @@ class Input:
             self._last_view = self.view
             self._last_time = now
             self._add_power(fields, now)
-            self._say_what_comes(fields, now)
+            self._log_news(fields, now)
         elif now - self._complete_at > self.patience:
             is_unbalanced = self.meter.was_unbalanced(now - self.patience)
             counts = self.history.last_hour()
             reason = why_incomplete(self.view, counts, is_unbalanced)
-            self._trouble(reason, now, INCOMPLETE)
+            self._report(reason, now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
 
@@ -2222,7 +2227,7 @@ class Input:
         self.history.add(power, fields["PTEC"].startswith("HC"), now)
 
     def count_day(self, wall: float) -> None:
-        """Count today's energy; wall: the time since the epoch."""
+        """Count today's energy; wall: seconds since the epoch."""
         fields = self.view.fields
         if fields is None:
             return
@@ -2232,10 +2237,10 @@ class Input:
         meter = fields["ADCO"] + fields["OPTARIF"]
         self._today = self._day.take(meter, indexes, wall)
 
-    def _trouble(self, reason: Reason, now: float, kind: str = "") -> None:
-        """Note what is wrong, and say it as soon as nothing is served any more.
+    def _report(self, reason: Reason, now: float, kind: str = "") -> None:
+        """Note a fault, and log it if no values are served any more.
 
-        All reasons of a kind are one line an hour; a kind is a reason, or its template.
+        A kind is a cause, or its template: each kind is a warning once an hour.
         """
         self.reason = reason
         if self.view.fields is None or self.meter.is_silent(now):
@@ -2243,8 +2248,8 @@ class Input:
             text = str(reason) + NOTHING_SERVED
             self.notices.warn(kind or reason.cause, text, now)
 
-    def _say_what_comes(self, fields: Fields, now: float) -> None:
-        """Say which meter is served, when that changes, and what it does not send."""
+    def _log_news(self, fields: Fields, now: float) -> None:
+        """Log which meter is served, if that is news, and which labels are missing."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
         self.notices.indexes(indexes_of(fields), now)
@@ -2269,7 +2274,7 @@ class Input:
         return [change] if change else []
 
     def snapshot(self, now: float) -> Snapshot:
-        """Return all that the input shows now."""
+        """Return all that the input shows at `now`."""
         counts = self.meter.counts()
         counters = {
             "frames": counts.frames,
@@ -2279,7 +2284,8 @@ class Input:
         }
         minutes = self.history.minutes(now)
         is_early = counts.frames <= self.FEW_FRAMES
-        # What was ever heard: of a silent meter input 2 is stale, not absent.
+        # EAIT counts even if it came long ago: when the meter falls silent, input 2
+        # becomes stale, not absent.
         may_inject = is_early or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
