@@ -2310,17 +2310,17 @@ class Input:
 
 
 class Store:
-    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects.
+    """The last snapshot of each input, 1 or 2, behind a lock.
 
-    So are the addresses of those who read values, for the page to show.
+    The lock also protects the addresses of the clients, which the page shows.
     """
 
-    MOST_CLIENTS = 8  # the others have read longer ago
+    MOST_CLIENTS = 8  # older clients are forgotten
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: dict[int, Snapshot] = {}
-        self._clients: dict[str, float] = {}  # address -> when; the last one last
+        self._clients: dict[str, float] = {}  # address -> last read; latest at the end
 
     def publish(self, number: int, snapshot: Snapshot) -> None:
         """Replace an input's snapshot."""
@@ -2328,7 +2328,7 @@ class Store:
             self._snapshots[number] = snapshot
 
     def read(self) -> dict[int, Snapshot]:
-        """Return the snapshots of this moment."""
+        """Return the current snapshots."""
         with self._lock:
             return dict(self._snapshots)
 
@@ -2341,7 +2341,10 @@ class Store:
                 del self._clients[oldest]
 
     def clients(self) -> dict[str, float]:
-        """Return when who has read last, by address."""
+        """Return when each client last read values, by address, the latest at the end.
+
+        The times are seconds on the clock of `now`.
+        """
         with self._lock:
             return dict(self._clients)
 
@@ -2349,14 +2352,14 @@ class Store:
 ######## Documents: the Eco-Devices' answers ###########################################
 
 JSON = "application/json"
-# What teleinfoN.xml says of a stale input.  Home Assistant takes no notice of the HTTP
-# status 503, but when these three are empty the input is unknown there: nothing of it
-# is recorded, the indexes of 0 neither, and the other input stays as it is.
+# The fields of a stale input in teleinfoN.xml.  Home Assistant ignores the HTTP status
+# 503.  If these three fields are empty, Home Assistant takes the input as unknown: it
+# records nothing, not even the indexes of 0, and leaves the other input alone.
 STALE_FIELDS: Fields = {**EMPTY, "PAPP": "", "PPAP": "", "PTEC": ""}
-FIRMWARE = "1.05.25"  # Domoticz refuses anything below 1.05.12
+FIRMWARE = "1.05.25"  # Domoticz refuses versions below 1.05.12
 XML_START = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
 XML_END = "</response>"
-# The tags of status.xml in the device's order; there are no pulse inputs.
+# The tags of status.xml in the device's order.  ecolinky has no pulse inputs.
 STATUS_TAGS = (
     "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
     " T1_PTEC T2_PTEC T1_ISOUSC T2_ISOUSC T1_IMAX T1_IMAX1 T1_IMAX2 T1_IMAX3 T2_IMAX"
@@ -2365,32 +2368,33 @@ STATUS_TAGS = (
 ).split()
 
 
-# The fields of each configured input, 1 or 2; None: it is stale.
-Inputs = Dict[int, Optional[Fields]]
+LONGEST_HOSTNAME = 32  # characters, as for [ecodevice] hostname
+
+Inputs = Dict[int, Optional[Fields]]  # configured input, 1 or 2; None: it is stale
 
 
 def served(snapshots: dict[int, Snapshot], now: float) -> Inputs:
-    """Return what inputs 1 and 2 show now."""
-    inputs: Inputs = {1: None}  # it is always configured
+    """Return the fields to serve at `now` for inputs 1 and 2."""
+    inputs: Inputs = {1: None}  # input 1 is always configured
     for number, snapshot in snapshots.items():
         view = snapshot.view_at(now)
         inputs[number] = view.fields
-        if snapshot.shows_injection:  # there is no meter 2 then
+        if snapshot.shows_injection:  # then there is no meter 2
             inputs[2] = view.injection
     return inputs
 
 
 class Device(NamedTuple):
-    """An Eco-Devices as it presents itself."""
+    """An Eco-Devices, as it presents itself to clients."""
 
     hostname: str
     mac: str
     port: int  # of its HTTP server
-    is_second: bool  # it shows input 2 as its input 1, and nothing else
+    is_second: bool  # shows input 2 as its input 1, and nothing else
 
 
 class Request(NamedTuple):
-    """What a document is made of."""
+    """The material of a document."""
 
     device: Device
     inputs: Inputs
@@ -2398,11 +2402,11 @@ class Request(NamedTuple):
     local: time.struct_time
 
     def is_stale(self, number: int) -> bool:
-        """Return whether an input is configured, but has nothing fresh."""
+        """Return whether an input is configured, but has no fresh values."""
         return number in self.inputs and self.inputs[number] is None
 
     def fields(self, number: int) -> Fields:
-        """Return the fields of an input, EMPTY where it has none."""
+        """Return the fields of an input; EMPTY if it is stale or not configured."""
         return self.inputs.get(number) or EMPTY
 
 
@@ -2415,19 +2419,21 @@ class Answer(NamedTuple):
 
 
 def second_device(first: Device, port: int) -> Device:
-    """Return the device for input 2: a name and a MAC address of its own."""
-    last_byte = int(first.mac[-2:], 16) ^ 1  # flips a bit: never overflows
+    """Return the device for input 2, with its own name and MAC address."""
+    last_byte = int(first.mac[-2:], 16) ^ 1  # flip a bit: adding could overflow
     mac = f"{first.mac[:-2]}{last_byte:02x}"
-    return Device(first.hostname[:30] + "-2", mac, port, True)
+    suffix = "-2"
+    hostname = first.hostname[: LONGEST_HOSTNAME - len(suffix)] + suffix
+    return Device(hostname, mac, port, True)
 
 
 def prefixed(number: int, fields: Fields, tags: Iterable[str] = FIELDS) -> Fields:
-    """Return the fields as the tags of an input, as in T1_PAPP."""
+    """Return the fields with the input's prefix, such as T1_PAPP."""
     return {f"T{number}_{tag}": fields[tag] for tag in tags}
 
 
 def needle(fields: Fields) -> int:
-    """Return where the needle of the page's power gauge stands, 0 to 9."""
+    """Return the needle's position, 0 to 9, on the power gauge of the device's page."""
     limit = fields["ISOUSC"] * MAINS_VOLTS * phase_count(fields)
     if not limit:
         return 0
@@ -2436,18 +2442,18 @@ def needle(fields: Fields) -> int:
 
 
 def status_tags(request: Request) -> Fields:
-    """Return the device's status.xml: identity, both inputs' summary, counters."""
+    """Return the tags of status.xml: identity, summary of both inputs, counters."""
     device = request.device
     local = request.local
-    # All counters say 0: Home Assistant's library fails on an empty one.
+    # All counters are 0: Home Assistant's library fails on an empty counter.
     tags: Fields = dict.fromkeys(STATUS_TAGS, 0)
-    tags["c0_fuel"] = ""  # no counter, but what it counts
+    tags["c0_fuel"] = ""  # not a counter, but the fuel that it counts
     tags["c1_fuel"] = ""
     tags["config_hostname"] = device.hostname
     tags["config_mac"] = device.mac
     tags["http_port"] = device.port
     tags["version"] = FIRMWARE
-    # Weekday (0: Monday), day and month, as the device has them.
+    # Weekday (0: Monday), day and month, as on the device.
     tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
     tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
     for number in (1, 2):
@@ -2457,18 +2463,18 @@ def status_tags(request: Request) -> Fields:
             if tag in tags:  # a few of the fields are in the summary
                 tags[tag] = value
         if request.is_stale(number):
-            # Jeedom reads PPAP here each minute, scripts and early versions of Home
-            # Assistant's library read PAPP: all would record 0 VA.
+            # Every minute Jeedom reads PPAP here; scripts and early versions of Home
+            # Assistant's library read PAPP.  All of these would record 0 VA.
             del tags[f"T{number}_PPAP"]
             tags[f"T{number}_PAPP"] = ""
-    # A Domoticz that finds a period here reads input 2 as well, and mixes the totals of
-    # both up (EcoDevices.cpp).  For it, input 2 is input 1 of the second device.
+    # If Domoticz finds a period here, it also reads input 2, and mixes up the totals of
+    # both inputs (EcoDevices.cpp).  Domoticz reads input 2 from the second device.
     tags["T2_PTEC"] = NOTHING
     return tags
 
 
 def teleinfo_tags(request: Request) -> Fields:
-    """Return all fields of the inputs."""
+    """Return the tags of a teleinfo document: all fields of its inputs."""
     tags: Fields = {}
     for number in request.numbers:
         is_stale = request.is_stale(number)
@@ -2478,21 +2484,21 @@ def teleinfo_tags(request: Request) -> Fields:
 
 
 def globalstatus_tags(request: Request) -> Fields:
-    """Return all that the device knows."""
+    """Return the tags of globalstatus.xml: status.xml plus both inputs' fields."""
     tags = status_tags(request)
-    # T2_PTEC is that of the input again, rightly: Domoticz does not read this document.
+    # This restores the T2_PTEC of input 2: Domoticz does not read this document.
     tags.update(teleinfo_tags(request))
     tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
     return tags
 
 
 def power_and_indexes(request: Request) -> Fields:
-    """Return the answer to cmd=10: of each input the indexes of its tariff."""
+    """Return the answer to cmd=10: each input's period, power and indexes."""
     tags: Fields = {"product": "Eco-devices"}
     for number in request.numbers:
         fields = request.fields(number)
         if request.is_stale(number):
-            # No power is no 0 VA; a script that reads T1 alone goes on.
+            # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
         tariff = tariff_of(fields["OPTARIF"]) or BASE
@@ -2505,16 +2511,16 @@ def power_and_indexes(request: Request) -> Fields:
 
 
 def pulses_of_today(_request: Request) -> Fields:
-    """Return the answer to cmd=20."""
+    """Return the answer to cmd=20: today's pulses, always 0."""
     return {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
 
 
 def as_xml(tags: Fields) -> bytes:
-    """Return the tags as one of the device's XML documents."""
+    """Return the tags as an XML document of the device, in Latin-1."""
     lines = [XML_START]
     for tag, value in tags.items():
         text = str(value)
-        if tag.endswith("_PTEC"):  # the real device has its dots ("HC..") in JSON only
+        if tag.endswith("_PTEC"):  # the device keeps the dots ("HC..") in JSON only
             text = text.rstrip(".")
         lines.append(f"<{tag}>{escape(text)}</{tag}>")
     lines += [XML_END, ""]
@@ -2522,15 +2528,15 @@ def as_xml(tags: Fields) -> bytes:
 
 
 class Document(NamedTuple):
-    """How a document is made."""
+    """How to make a document."""
 
     make_tags: Callable[[Request], Fields]
-    numbers: tuple[int, ...]  # the inputs that it is about
-    fresh: tuple[int, ...]  # the inputs that may not be stale
+    numbers: tuple[int, ...]  # the inputs that the document is about
+    fresh: tuple[int, ...]  # the inputs that must be fresh
 
 
 DOCUMENTS = {
-    "/status.xml": Document(status_tags, (), ()),  # says itself what is stale
+    "/status.xml": Document(status_tags, (), ()),  # marks stale inputs itself
     "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,), (1,)),
     "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,), (2,)),
     "/teleinfo.xml": Document(teleinfo_tags, (1, 2), (1, 2)),
@@ -2538,11 +2544,12 @@ DOCUMENTS = {
     "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2), (1,)),
     "/api/xdevices.json?cmd=20": Document(pulses_of_today, (), ()),
 }
-HOME_PAGES = ("/", "/index.htm", "/index1.htm")  # the device sends "/" to the last
+# The device redirects "/" to "/index1.htm".
+HOME_PAGES = ("/", "/index.htm", "/index1.htm")
 
 
 def name_of_document(path: str, query: str) -> str:
-    """Return the key of DOCUMENTS for a request: path, and of the query cmd alone."""
+    """Return the key of DOCUMENTS for a request: its path, and cmd of its query."""
     if path in ("/api/xdevices.json", "/api/xdevices.htm"):
         for word in query.split("&"):
             if word.startswith("cmd="):
@@ -2553,10 +2560,10 @@ def name_of_document(path: str, query: str) -> str:
 def answer_document(
     name: str, device: Device, inputs: Inputs, local: time.struct_time
 ) -> Answer:
-    """Return a document; with 503 where an input that it is about is stale.
+    """Return a document, with status 503 if an input that must be fresh is stale.
 
-    Jeedom and Domoticz record nothing of an answer with that status.  An XML document
-    of both inputs is refused when either is stale.
+    Jeedom and Domoticz record nothing from an answer with status 503.  An XML document
+    about both inputs gets a 503 if either is stale.
     """
     document = DOCUMENTS[name]
     request = Request(device, inputs, document.numbers, local)
@@ -2566,53 +2573,54 @@ def answer_document(
     if "json" not in name:
         return Answer(status, "text/xml", as_xml(tags))
     if is_stale:
-        tags = {}  # scripts that do not look at the status would record a 0
+        tags = {}  # a script that ignores the status would record 0
     return Answer(status, JSON, json.dumps(tags, separators=(",", ":")).encode())
 
 
 class Program(NamedTuple):
-    """What the home page says of the program."""
+    """The facts about the program that the home page shows."""
 
-    started: float  # in the same seconds as `now`
+    started: float  # seconds, on the clock of `now`
     ports: list[int]  # of its HTTP servers
-    relay_ports: dict[int, int]  # by number of the input, where there is one
+    relay_ports: dict[int, int]  # number of an input with a relay -> port
 
 
 def describe(
     program: Program, hostname: str, store: Store, query: str, now: float
 ) -> Answer:
-    """Return /ecolinky.json, of which the README says what it holds."""
+    """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        content = {"input": number, **describe_input(snapshot, now)}
-        content["relay_port"] = program.relay_ports.get(number)
-        content["history"] = describe_history(snapshot, first_wanted(query), now)
-        inputs.append(content)
+        described = {"input": number, **describe_input(snapshot, now)}
+        described["relay_port"] = program.relay_ports.get(number)
+        described["history"] = describe_history(snapshot, first_wanted(query), now)
+        inputs.append(described)
     clients = [
-        {"address": address, "age": round(now - then, 1)}
-        for address, then in store.clients().items()
+        {"address": address, "age": round(now - read_at, 1)}
+        for address, read_at in store.clients().items()
     ]
-    content = {
+    document = {
         "version": __version__,
         "uptime": round(now - program.started),
         "hostname": hostname,
         "ports": program.ports,
-        "clients": clients[::-1],  # the last one first
+        "clients": clients[::-1],  # the latest first
         "inputs": inputs,
     }
-    return Answer(200, JSON, json.dumps(content).encode("ascii"))
+    return Answer(200, JSON, json.dumps(document).encode("ascii"))
 
 
 def first_wanted(query: str) -> int:
-    """Return the number of the first minute that is asked for, as since=N; 0: all."""
+    """Return the number of the first minute that a query wants (since=N); 0: all."""
     since = re.fullmatch("since=([0-9]{1,10})", query)
     return int(since[1]) if since else 0
 
 
 def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
-    """Return the minutes of an input from that number on.
+    """Return the minutes of an input from number `since` on.
 
-    All of them where that is none of this start of the machine.
+    Return all minutes if `since` is out of range: the numbers start again when the
+    machine starts.
     """
     oldest = snapshot.running_minute - len(snapshot.minutes)
     first = since if oldest < since <= snapshot.running_minute else oldest
@@ -2621,12 +2629,14 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
         "step": History.STEP,
         "first": first,
         "age": round(now - snapshot.running_minute * History.STEP, 1),
-        "minutes": [(each.power, each.lost, int(each.is_cheap)) for each in minutes],
+        "minutes": [
+            (minute.power, minute.lost, int(minute.is_cheap)) for minute in minutes
+        ],
     }
 
 
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
-    """Return what /ecolinky.json says of one input."""
+    """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
     fields = view.fields
     age = None
@@ -2658,7 +2668,7 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
 
 
 def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
-    """Return what was known when values were served last, None if none ever were."""
+    """Return the values that were served last; None if no values ever were."""
     fields = snapshot.last_view.fields
     if fields is None:
         return None
@@ -2676,7 +2686,7 @@ TOMORROW_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
 
 
 def describe_tariff(fields: Fields) -> Fields | None:
-    """Return the names that the page shows of a tariff and its periods."""
+    """Return the page's names for a tariff and its periods; None: unknown tariff."""
     tariff = tariff_of(fields["OPTARIF"])
     if tariff is None:
         return None
