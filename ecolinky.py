@@ -2714,30 +2714,30 @@ def describe_tariff(fields: Fields) -> Fields | None:
     }
 
 
-######## Settings: an ini to typed values ##############################################
+######## Settings: from an ini file to typed values ####################################
 
 
 class ConfigError(Exception):
-    """What is wrong with the configuration and what to do, in one line."""
+    """A defect of the configuration and its remedy, in one line."""
 
 
 class FirstInputSettings(NamedTuple):
     """[teleinfo1]."""
 
-    host: str = ""  # there is no such input
+    host: str = ""  # empty: no such input
     port: int = 8888
     timeout: float = 30.0  # seconds
     relay_port: int | None = None
 
 
 class SecondInputSettings(NamedTuple):
-    """[teleinfo2]: the same, and a key more; a NamedTuple cannot be extended."""
+    """[teleinfo2]: the keys of [teleinfo1], repeated (no NamedTuple can be extended)."""
 
     host: str = ""
     port: int = 8888
     timeout: float = 30.0
     relay_port: int | None = None
-    injection: bool = False  # show what the first meter injects instead
+    injection: bool = False  # show the injection of the first meter instead
 
 
 InputSettings = Union[FirstInputSettings, SecondInputSettings]
@@ -2757,7 +2757,7 @@ class DeviceSettings(NamedTuple):
     """[ecodevice]."""
 
     hostname: str = "ecolinky"
-    mac: str = ""  # one is made
+    mac: str = ""  # empty: use lasting_mac()
     discovery: bool = False
 
 
@@ -2768,7 +2768,7 @@ class LogSettings(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """All that an ini sets: its sections, and their keys with type and default."""
+    """All settings of an ini file: sections, and their keys with type and default."""
 
     teleinfo1: FirstInputSettings = FirstInputSettings()
     teleinfo2: SecondInputSettings = SecondInputSettings()
@@ -2778,33 +2778,36 @@ class Settings(NamedTuple):
 
     @property
     def inputs(self) -> dict[int, InputSettings]:
-        """Return those of the inputs that read an ESP8266, by number."""
+        """Return the settings of the inputs that read an ESP8266, by number."""
         inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
-        return {number: each for number, each in inputs.items() if each.host}
+        return {number: source for number, source in inputs.items() if source.host}
 
     @property
     def second(self) -> str:
-        """Return what input 2 is."""
+        """Return whether input 2 is METER, INJECTION or NO_INPUT."""
         if self.teleinfo2.host:
             return METER
         return INJECTION if self.teleinfo2.injection else NO_INPUT
 
     @property
     def ports(self) -> list[int]:
-        """Return the HTTP ports: there is a second device when there is an input 2."""
+        """Return the HTTP ports: a second port for a second device if input 2 exists."""
         if self.second == NO_INPUT:
             return [self.http.port]
         return [self.http.port, self.http.second_port]
 
     @property
     def relay_ports(self) -> dict[int, int]:
-        """Return the port of each input's relay, by number, where there is one."""
-        inputs = self.inputs.items()
-        return {number: each.relay_port for number, each in inputs if each.relay_port}
+        """Return the ports of the relays, by number of the input."""
+        return {
+            number: source.relay_port
+            for number, source in self.inputs.items()
+            if source.relay_port
+        }
 
     @property
     def named_ports(self) -> list[tuple[str, int]]:
-        """Return all ports that it listens on, with the keys that say them."""
+        """Return all ports to listen on, each with the name of its key."""
         keys = ("[http] port", "[http] second_port")
         ports = list(zip(keys, self.ports))
         for number, port in self.relay_ports.items():
@@ -2813,14 +2816,14 @@ class Settings(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a value looks like, and how that is said to the user."""
+    """The form of a value."""
 
     pattern: str
-    expected: str
+    expected: str  # the form in the user's words
 
 
 UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-A_LETTER = "(?=.*[A-Za-z])"  # in a name; else 192.168.1 would be one
+A_LETTER = "(?=.*[A-Za-z])"  # a name has a letter: 192.168.1 is not a name
 WORD = "[A-Za-z0-9_-]{1,63}"
 ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
@@ -2830,7 +2833,8 @@ HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
 ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
-LEAST_TIMEOUT = 5  # seconds: a frame can take three
+LEAST_TIMEOUT = 5  # seconds; a frame can take 3
+MOST = 65535  # of a port number, and of a time in seconds
 SECONDS = Form(
     "[0-9]{1,5}([.][0-9]+)?",
     f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
@@ -2859,14 +2863,14 @@ FORM_OF_KEY = {
 
 
 def parse_settings(text: str) -> Settings:
-    """Return what the text of an ini sets; raises ConfigError."""
-    # configparser gives the keys of [DEFAULT] to all sections.  Here none does so:
-    # read_settings() refuses a text with the name that stands in its place.
+    """Return the settings in the text of an ini file; raises ConfigError."""
+    # configparser copies the keys of [DEFAULT] into every section.  Call that section
+    # "\0" instead: read_settings() refuses a text that contains this character.
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ConfigError(_what_is_broken(error)) from None
+        raise ConfigError(_syntax_complaint(error)) from None
     sections = Settings()._asdict()
     for section in parser.sections():
         if section not in sections:
@@ -2874,7 +2878,7 @@ def parse_settings(text: str) -> Settings:
             if section.lower() in sections:
                 names = f"écrire [{section.lower()}]"
             raise ConfigError(f"section inconnue [{section}], {names}")
-        values = sections[section]._asdict()  # the defaults, for now
+        values = sections[section]._asdict()  # start with the defaults
         for key, written in parser.items(section):
             if key not in values:
                 names = ", ".join(values)
@@ -2891,7 +2895,7 @@ def parse_settings(text: str) -> Settings:
 
 
 def _value(written: str, default: object, form: Form) -> object:
-    """Return the value that is written, of the default's type; raises ValueError."""
+    """Return the written value in the default's type; raises ValueError."""
     if not re.fullmatch(form.pattern, written):
         raise ValueError
     if isinstance(default, bool):
@@ -2903,25 +2907,25 @@ def _value(written: str, default: object, form: Form) -> object:
     is_timeout = isinstance(default, float)
     value = float(written) if is_timeout else int(written)
     least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= 65535:
+    if not least <= value <= MOST:
         raise ValueError
     return value
 
 
 def _complaint(section: str, key: str, written: str, form: Form) -> str:
-    """Return what is wrong with a value."""
+    """Return the complaint about a value that does not fit its form."""
     name = f"[{section}] {key}"
-    if "\n" in written:  # configparser takes an indented line for more of the value
+    if "\n" in written:  # configparser adds indented lines to the value before
         return f"{name}, la ligne d'après commence par un espace, l'ôter"
     if re.search(r"(^|\s)[#;]", written):
         return f"{name}, mettre le commentaire sur une ligne à lui"
-    if form is not LOGIN:  # no password in a log
+    if form is not LOGIN:  # log no password
         name = f"{name} = {written}".rstrip()
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
 def _cross_check(settings: Settings) -> None:
-    """Raise ConfigError where two values do not go together."""
+    """Raise ConfigError if two values contradict each other."""
     second = settings.teleinfo2
     if second.host and second.injection:
         raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
@@ -2941,8 +2945,8 @@ def _cross_check(settings: Settings) -> None:
         raise ConfigError("[http] username et password, donner les deux, ou aucun")
 
 
-def _what_is_broken(error: configparser.Error) -> str:
-    """Say where a text is no ini, and what its writer may have forgotten."""
+def _syntax_complaint(error: configparser.Error) -> str:
+    """Return the line of a syntax error, with advice on its likely cause."""
     line = getattr(error, "lineno", 0)
     advice = "à corriger, attendu : clé = valeur, ou [section]"
     if isinstance(error, configparser.DuplicateOptionError):
@@ -2960,16 +2964,19 @@ def _what_is_broken(error: configparser.Error) -> str:
 
 
 def read_settings(path: str, demo: bool = False) -> Settings:
-    """Return the settings of the file (a demo needs none); ConfigError names it."""
+    """Return the settings in a file; raises ConfigError, which names the file.
+
+    A demo needs neither the file nor the address of an ESP8266.
+    """
     if demo and not os.path.exists(path):
         return Settings()
     try:
-        # An old Notepad's accents may be lost: they stand in comments only.
+        # The accents of an old Notepad may be lost: only comments have accents.
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
     except OSError as error:
         advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
-        if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
+        if os.path.exists(path + ".txt"):  # Windows hides file extensions
             advice = f"mais {path}.txt est là, ôter .txt de son nom"
         raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
     try:
@@ -2984,11 +2991,11 @@ def read_settings(path: str, demo: bool = False) -> Settings:
 
 
 def lasting_mac() -> str:
-    """Return a locally administered MAC address that this machine always makes."""
+    """Return a locally administered MAC address, always the same on this machine."""
     seed = socket.gethostname().encode()
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed = file.read().strip() or seed
-    # Not to be changed: Home Assistant would take it for another device.
+    # Never change this: Home Assistant would see another device.
     high = binascii.crc32(b"ecolinky" + seed)
     low = binascii.crc32(seed) & 0xFF
     digits = f"02{high:08x}{low:02x}"
