@@ -2731,7 +2731,7 @@ class FirstInputSettings(NamedTuple):
 
 
 class SecondInputSettings(NamedTuple):
-    """[teleinfo2]: the keys of [teleinfo1], repeated (no NamedTuple can be extended)."""
+    """[teleinfo2]: [teleinfo1] plus injection; NamedTuples cannot be extended."""
 
     host: str = ""
     port: int = 8888
@@ -2791,7 +2791,7 @@ class Settings(NamedTuple):
 
     @property
     def ports(self) -> list[int]:
-        """Return the HTTP ports: a second port for a second device if input 2 exists."""
+        """Return the HTTP ports; the second port is for input 2, if there is any."""
         if self.second == NO_INPUT:
             return [self.http.port]
         return [self.http.port, self.http.second_port]
@@ -3005,18 +3005,19 @@ def lasting_mac() -> str:
 ######## Relay: the verified TIC for other readers #####################################
 
 
-# A serial reader knows the end of a frame by the start of the next one: linkytic and
-# serial-teleinfo look for CR ETX STX LF in one line, which they wait for a second.  A
-# meter pauses for 33 ms at most, but the relay has a frame when it is over.  So each
-# piece that it sends ends with the start of the next frame.
+# A serial reader detects the end of a frame by the start of the next frame: linkytic
+# and serial-teleinfo look for CR ETX STX LF in one line, and wait a second for it.  A
+# meter pauses for 33 ms at most, but the relay gets a frame only when it is complete.
+# So each piece that the relay sends ends with the start of the next frame.
 START = STX + b"\n"
 
 
 class RelayReader:
     """A program that reads the relay."""
 
-    STUCK = 10.0  # seconds that it may leave bytes untaken
-    SEND_BUFFER = 16384  # bytes in the system; more would only hide one who is stuck
+    STUCK = 10.0  # seconds without taking a byte
+    SEND_BUFFER = 16384  # bytes in the kernel; more would only hide a stuck reader
+    CHUNK = 65536  # bytes, at most, per read
 
     def __init__(self, connection: socket.socket, address: str, now: float) -> None:
         self.connection = connection
@@ -3025,22 +3026,22 @@ class RelayReader:
         self.connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
-        self._opening = START  # of its first frame
-        self._untaken = b""  # the rest of the piece that it was sent last
-        self._taken_at = now  # when it last took something
+        self._opening = START  # of the first frame
+        self._untaken = b""  # the rest of the last piece
+        self._taken_at = now  # when the reader last took bytes
 
     def send(self, piece: bytes, now: float) -> bool:
-        """Send a piece, without waiting; return whether the reader is still there.
+        """Send a piece without waiting; return whether the reader still takes bytes.
 
-        A piece is whole frames without the START of the first one, and the START of the
-        next.  A reader that has not taken all of the last piece gets its rest, and the
-        new piece is left out: so the reader never sees a frame that is cut in two.
+        A piece is complete frames, without the START of the first frame but with the
+        START of the next.  If the reader has not taken all of the last piece, send the
+        rest of it and drop the new piece: the reader never sees a frame cut in two.
         """
         data = self._untaken or self._opening + piece
         self._opening = b""
         try:
             with contextlib.suppress(BlockingIOError):
-                self.connection.recv(65536)  # what it sends is forgotten
+                self.connection.recv(self.CHUNK)  # discard the reader's own bytes
             with contextlib.suppress(BlockingIOError):
                 taken = self.connection.send(data)
                 data = data[taken:]
@@ -3052,12 +3053,12 @@ class RelayReader:
 
 
 class Relay:
-    """Those who read one input's verified TIC; only that input's thread calls it."""
+    """The readers of one input's verified TIC; only the input's thread calls it."""
 
     MOST_READERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
-        self.timeout = timeout  # seconds without a frame after which all are sent away
+        self.timeout = timeout  # seconds without a frame; then dismiss all readers
         self._readers: list[RelayReader] = []
         self._last_frame = now
         self._listener = socket.socket()
@@ -3067,7 +3068,7 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send verified frames to all readers; a new one begins with a whole frame."""
+        """Send verified frames to all readers; each starts with a complete frame."""
         self._last_frame = now
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
@@ -3075,13 +3076,13 @@ class Relay:
                 self._dismiss(reader)
 
     def addresses(self) -> list[str]:
-        """Return where the readers are."""
+        """Return the readers' IP addresses."""
         return [reader.address for reader in self._readers]
 
     def tend(self, now: float) -> None:
-        """Let new readers in; when the meter is silent send all away, to tell them."""
-        # accept() raises BlockingIOError when nobody waits; whatever else goes wrong
-        # with a new reader must not disturb the meter.
+        """Accept new readers; when the meter is silent, dismiss all as a signal."""
+        # accept() raises BlockingIOError when no reader waits.  Other errors of a new
+        # reader must not disturb the meter either.
         with contextlib.suppress(OSError):
             while len(self._readers) < self.MOST_READERS:
                 connection, address = self._listener.accept()
@@ -3095,7 +3096,7 @@ class Relay:
         reader.connection.close()
 
     def close(self) -> None:
-        """End all connections and listen no more: for tests."""
+        """Close all connections and stop listening: for tests."""
         self._listener.close()
         for reader in list(self._readers):
             self._dismiss(reader)
@@ -3105,11 +3106,12 @@ class Relay:
 
 
 class Reader(threading.Thread):
-    """Reads one input and publishes it.  On any failure it starts again."""
+    """Reads one input and publishes it; starts again after any failure."""
 
     SILENCE = 10.0  # seconds to connect, or without a byte: the TIC never pauses
     PAUSE = 3.0  # seconds between two connections
-    TICK = 1.0  # seconds after which it looks up from a silent meter
+    TICK = 1.0  # seconds without a byte after which the thread tends the relay
+    CHUNK = 4096  # bytes, at most, per read
 
     def __init__(
         self,
@@ -3135,7 +3137,7 @@ class Reader(threading.Thread):
     def _say(self, level: int, text: str) -> None:
         name = self.name
         if level == logging.WARNING:
-            name += f" ({self._input.source})"  # where the user has to look
+            name += f" ({self._input.source})"  # the user has to look there
         log.log(level, "%s : %s", name, text)
 
     def run(self) -> None:
@@ -3144,16 +3146,16 @@ class Reader(threading.Thread):
             try:
                 self._read()
             except Exception as error:  # noqa: BLE001
-                self._tell_failure(error)
+                self._report_failure(error)
             self.stopped.wait(self.PAUSE)
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         now = time.monotonic()
         try:
             self._input.failed(error, now)
             self._publish()
             self._tend_relay()
-        except Exception as bug:  # noqa: BLE001  to tell of a bug can meet it again
+        except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             self._input.notices.warn(BUG, BUG % bug, now)
 
     def _tend_relay(self) -> None:
@@ -3161,8 +3163,8 @@ class Reader(threading.Thread):
             self._relay.tend(time.monotonic())
 
     def _read(self) -> None:
-        """Connect, and read until that fails."""
-        # A time-out here is an ESP that is away: reason_of() says so.
+        """Connect, and read until the connection fails."""
+        # If this times out, reason_of() says that the ESP is away.
         with socket.create_connection(self._address, self.SILENCE) as connection:
             connection.settimeout(min(self.TICK, self.SILENCE))  # tests shorten both
             last_byte = time.monotonic()
@@ -3171,7 +3173,7 @@ class Reader(threading.Thread):
             while not self.stopped.is_set():
                 self._tend_relay()
                 try:
-                    data = connection.recv(4096)
+                    data = connection.recv(self.CHUNK)
                 except socket.timeout:
                     if time.monotonic() - last_byte > self.SILENCE:
                         raise LinkError(reason) from None
@@ -3201,11 +3203,10 @@ class Reader(threading.Thread):
 
 ######## Server: the threads that answer HTTP ##########################################
 
-
 TEXT = "text/plain; charset=utf-8"
 NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
 UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
-# What http.server refuses by itself.
+# The requests that http.server itself refuses: HTTP status -> text.
 REFUSALS = {
     414: "adresse trop longue",
     431: "en-têtes trop longs",
@@ -3216,15 +3217,15 @@ UNREADABLE = "demande illisible"
 
 
 class RequestBytes(io.RawIOBase):
-    """What a client sends, as far as it sends it in time and in measure.
+    """The bytes of a connection, with a limit on each request's length and time.
 
-    http.server alone reads a hundred header lines of 64 KiB of anybody, before it asks
-    for a password, and its time-out begins anew with each byte.
+    http.server alone reads a hundred header lines of 64 KiB from anybody before it asks
+    for a password, and its time-out starts again with each byte.
     """
 
     LONGEST = 16384  # bytes of a request
-    AT_ONCE = 8192  # bytes; the next requests may be in them, so fewer than LONGEST
-    SECONDS = 30.0  # for a request to begin, and as many to be complete
+    AT_ONCE = 8192  # bytes; less than LONGEST, as they may hold the next requests
+    SECONDS = 30.0  # for a request to begin, and again for it to be complete
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
@@ -3232,24 +3233,25 @@ class RequestBytes(io.RawIOBase):
         self.begin_request()
 
     def begin_request(self) -> None:
-        """Let what comes next be a new request."""
+        """Start the limits of a new request."""
         self._received = 0
-        self._end = time.monotonic() + self.SECONDS
+        self._deadline = time.monotonic() + self.SECONDS
 
     def readable(self) -> bool:
-        """Say that one can read from it."""
+        """Return True, as io.BufferedReader requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read some bytes; raises socket.timeout, or LineTooLong.
+        """Read some bytes; raises socket.timeout or LineTooLong.
 
-        http.server answers that with 431 in the headers, and else drops the connection.
+        http.server answers LineTooLong in the headers with 431; otherwise it drops the
+        connection.
         """
-        left = self._end - time.monotonic()
-        self._connection.settimeout(max(0.001, left))  # 0 would be: do not wait
+        left = self._deadline - time.monotonic()
+        self._connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
         count = self._connection.recv_into(buffer)
         if self._received == 0:  # the request has begun
-            self._end = time.monotonic() + self.SECONDS
+            self._deadline = time.monotonic() + self.SECONDS
         self._received += count
         if self._received > self.LONGEST:
             raise LineTooLong("request")
@@ -3259,36 +3261,37 @@ class RequestBytes(io.RawIOBase):
 class Server(ThreadingHTTPServer):
     """The HTTP server: a thread for each connection, while requests come over it."""
 
-    MOST_CONNECTIONS = 64  # of all servers together; each is a thread and a descriptor
-    WRONG_PASSWORD_WAITS = 1.0  # seconds until it is answered
-    MOST_WAITING = 16  # threads that wait so; more would only help who guesses
+    # Of all servers together; each connection takes a thread and a file descriptor.
+    MOST_CONNECTIONS = 64
+    WRONG_PASSWORD_WAITS = 1.0  # seconds until the answer
+    MOST_WAITING = 16  # threads that wait so; more would only help to guess a password
     request_queue_size = 128
 
     def __init__(
         self, address: str, device: Device, program: Program, store: Store, login: str
     ) -> None:
         self.device = device
-        self.hourly = Hourly()  # of all threads: at worst a line is said twice
+        self.hourly = Hourly()  # of all threads: at worst a line is logged twice
         self.waiting = threading.BoundedSemaphore(self.MOST_WAITING)
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
-        # What a client must send: user:password in base 64; nothing: no password.
+        # The user:password that a client must send, in base 64; empty: no password.
         self.expected_login = base64.b64encode(login.encode("ascii"))
         super().__init__((address, device.port), Handler)
 
     def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a path and its query; 500 where that meets a bug."""
+        """Return the answer to a path and its query; status 500 after a bug."""
         try:
-            return self._find(path, query)
+            return self._answer_path(path, query)
         except Exception as bug:  # noqa: BLE001
             text = BUG % bug
             if self.hourly.claim("bug", time.monotonic()):
                 log.info("%s : %s", path, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
-    def _find(self, path: str, query: str) -> Answer:
+    def _answer_path(self, path: str, query: str) -> Answer:
         now = time.monotonic()
         if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
@@ -3304,33 +3307,33 @@ class Server(ThreadingHTTPServer):
         return answer_document(name, self.device, inputs, time.localtime())
 
     def note_client(self, path: str, query: str, address: str) -> None:
-        """Note who reads a document; the page itself reads none."""
+        """Note a client that reads a document; the page itself reads no document."""
         if name_of_document(path, query) in DOCUMENTS:
             self._store.note_client(address, time.monotonic())
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which can hang."""
+        """Bind without HTTPServer's look-up of the host name, which can hang."""
         socketserver.TCPServer.server_bind(self)
         host, port = self.server_address[:2]
         self.server_name = str(host)
         self.server_port = int(port)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin a connection; when there are too many the oldest makes way.
+        """Begin a connection; if there are too many, end the oldest.
 
-        The list is the accepting thread's own: a connection that another thread has
-        closed is known by having no descriptor.
+        Only the accepting thread uses the list.  A connection that another thread has
+        closed has a negative file descriptor.
         """
-        still_open = [each for each in self._connections if each.fileno() >= 0]
+        still_open = [known for known in self._connections if known.fileno() >= 0]
         if len(still_open) >= self._most_connections:
             oldest = still_open.pop(0)
             with contextlib.suppress(OSError):  # it has just been closed
-                oldest.shutdown(socket.SHUT_RDWR)  # its thread ends by that
+                oldest.shutdown(socket.SHUT_RDWR)  # this ends its thread
         self._connections = [*still_open, request]
         super().process_request(request, client_address)
 
     def handle_error(self, _request: object, client_address: object) -> None:
-        """Note that a client went away, or a bug, without a traceback."""
+        """Log a client that went away, or a bug, without a traceback."""
         log.debug("%s : %r", client_address, sys.exc_info()[1])
 
 
@@ -3345,31 +3348,31 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body leave together
 
     def setup(self) -> None:
-        """Read through a RequestBytes, and not without limits."""
+        """Read through RequestBytes, which sets limits."""
         super().setup()
-        self.rfile.close()  # which leaves the connection open
+        self.rfile.close()  # this leaves the connection open
         self._bytes = RequestBytes(self.connection)
         self.rfile = io.BufferedReader(self._bytes, RequestBytes.AT_ONCE)
 
     def handle_one_request(self) -> None:
-        """Give each request its own time and length."""
+        """Handle a request within its own limits of time and length."""
         self._bytes.begin_request()
         self.requestline = ""
         self.command = ""
         try:
             super().handle_one_request()
-        except LineTooLong:  # its first line
+        except LineTooLong:  # in the first line
             self.send_error(414)
 
     def do_GET(self) -> None:
-        """Answer with a document, or say why not."""
+        """Answer with a document, or refuse a wrong password."""
         path, _, query = self.path.partition("?")
         login = self.headers.get("Authorization", "")
-        if self._is_right(login):
+        if self._is_authorised(login):
             self.server.note_client(path, query, self.client_address[0])
             self._send(self.server.answer(path, query))
-        elif not login or self._has_waited():
-            # A request with no password at all is not a wrong one: browsers begin so.
+        elif not login or self._wait_to_refuse():
+            # A missing password is not a wrong password: browsers first send no login.
             self._send(UNAUTHORISED)
         else:
             self.close_connection = True
@@ -3379,15 +3382,15 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(
         self, code: int, _message: str | None = None, _explain: str | None = None
     ) -> None:
-        """Answer what http.server refuses by itself, in one line."""
+        """Answer a request that http.server itself refuses, in one line."""
         self.close_connection = True
-        self.request_version = self.protocol_version  # else there would be no head
+        self.request_version = self.protocol_version  # HTTP/0.9 would have no headers
         text = REFUSALS.get(code, UNREADABLE) + "\r\n"
         self._send(Answer(code, TEXT, text.encode()))
 
     def _send(self, answer: Answer) -> None:
         if self._has_body():
-            self.close_connection = True  # what comes next is no request
+            self.close_connection = True  # the next bytes are the body, not a request
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -3405,16 +3408,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def _has_body(self) -> bool:
-        headers = getattr(self, "headers", None)  # None of what cannot be read
+        headers = getattr(self, "headers", None)  # None: the request was unreadable
         if headers is None:
             return False
         lengths = headers.get_all("Content-Length", [])
-        has_length = any(each != "0" for each in lengths)
-        # "Content-Length : 5" is a defect, and may be meant.
+        has_length = any(length != "0" for length in lengths)
+        # "Content-Length : 5" is a defect, but may announce a body.
         return has_length or "Transfer-Encoding" in headers or bool(headers.defects)
 
-    def _is_right(self, login: str) -> bool:
-        """Return whether a client that sends this Authorization may ask."""
+    def _is_authorised(self, login: str) -> bool:
+        """Return whether a client with this Authorization header gets answers."""
         expected = self.server.expected_login
         if not expected:
             return True
@@ -3422,10 +3425,10 @@ class Handler(BaseHTTPRequestHandler):
         is_right = hmac.compare_digest(token.strip(), expected)
         return is_right and scheme.lower() == b"basic"
 
-    def _has_waited(self) -> bool:
-        """Let a client with a wrong password wait; return whether to answer then.
+    def _wait_to_refuse(self) -> bool:
+        """Log a wrong password, and wait; return whether to answer at all.
 
-        Nobody guesses at speed so, and a right password never waits.
+        The wait makes guessing slow.  A right password never waits.
         """
         if self.server.hourly.claim("login", time.monotonic()):
             log.warning(
@@ -3433,7 +3436,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.client_address[0],
             )
         if not self.server.waiting.acquire(blocking=False):
-            return False  # too many wait: this one is left without an answer
+            return False  # too many threads wait: this client gets no answer
         try:
             time.sleep(self.server.WRONG_PASSWORD_WAITS)
         finally:
@@ -3441,7 +3444,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Log for the curious only."""
+        """Log a request, at level DEBUG."""
         log.debug("%s : %s", self.client_address[0], ascii(format % arguments))
 
 
@@ -3450,11 +3453,11 @@ DISCOVERY_REQUEST = b"Discover GCE Devices"
 
 
 def answer_discovery(device: Device) -> None:
-    """Answer for ever those who look for Eco-Devices, with three lines as it does."""
+    """Answer searches for Eco-Devices for ever, as the device does, in three lines."""
     lines = f"{device.hostname}\r\n{device.mac}\r\n{device.port}\r\n"
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        # Bound to one address it would hear no broadcast.
+        # A listener bound to a single address would hear no broadcast.
         listener.bind(("0.0.0.0", DISCOVERY_PORT))
     except OSError as error:
         log.warning(
@@ -3464,7 +3467,7 @@ def answer_discovery(device: Device) -> None:
         )
         return
     while True:
-        with contextlib.suppress(OSError):  # the asker is gone
+        with contextlib.suppress(OSError):  # the client is gone
             request, sender = listener.recvfrom(64)
             if request == DISCOVERY_REQUEST:
                 listener.sendto(lines.encode("ascii"), sender)
