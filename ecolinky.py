@@ -3668,8 +3668,8 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
 
 ######## Demo: a simulated meter behind a TCP socket ###################################
 
-# The groups of each mode, a line each: label, timestamp if any, data (DATE has
-# none); ~ is a space.
+# The groups of each mode, one per line: label, timestamp if the group has it, data
+# (empty for DATE); ~ is a space.
 DEMO_FRAMES = {
     "historic": """
 ADCO|021728123456
@@ -3745,18 +3745,18 @@ STGE|003A0{bits}01
 PRM|09123456789012
 NTARF|{number}""",
 }
-# What differs between cheap and dear hours; the bits are those of NTARF in STGE.
+# The differences between cheap and dear hours; `bits` is the STGE digit with NTARF.
 DEMO_CHEAP = {"period": "HC", "hours": "CREUSE", "bits": "0", "number": "01"}
 DEMO_DEAR = {"period": "HP", "hours": "PLEINE", "bits": "4", "number": "02"}
 
 
 class DemoMeter:
-    """A meter whose indexes grow as its power says."""
+    """A simulated meter; its indexes grow with its power."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.separator = " "
-        self.baud = 1200
+        self.baud = 1200  # bits per second
         if mode == "standard":
             self.separator = "\t"
             self.baud = 9600
@@ -3764,11 +3764,11 @@ class DemoMeter:
         self._time: float | None = None  # of the last frame
 
     def power(self, now: float) -> int:
-        """Return the VA at `now` seconds: a house with a kettle, an oven, a roof."""
+        """Return the VA at `now` seconds: a kettle, an oven, solar panels."""
         power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
         kettle_is_on = now % 300 < 45
         oven_heats = now % 1700 > 1250 and now % 40 < 25
-        # Only standard mode can say what is injected.
+        # Only standard mode has a label for injection.
         sun_shines = now % 300 >= 180 and self.mode == "standard"
         if kettle_is_on:
             power += 2100
@@ -3792,14 +3792,14 @@ class DemoMeter:
         return encode_frame(groups)
 
     def _count(self, power: int, running: str, now: float) -> None:
-        """Let the running index grow by what was drawn since the last frame."""
+        """Add the energy since the last frame to the running index."""
         if self._time is not None:
             index = running if power >= 0 else "injected"
-            self._wh[index] += abs(power) * (now - self._time) / 3600
+            self._wh[index] += abs(power) * (now - self._time) / HOUR
         self._time = now
 
     def _values(self, power: int) -> dict[str, str]:
-        """Return what stands in the places of DEMO_FRAMES."""
+        """Return the values for the placeholders of DEMO_FRAMES."""
         amperes = abs(power) / MAINS_VOLTS
         total = int(self._wh["cheap"]) + int(self._wh["dear"])
         values = {name: f"{int(wh):09}" for name, wh in self._wh.items()}
@@ -3808,7 +3808,7 @@ class DemoMeter:
             power=f"{max(0, power):05}",
             returned=f"{max(0, -power):05}",
             amperes=f"{rounded(amperes):03}",
-            # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
+            # At least 1 A per phase: Domoticz recognises three-phase meters by it.
             phase1=f"{int(1 + 0.5 * amperes):03}",
             phase2=f"{int(1 + 0.3 * amperes):03}",
             phase3=f"{int(1 + 0.2 * amperes):03}",
@@ -3818,18 +3818,18 @@ class DemoMeter:
 
 
 def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
-    """Send a meter's frames at its line's speed, to a client at a time, for ever."""
+    """Send a meter's frames at line speed, to one client at a time, for ever."""
     while True:
         client, _ = listener.accept()
         with client, contextlib.suppress(OSError):  # the client is gone
             while True:
                 data = meter.frame(time.monotonic())
                 client.sendall(data)
-                time.sleep(len(data) * 10 / meter.baud)  # ten bits a byte
+                time.sleep(len(data) * 10 / meter.baud)  # 10 bits per byte
 
 
 def start_demo(mode: str, settings: Settings) -> Settings:
-    """Start a simulated meter; return the settings that read it and no other."""
+    """Start a simulated meter; return the settings that read only this meter."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
@@ -3862,30 +3862,30 @@ LEVEL_NAMES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line's parser that speaks French."""
+    """A command-line parser that speaks French."""
 
     def error(self, _message: str) -> NoReturn:
-        """End with one line that names what was written."""
+        """Print one line that quotes the arguments, and exit with code 2."""
         written = " ".join(sys.argv[1:])
         complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
         tell(complaint, sys.stderr)
         sys.exit(2)
 
     def print_help(self, _file: object = None) -> None:
-        """Print what --help prints."""
+        """Print the text of --help."""
         tell(HELP, sys.stdout)
 
 
 class LogHandler(logging.Handler):
-    """Writes the log, but drops a line rather than wait for who does not read it."""
+    """Writes the log, but drops a line rather than wait for a stuck reader."""
 
-    # A pipe that is ready takes 4096 bytes (PIPE_BUF), which are so many characters.
+    # Characters of up to 4 bytes: a ready pipe takes 4096 bytes (PIPE_BUF).
     LONGEST = 1000
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line if that can be done at once."""
+        """Write a line if standard error takes it at once."""
         ready = [sys.stderr]
-        # Windows knows no select() of a file.
+        # On Windows select() takes no file.
         with contextlib.suppress(OSError, ValueError):
             _, ready, _ = select.select([], [sys.stderr], [], 0)
         if ready:
@@ -3893,7 +3893,7 @@ class LogHandler(logging.Handler):
 
 
 def start_log(level: str) -> None:
-    """Let the log go to standard error, from that level on."""
+    """Send the log to standard error, from this level on."""
     for number, name in LEVEL_NAMES.items():
         logging.addLevelName(number, name)
     line = "%(asctime)s %(levelname)s %(message)s"
@@ -3915,15 +3915,16 @@ def main() -> int:
     if options.version:
         tell(VERSION, sys.stdout)
         return 0
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    path = options.config or os.path.join(folder, "ecolinky.ini")
     try:
-        settings = read_settings(options.config or beside, bool(options.demo))
+        settings = read_settings(path, bool(options.demo))
     except ConfigError as error:
         tell(f"ecolinky : {error}", sys.stderr)
         return 2
     level = settings.log.level
     if options.check:
-        level = "critical"  # --check says itself what the log would
+        level = "critical"  # --check itself prints the faults
     if options.verbose:
         level = "debug"
     start_log(level)
@@ -3935,18 +3936,18 @@ def main() -> int:
 
 
 def devices_of(settings: Settings) -> list[Device]:
-    """Return the Eco-Devices to show: one, or one more for input 2."""
+    """Return the Eco-Devices to show; the second device is for input 2."""
     mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
     first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
     return [first] + [second_device(first, port) for port in settings.ports[1:]]
 
 
 def wait_for_address(address: str) -> None:
-    """Wait until an address, or the name of one, is this machine's.
+    """Wait until an address, or a host name, belongs to this machine.
 
     Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
     """
-    is_said = False
+    is_logged = False
     while True:
         with socket.socket() as probe:
             try:
@@ -3956,20 +3957,20 @@ def wait_for_address(address: str) -> None:
                 pass  # the name is not known yet
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
-                    return  # what is wrong is said when the ports are opened
-        if not is_said:
+                    return  # opening the ports will report the error
+        if not is_logged:
             log.warning(NOT_OUR_ADDRESS_YET, address)
-        is_said = True
+        is_logged = True
         time.sleep(1)
 
 
 class CannotListen(Exception):
-    """A port that cannot be opened, and what to do, in one line."""
+    """A port that cannot be opened, and the remedy, in one line."""
 
 
 @contextlib.contextmanager
 def opening(name: str, port: int, address: str) -> Iterator[None]:
-    """Turn what goes wrong when a port is opened into CannotListen."""
+    """Turn the error of opening a port into CannotListen."""
     try:
         yield
     except OSError as error:
@@ -4027,12 +4028,12 @@ def serve(settings: Settings, demo: bool) -> int:
         first = (servers[0].device,)
         discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
         threads.append(discovery)
-    where = f"le port {settings.ports[0]}"
+    ports = f"le port {settings.ports[0]}"
     if len(settings.ports) > 1:
-        where = "les ports {} et {}".format(*settings.ports)
+        ports = "les ports {} et {}".format(*settings.ports)
     if demo:
-        where += " (compteur simulé)"
-    log.info("%s répond sur %s", VERSION, where)
+        ports += " (compteur simulé)"
+    log.info("%s répond sur %s", VERSION, ports)
     for thread in threads:
         thread.start()
     servers[0].serve_forever()
@@ -4041,7 +4042,8 @@ def serve(settings: Settings, demo: bool) -> int:
 
 def stop(*_: object) -> NoReturn:
     """End the program on a signal; its threads end with it."""
-    # A second signal ends it at once.  Python 3.7 runs no handler inside another.
+    # A second signal ends the program at once.  Python 3.7 would run no Python handler
+    # inside this handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log.info("ecolinky s'arrête")
@@ -4052,19 +4054,19 @@ PLAIN = {"\u00a0": " ", "’": "'"}
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what a terminal cannot show: an error handler for codecs.
+    """Replace characters that a terminal cannot show: an error handler for codecs.
 
-    Returns what to print instead, and where to go on.
+    Returns the replacement, and the position at which to go on.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wrong = error.object[error.start : error.end]
-    return "".join(PLAIN.get(each, "?") for each in wrong), error.end
+    return "".join(PLAIN.get(character, "?") for character in wrong), error.end
 
 
 def printable(stream: TextIO | None) -> TextIO:
-    """Return a stream that one can print on: under any locale, even if it is closed."""
-    if stream is None:  # as by >&-
+    """Return a stream that is safe to print on, even if closed, under any locale."""
+    if stream is None:  # closed by the shell, as with >&-
         return open(os.devnull, "w")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="plain")
@@ -4072,7 +4074,7 @@ def printable(stream: TextIO | None) -> TextIO:
 
 
 def run() -> int:
-    """Run main whatever its standard output and error are; return the exit code."""
+    """Run main with any standard output and error; return the exit code."""
     codecs.register_error("plain", plain)
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
@@ -4084,8 +4086,8 @@ def run() -> int:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # nobody reads it (--check | head), or the disk is full
-                # The interpreter would complain when it closes it.
+            except OSError:  # the reader has left (--check | head), or the disk is full
+                # The interpreter would complain when it closes the stream.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
