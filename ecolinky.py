@@ -1558,24 +1558,24 @@ class Meter:
         return int(MAINS_VOLTS * sum(amperes))
 
 
-######## Diagnosis: every word about a link, and when it is said #######################
+######## Diagnosis: the causes of a bad link, in the user's words ######################
 
-# The stations on the way of a value, of which a reason names the one to look at.
+# The stations that a value passes.  A reason names the station to look at.
 LINKY = "linky"
 ESP = "esp"
 ECOLINKY = "ecolinky"
-NO_STATION = ""  # nothing is wrong: it only takes some seconds
+NO_STATION = ""  # nothing is wrong: wait a few seconds
 
 
 class Reason(NamedTuple):
-    """Why nothing is served, or what could be better."""
+    """Why no values are served, or how the link could be better."""
 
     station: str
-    cause: str  # a sentence without its capital and its full stop
+    cause: str  # a sentence without its capital letter and its full stop
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Return the reason as the log has it."""
+        """Return cause and remedy as one text, for the log."""
         return self.cause + (", " + self.remedy if self.remedy else "")
 
 
@@ -1626,7 +1626,7 @@ OFFLINE = Reason(
     "vérifier son Wi-Fi",
 )
 
-# Bytes that are no TIC.
+# Bytes that are not TIC.
 NO_INTACT_GROUP = Reason(
     LINKY,
     "aucun groupe n'arrive intact",
@@ -1740,7 +1740,7 @@ LINK_ERRORS = {
     errno.EHOSTUNREACH: AWAY,
     errno.ENETUNREACH: OFFLINE,
 }
-# Of this machine's ports and files.
+# Errors of this machine's ports and files.
 SYSTEM_ERRORS = {
     errno.EADDRINUSE: "déjà pris",
     errno.EACCES: "interdit",
@@ -1749,30 +1749,31 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
-# What a stream without a valid group may still show: labels, and labels with their
-# separator behind them, which tells that the ESP has not replaced it.
+# A stream without a valid group may still hold labels.  A label with its separator
+# behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
 )
 GROUP_IN_STREAM = re.compile(
     b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
 )
-# Labels of PME-PMI, Jaune and the like, whose identity is ADS.
+# Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
 LABEL_ABOVE_36_KVA = re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]")
 TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
-MUCH_TELNET = 0.05  # commands for each byte
-MOSTLY_TEXT = 0.95  # of the bytes
-ALL_THE_SAME = 0.99  # of the bytes
-MUCH_DAMAGE = 0.05  # of the groups
-DAY = 86400.0  # seconds
-A_FEW = 4  # frames: until then a label may only be late
-LEAP_WH = 1000  # more than a meter can have counted: worth a warning
+MUCH_TELNET = 0.05  # commands per byte
+MOSTLY_TEXT = 0.95  # share of the bytes
+ALL_THE_SAME = 0.99  # share of the bytes
+MUCH_DAMAGE = 0.05  # share of the groups
+HOUR = 3600  # seconds
+DAY = 24.0 * HOUR
+A_FEW = 4  # frames; until then a missing label may just be late
+LEAP_WH = 1000  # this much more than a meter can count is worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
 
 class LinkError(Exception):
-    """What ended a connection."""
+    """The end of a connection, with its reason."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(str(reason))
@@ -1780,12 +1781,12 @@ class LinkError(Exception):
 
 
 class ClosedByEsp(LinkError):
-    """The ESP8266 closed the connection, as it does when another client comes."""
+    """The ESP8266 closed the connection, as it does when another client connects."""
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Return what bytes without a valid group, at least one, look like; what to do."""
-    text = sample.translate(DROP_PARITY_BIT)  # that of 8N1, too
+    """Diagnose a non-empty sample that holds no valid group."""
+    text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
     if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
@@ -1803,7 +1804,7 @@ def diagnose(sample: bytes) -> Reason:
 
 
 def reason_of(error: Exception) -> Reason:
-    """Return why a connection ended, or did not begin."""
+    """Return why a connection ended, or could not be opened."""
     if isinstance(error, LinkError):
         return error.reason
     if isinstance(error, socket.gaierror):
@@ -1811,21 +1812,21 @@ def reason_of(error: Exception) -> Reason:
     if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
     if isinstance(error, OSError):
-        other = Reason(ESP, f"la connexion échoue ({words_of(error)})")
-        return LINK_ERRORS.get(error.errno or 0, other)
+        unlisted = Reason(ESP, f"la connexion échoue ({words_of(error)})")
+        return LINK_ERRORS.get(error.errno or 0, unlisted)
     return Reason(ECOLINKY, BUG % error)
 
 
 def words_of(error: OSError) -> str:
-    """Return in French what is wrong with a port or a file of this machine."""
+    """Return the French words for an error of this machine's ports or files."""
     return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
 
 
 def ends_are_missing(labels: Labels) -> bool:
-    """Say whether the end of the frames never comes, as when a buffer is too small.
+    """Return whether every frame lacks its end, as if a buffer were too small.
 
-    A historic frame ends with MOTDETAT, on three phases with PPOT, a standard one with
-    STGE, ..., PRM, ..., NTARF: the first and the last of those are asked for.
+    A historic frame ends with MOTDETAT, on three phases with PPOT.  A standard frame
+    ends with STGE, ..., PRM, ..., NTARF: it must have STGE and NTARF.
     """
     if "ADSC" in labels:
         return not labels.keys() >= {"STGE", "NTARF"}
@@ -1833,21 +1834,21 @@ def ends_are_missing(labels: Labels) -> bool:
 
 
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
-    """Return why many groups are lost, and what to do; ALL_WELL where few are.
+    """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
-    One cause alone: each of them would look like the next ones, too.
+    Return the first cause that fits: it also has the symptoms of the causes after it.
     """
     if counts.spaces_replaced:
         return REPLACED
     is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
-    is_one_of_each = counts.damaged <= counts.frames  # a cut goes through one group
-    if is_cut and is_one_of_each and counts.frames > A_FEW:
+    is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
+    if is_cut and is_one_per_frame and counts.frames > A_FEW:
         return CUT_SHORT
     return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ALL_WELL
 
 
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
-    """Return what could be better, though groups come; the most urgent first."""
+    """Return the defects of a link that works, the most urgent first."""
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
@@ -1865,9 +1866,9 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
 
 
 def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
-    """Return why the groups of a meter are not all that is needed.
+    """Return why a meter's groups are not enough to serve values.
 
-    is_unbalanced: the EASF of a frame of late were not its EAST.
+    is_unbalanced: in a recent frame the sum of the EASF was not EAST.
     """
     labels = view.labels
     if is_identity_alone(labels) and not counts.damaged:
@@ -1875,7 +1876,7 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     is_wrong = view.mode == STANDARD and not is_total_right(labels)
     if is_wrong and (is_unbalanced or not view.missing):
         return UNBALANCED
-    # None is missing where all are there and tell no period.
+    # If no label is missing, the labels do not give the period.
     missing = ", ".join(view.missing) or "une période connue"
     loss = cause_of_loss(counts, labels)
     if loss == ALL_WELL:
@@ -1884,13 +1885,13 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
 
 
 def is_identity_alone(labels: Labels) -> bool:
-    """Return whether the identity is all that the meter sends."""
+    """Return whether the meter sends its identity and nothing more."""
     return bool(labels) and labels.keys() <= set(IDENTITIES)
 
 
 def unknown_currents(labels: Labels) -> list[str]:
-    """Return the labels of the currents that a meter's frames lack."""
-    if not labels:  # of a meter that is silent
+    """Return the labels of the phase currents that are not known."""
+    if not labels:  # the meter is silent
         return []
     phases = phases_of(labels)
     currents = ["IINST" + phase for phase in phases]
@@ -1900,53 +1901,53 @@ def unknown_currents(labels: Labels) -> list[str]:
 
 
 def describe_unknown_contract(labels: Labels) -> str:
-    """Return what is transmitted of an unknown contract, and what to report."""
+    """Return the remark on an unknown contract, with the labels to report."""
     names = [labels.get(label, "").strip() for label in ("NGTF", "LTARF", "NTARF")]
     return UNKNOWN_CONTRACT % tuple(names)
 
 
-######## Link: one ESP8266, how its connections end, what the log says of it ###########
+######## Link: one ESP8266, how its connections end, which lines are logged ############
 
 
 class Hourly:
-    """What is said at most once an hour, each kind of line for itself."""
+    """Limits the log to one line of each kind per hour."""
 
     def __init__(self) -> None:
-        self._last: dict[str, float] = {}  # kind -> when it was last said
+        self._logged_at: dict[str, float] = {}  # kind -> time of its last line
 
-    def may_say(self, kind: str, now: float) -> bool:
-        """Return whether a line of this kind may be said now, which it then is."""
-        if now - self._last.get(kind, -math.inf) < 3600:
+    def claim(self, kind: str, now: float) -> bool:
+        """Return whether a line of this kind is due; if so, record it as logged."""
+        if now - self._logged_at.get(kind, -math.inf) < HOUR:
             return False
-        self._last[kind] = now
+        self._logged_at[kind] = now
         return True
 
     def forget(self) -> None:
-        """Let every kind be said again."""
-        self._last.clear()
+        """Make every kind of line due again."""
+        self._logged_at.clear()
 
 
 class Link:
-    """The connections to one ESP8266: how they end, and bytes that are no TIC."""
+    """The connections to one ESP8266: how they end, and bytes that are not TIC."""
 
-    BRIEF = 60.0  # seconds; a connection that ESP ends sooner may have been taken over
-    EVICTED_AFTER = 3  # such connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a valid group: no meter sends that
-    SAMPLE = 1024  # bytes of them that are kept
+    BRIEF = 60.0  # seconds; if the ESP closes sooner, another client may have come
+    EVICTED_AFTER = 3  # brief connections in a row: another client takes them
+    FLOOD = 65536  # bytes without a valid group; no meter sends so many
+    SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
         self.connections = 0
-        self.brief = 0  # connections in a row that the ESP ended soon
+        self.brief = 0  # brief connections in a row, up to the last one
         self.sample = b""  # the last bytes since the last valid group
-        self._senseless = 0  # how many bytes came since then
-        # Since when there is no valid group, or since that was last said.
+        self._senseless = 0  # number of bytes since the last valid group
+        # When the last valid group came, or when its absence was last reported.
         self._waiting_since = 0.0
-        self._began = 0.0  # when the connection did
+        self._connected_at = 0.0
 
     def begin(self, now: float) -> None:
         """Note a new connection."""
         self.connections += 1
-        self._began = now
+        self._connected_at = now
         self.understood(now)
 
     def understood(self, now: float) -> None:
@@ -1956,79 +1957,84 @@ class Link:
         self._senseless = 0
 
     def not_understood(self, data: bytes) -> None:
-        """Note bytes that ended no frame; raises LinkError when they are too many."""
+        """Note bytes that completed no frame; raises LinkError if they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
         self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # a new connection empties all buffers, too
+        if self._senseless > self.FLOOD:  # a new connection also empties all buffers
             raise LinkError(diagnose(self.sample))
 
-    def is_overdue(self, patience: float, now: float) -> bool:
-        """Return whether to say that no valid group comes; not again for a while."""
+    def claim_overdue(self, patience: float, now: float) -> bool:
+        """Return whether a valid group is overdue; if so, wait `patience` s again."""
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
         return True
 
     def end(self, error: Exception, now: float) -> bool:
-        """Note why the connection ended; return whether another client took it."""
+        """Note why the connection ended; return whether another client keeps taking it.
+
+        An ESP8266 serves only its latest client: two clients close each other's
+        connections.
+        """
         closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._began < self.BRIEF:
+        if closed and now - self._connected_at < self.BRIEF:
             self.brief += 1
         else:
             self.brief = 0
         return self.brief >= self.EVICTED_AFTER
 
 
-# What input 2 is: another meter, what meter 1 injects, or nothing.
+# Input 2 shows another meter, the injection of meter 1, or nothing.
 METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
-Say = Callable[[int, str], None]  # hands a line, with its level, to the log
+Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
 
 def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
-    """Return the tags whose index has fallen, or grown more than a meter counts.
+    """Return the tags of the indexes that fell, or grew more than a meter can count.
 
-    The meter was replaced under its number, or its supplier has set an index.
+    The meter was replaced and kept its number, or the supplier has set an index.
+    before, indexes: Wh by tag; seconds: between the two readings.
     """
     most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
     return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
 
 
 class Notices:
-    """What has been said of an input, and so is not said again."""
+    """Logs the news of an input, and remembers it so as not to repeat it."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
         self._hourly = Hourly()
-        self._served = ("", "", "")  # identity, tariff's name and mode, said last
-        self._is_served = False  # the log's last word is that values are served
+        self._served = ("", "", "")  # last logged: identity, name of the tariff, mode
+        self._is_served = False  # according to the log
         self.ever_served = False
-        self._indexes: Fields = {}  # the last that were served
-        self._indexes_time = -math.inf  # when that was
-        self._advised = False  # of what the meter injects, or does not
-        self._unknown_contract = ""  # NGTF, said last
-        self._change = ""  # of meter, contract or index, said last
+        self._indexes: Fields = {}  # served last: Wh by tag
+        self._indexes_time = -math.inf  # when they were served
+        self._advised = False  # the advice on injection has been given
+        self._unknown_contract = ""  # last logged: its NGTF
+        self._change = ""  # last logged: a change of meter, contract or index
         self._change_time = -math.inf
 
     def warn(self, kind: str, text: str, now: float) -> None:
-        """Say what is wrong: as a warning once an hour, in between for the curious."""
-        is_due = self._hourly.may_say(kind, now)
+        """Log a fault: as a warning once an hour, in between at level DEBUG."""
+        is_due = self._hourly.claim(kind, now)
         self._say(logging.WARNING if is_due else logging.DEBUG, text)
 
     def changed(self, text: str, now: float) -> None:
-        """Say that the meter, its contract or an index has changed."""
+        """Log a change of the meter, its contract or an index."""
         self._say(logging.WARNING, text)
         self._change = text
         self._change_time = now
 
     def change(self, now: float) -> str:
-        """Return what has changed in the last day, else an empty text."""
+        """Return the last change if it is less than a day old, or an empty text."""
         return self._change if now - self._change_time < DAY else ""
 
     def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
-        """Say whose values are served, unless that has been said."""
+        """Log which meter's values are served, unless the log already says it."""
         old_identity, old_tariff, old_mode = self._served
         is_same = (identity, tariff) == (old_identity, old_tariff)
         if self._is_served and is_same and mode == old_mode:
@@ -2041,11 +2047,11 @@ class Notices:
             change = (old_identity, old_tariff, identity, tariff)
             self.changed(CHANGED % change, now)
         if not is_same:
-            self._indexes = {}  # another meter's, or another contract's
+            self._indexes = {}  # they belong to another meter or contract
         self.ever_served = True
 
     def indexes(self, indexes: Fields, now: float) -> None:
-        """Say which index, by tag, was replaced or set."""
+        """Log each index that was replaced or set; indexes: Wh by tag."""
         before = self._indexes or indexes
         for tag in leaps(before, indexes, now - self._indexes_time):
             self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
@@ -2053,11 +2059,11 @@ class Notices:
         self._indexes_time = now
 
     def nothing_served(self) -> None:
-        """Note that none are: their return is to be said."""
+        """Note that no values are served, so that their return is logged."""
         self._is_served = False
 
     def advise(self, injects: bool, second: str) -> None:
-        """Say once that what the meter injects could be shown, or does not come."""
+        """Log once that injection could be shown, or that the meter does not inject."""
         if self._advised:
             return
         self._advised = True
@@ -2067,7 +2073,7 @@ class Notices:
             self._say(logging.WARNING, DOES_NOT_INJECT)
 
     def unknown_contract(self, labels: Labels) -> None:
-        """Say once of each unknown contract that the total alone is served."""
+        """Log each new unknown contract: only its total is served."""
         name = labels["NGTF"]
         if name != self._unknown_contract:
             self._unknown_contract = name
@@ -2078,80 +2084,80 @@ class Notices:
 
 
 class Snapshot(NamedTuple):
-    """All that one input shows.  Never changed, so threads can share it."""
+    """All that one input shows.  Threads can share it because it never changes."""
 
     source: str  # host:port
     timeout: float  # seconds after `time` for which the view may be served
-    time: float  # when the last frame was over; -inf: there was none yet
+    time: float  # when the last frame was complete; -inf: before the first frame
     view: View
-    shows_injection: bool  # input 2 shows what this meter injects
-    last_view: View  # the last one that was served, or else the first
-    last_time: float  # when that was; -inf: never
-    reason: Reason  # why nothing is served; ALL_WELL while values are
+    shows_injection: bool  # input 2 shows the injection of this meter
+    last_view: View  # the last view that was served; until then, the first view
+    last_time: float  # when last_view was served; -inf: never
+    reason: Reason  # why no values are served; ALL_WELL while values are served
     ever_served: bool
-    evictions: int  # connections in a row that the ESP ended soon
-    remarks: list[str]  # what could be better
-    counters: Fields  # since the start, as /ecolinky.json has them
-    minutes: tuple[Minute, ...]  # of the last 24 hours
-    running_minute: int  # the number of the one after them
+    evictions: int  # brief connections in a row, as in Link
+    remarks: list[str]  # defects of a link that works, and changes of the meter
+    counters: Fields  # since the start, for /ecolinky.json
+    minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
+    running_minute: int  # the number of the minute after them
     today: DayEnergy | None  # None until values are served
 
     def view_at(self, now: float) -> View:
-        """Return the view while it is fresh, afterwards one of nothing."""
+        """Return the view while it is fresh, afterwards an empty view."""
         if now - self.time <= self.timeout:
             return self.view
         return View(self.view.mode, {}, None, [], None)
 
 
 class Minute(NamedTuple):
-    """A minute that is over."""
+    """A complete minute."""
 
-    power: int | None  # mean VA, below 0 where the house injected; None: not known
-    is_cheap: bool  # its last power was drawn in cheap hours
+    power: int | None  # mean VA, below 0 if the house injected; None: not known
+    is_cheap: bool  # its last power was measured in cheap hours
     lost: int  # percent of its groups
-    counts: Counts  # of the decoder, at its end
+    counts: Counts  # of the decoder, at the end of the minute
 
 
 class History:
     """The last 24 hours, minute by minute.
 
-    A minute has a number, that of the clock which `now` is of: the page asks for those
-    that it does not have yet.
+    The clock of `now` numbers the minutes: the page asks for the minutes that it does
+    not have yet.
     """
 
     STEP = 60  # seconds
-    STEPS = 1440
+    STEPS = 1440  # in 24 hours
 
     def __init__(self, now: float) -> None:
-        self.running = int(now // self.STEP)  # the number of the minute that is filled
+        self.running = int(now // self.STEP)  # the number of the running minute
         self._minutes: deque[Minute] = deque(maxlen=self.STEPS)
-        self._powers: list[int] = []  # of the running minute
+        self._powers: list[int] = []  # VA, of the running minute
         self._is_cheap = False
-        self._counts = NO_COUNTS  # of the decoder, now
-        self._counts_before = NO_COUNTS  # when the running minute began
+        self._counts = NO_COUNTS  # of the decoder, latest
+        self._counts_before = NO_COUNTS  # of the decoder, before the running minute
 
     def count(self, counts: Counts, now: float) -> None:
-        """Note what a decoder has counted until now."""
+        """Note the decoder's counts at `now`."""
         self._close_minutes(now)
         self._counts = counts
 
     def add(self, power: int, is_cheap: bool, now: float) -> None:
-        """Take a power of now, VA, below 0 if it is injected."""
+        """Add the power at `now` in VA, below 0 if the house injects."""
         self._close_minutes(now)
         self._powers.append(power)
         self._is_cheap = is_cheap
 
     def minutes(self, now: float) -> tuple[Minute, ...]:
-        """Return the minutes that are over."""
+        """Return the complete minutes, the oldest first."""
         self._close_minutes(now)
         return tuple(self._minutes)
 
     def last_hour(self) -> Counts:
-        """Return what was counted in the last hour: a link can have been mended."""
-        hour = 3600 // self.STEP
-        if len(self._minutes) < hour:
+        """Return the counts of the last hour: an older fault may have been repaired."""
+        steps = HOUR // self.STEP
+        if len(self._minutes) < steps:
             return self._counts
-        return self._counts.since(self._minutes[-hour].counts)
+        return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
         while self.running < now // self.STEP:
@@ -2166,27 +2172,30 @@ class History:
 
 
 class DayEnergy(NamedTuple):
-    """What a meter has counted today."""
+    """The energy that a meter has counted today."""
 
     since: str  # "14:20"; empty: since midnight
-    energy: Fields  # Wh of each index, by its tag
+    energy: Fields  # Wh by tag of the index
 
 
 class Day:
     """Counts the energy of a day, from the indexes alone."""
 
-    LONGEST_GAP = 60.0  # seconds over midnight in which a meter counts next to nothing
+    LONGEST_GAP = 60.0  # seconds across midnight: a meter counts next to nothing
 
     def __init__(self) -> None:
-        self._meter = ""  # its identity and tariff
+        self._meter = ""  # identity and tariff
         self._date = ""
-        self._since = ""
-        self._first: Fields = {}  # the indexes at that time
+        self._since = ""  # as in DayEnergy
+        self._first: Fields = {}  # the indexes at midnight, or at `_since`
         self._last: Fields = {}
         self._last_time = -math.inf
 
     def take(self, meter: str, indexes: Fields, wall: float) -> DayEnergy:
-        """Take indexes of a meter, Wh, by tag, at a time since the epoch."""
+        """Take a meter's indexes and return the energy of the day so far.
+
+        meter: identity and tariff; indexes: Wh by tag; wall: seconds since the epoch.
+        """
         local = time.localtime(wall)
         date = time.strftime("%Y-%m-%d", local)
         gap = wall - self._last_time
@@ -2204,9 +2213,9 @@ class Day:
 
 
 class Input:
-    """What is known of one input, and what there is to say of it."""
+    """All that is known of one input, and the lines to log about it."""
 
-    FEW_FRAMES = 10  # until then a label that is missing may only be late
+    FEW_FRAMES = 10  # until then no missing label is logged: it may just be late
 
     def __init__(
         self,
@@ -2217,20 +2226,21 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        self.patience = patience  # seconds for which a fault lasts before it is said
+        self.patience = patience  # seconds that a fault must last to be reported
         self.source = source  # host:port
-        self.second = second  # what input 2 is: METER, INJECTION or NO_INPUT
+        self.second = second  # input 2 is METER, INJECTION or NO_INPUT
         self.meter = meter
-        self.view = self.meter.view(now)  # what it said with its last frame
-        self._last_view = self.view  # the last one that was served
-        self._last_time = -math.inf  # when that was
+        self.view = self.meter.view(now)  # as of the last frame
+        self._last_view = self.view  # as in Snapshot
+        self._last_time = -math.inf
         self.link = Link()
         self.history = History(now)
         self._day = Day()
         self._today: DayEnergy | None = None
         self.notices = Notices(say)
-        self.reason = NOT_YET_CONNECTED  # why nothing is served
-        self._complete_at = now  # last time that all was known, or the connection
+        self.reason = NOT_YET_CONNECTED  # as in Snapshot
+        # When all fields were last known, or when the connection began.
+        self._complete_at = now
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
@@ -2240,7 +2250,7 @@ class Input:
     def feed(self, data: bytes, now: float) -> bool:
         """Take bytes; return whether there is something new to publish.
 
-        Raises LinkError when the connection is better closed.
+        Raises LinkError if the connection should be closed.
         """
         frames = self.meter.feed(data, now)
         self.history.count(self.meter.counts(), now)
@@ -2249,28 +2259,29 @@ class Input:
             self._take_view(now)
             return True
         self.link.not_understood(data)
-        if self.link.is_overdue(self.patience, now):
-            self._trouble(diagnose(self.link.sample), now)
+        if self.link.claim_overdue(self.patience, now):
+            self._report(diagnose(self.link.sample), now)
             return True
         return False
 
     def failed(self, error: Exception, now: float) -> None:
-        """Note that the connection ended, or that there is none."""
+        """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
         if self.link.end(error, now):
-            self._trouble(EVICTED, now)
-            # If values still come that was silent, else this one is: once an hour.
+            self._report(EVICTED, now)
+            # _report() logs nothing while values are served.  If it has just logged a
+            # warning, this line is only a DEBUG line.
             self.notices.warn(EVICTED.cause, str(EVICTED), now)
         else:
-            self._trouble(reason_of(error), now)
+            self._report(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
         if self.meter.last_frame < now:
-            # The frames were another meter's, or nobody knows whose.
+            # The frames belong to another meter, or hold no identity.
             if now - self._complete_at > self.patience:
                 self.view = self.meter.view(now)
-                self._trouble(NO_IDENTITY, now)
+                self._report(NO_IDENTITY, now)
             return
         self.view = self.meter.view(now)
         fields = self.view.fields
@@ -2280,12 +2291,12 @@ class Input:
             self._last_view = self.view
             self._last_time = now
             self._add_power(fields, now)
-            self._say_what_comes(fields, now)
+            self._log_news(fields, now)
         elif now - self._complete_at > self.patience:
             is_unbalanced = self.meter.was_unbalanced(now - self.patience)
             counts = self.history.last_hour()
             reason = why_incomplete(self.view, counts, is_unbalanced)
-            self._trouble(reason, now, INCOMPLETE)
+            self._report(reason, now, INCOMPLETE)
         else:
             self.reason = TO_BE_CONFIRMED
 
@@ -2296,7 +2307,7 @@ class Input:
         self.history.add(power, fields["PTEC"].startswith("HC"), now)
 
     def count_day(self, wall: float) -> None:
-        """Count today's energy; wall: the time since the epoch."""
+        """Count today's energy; wall: seconds since the epoch."""
         fields = self.view.fields
         if fields is None:
             return
@@ -2306,10 +2317,10 @@ class Input:
         meter = fields["ADCO"] + fields["OPTARIF"]
         self._today = self._day.take(meter, indexes, wall)
 
-    def _trouble(self, reason: Reason, now: float, kind: str = "") -> None:
-        """Note what is wrong, and say it as soon as nothing is served any more.
+    def _report(self, reason: Reason, now: float, kind: str = "") -> None:
+        """Note a fault, and log it if no values are served any more.
 
-        All reasons of a kind are one line an hour; a kind is a reason, or its template.
+        A kind is a cause, or its template: each kind is a warning once an hour.
         """
         self.reason = reason
         if self.view.fields is None or self.meter.is_silent(now):
@@ -2317,8 +2328,8 @@ class Input:
             text = str(reason) + NOTHING_SERVED
             self.notices.warn(kind or reason.cause, text, now)
 
-    def _say_what_comes(self, fields: Fields, now: float) -> None:
-        """Say which meter is served, when that changes, and what it does not send."""
+    def _log_news(self, fields: Fields, now: float) -> None:
+        """Log which meter is served, if that is news, and which labels are missing."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
         self.notices.indexes(indexes_of(fields), now)
@@ -2343,7 +2354,7 @@ class Input:
         return [change] if change else []
 
     def snapshot(self, now: float) -> Snapshot:
-        """Return all that the input shows now."""
+        """Return all that the input shows at `now`."""
         counts = self.meter.counts()
         counters = {
             "frames": counts.frames,
@@ -2353,7 +2364,8 @@ class Input:
         }
         minutes = self.history.minutes(now)
         is_early = counts.frames <= self.FEW_FRAMES
-        # What was ever heard: of a silent meter input 2 is stale, not absent.
+        # EAIT counts even if it came long ago: when the meter falls silent, input 2
+        # becomes stale, not absent.
         may_inject = is_early or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
@@ -2378,17 +2390,17 @@ class Input:
 
 
 class Store:
-    """The last snapshot of each input, 1 or 2, in a dictionary that a lock protects.
+    """The last snapshot of each input, 1 or 2, behind a lock.
 
-    So are the addresses of those who read values, for the page to show.
+    The lock also protects the addresses of the clients, which the page shows.
     """
 
-    MOST_CLIENTS = 8  # the others have read longer ago
+    MOST_CLIENTS = 8  # older clients are forgotten
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: dict[int, Snapshot] = {}
-        self._clients: dict[str, float] = {}  # address -> when; the last one last
+        self._clients: dict[str, float] = {}  # address -> last read; latest at the end
 
     def publish(self, number: int, snapshot: Snapshot) -> None:
         """Replace an input's snapshot."""
@@ -2396,7 +2408,7 @@ class Store:
             self._snapshots[number] = snapshot
 
     def read(self) -> dict[int, Snapshot]:
-        """Return the snapshots of this moment."""
+        """Return the current snapshots."""
         with self._lock:
             return dict(self._snapshots)
 
@@ -2409,7 +2421,10 @@ class Store:
                 del self._clients[oldest]
 
     def clients(self) -> dict[str, float]:
-        """Return when who has read last, by address."""
+        """Return when each client last read values, by address, the latest at the end.
+
+        The times are seconds on the clock of `now`.
+        """
         with self._lock:
             return dict(self._clients)
 
@@ -2417,14 +2432,14 @@ class Store:
 ######## Documents: the Eco-Devices' answers ###########################################
 
 JSON = "application/json"
-# What teleinfoN.xml says of a stale input.  Home Assistant takes no notice of the HTTP
-# status 503, but when these three are empty the input is unknown there: nothing of it
-# is recorded, the indexes of 0 neither, and the other input stays as it is.
+# The fields of a stale input in teleinfoN.xml.  Home Assistant ignores the HTTP status
+# 503.  If these three fields are empty, Home Assistant takes the input as unknown: it
+# records nothing, not even the indexes of 0, and leaves the other input alone.
 STALE_FIELDS: Fields = {**EMPTY, "PAPP": "", "PPAP": "", "PTEC": ""}
-FIRMWARE = "1.05.25"  # Domoticz refuses anything below 1.05.12
+FIRMWARE = "1.05.25"  # Domoticz refuses versions below 1.05.12
 XML_START = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
 XML_END = "</response>"
-# The tags of status.xml in the device's order; there are no pulse inputs.
+# The tags of status.xml in the device's order.  ecolinky has no pulse inputs.
 STATUS_TAGS = (
     "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
     " T1_PTEC T2_PTEC T1_ISOUSC T2_ISOUSC T1_IMAX T1_IMAX1 T1_IMAX2 T1_IMAX3 T2_IMAX"
@@ -2433,32 +2448,33 @@ STATUS_TAGS = (
 ).split()
 
 
-# The fields of each configured input, 1 or 2; None: it is stale.
-Inputs = Dict[int, Optional[Fields]]
+LONGEST_HOSTNAME = 32  # characters, as for [ecodevice] hostname
+
+Inputs = Dict[int, Optional[Fields]]  # configured input, 1 or 2; None: it is stale
 
 
 def served(snapshots: dict[int, Snapshot], now: float) -> Inputs:
-    """Return what inputs 1 and 2 show now."""
-    inputs: Inputs = {1: None}  # it is always configured
+    """Return the fields to serve at `now` for inputs 1 and 2."""
+    inputs: Inputs = {1: None}  # input 1 is always configured
     for number, snapshot in snapshots.items():
         view = snapshot.view_at(now)
         inputs[number] = view.fields
-        if snapshot.shows_injection:  # there is no meter 2 then
+        if snapshot.shows_injection:  # then there is no meter 2
             inputs[2] = view.injection
     return inputs
 
 
 class Device(NamedTuple):
-    """An Eco-Devices as it presents itself."""
+    """An Eco-Devices, as it presents itself to clients."""
 
     hostname: str
     mac: str
     port: int  # of its HTTP server
-    is_second: bool  # it shows input 2 as its input 1, and nothing else
+    is_second: bool  # shows input 2 as its input 1, and nothing else
 
 
 class Request(NamedTuple):
-    """What a document is made of."""
+    """The material of a document."""
 
     device: Device
     inputs: Inputs
@@ -2466,11 +2482,11 @@ class Request(NamedTuple):
     local: time.struct_time
 
     def is_stale(self, number: int) -> bool:
-        """Return whether an input is configured, but has nothing fresh."""
+        """Return whether an input is configured, but has no fresh values."""
         return number in self.inputs and self.inputs[number] is None
 
     def fields(self, number: int) -> Fields:
-        """Return the fields of an input, EMPTY where it has none."""
+        """Return the fields of an input; EMPTY if it is stale or not configured."""
         return self.inputs.get(number) or EMPTY
 
 
@@ -2483,19 +2499,21 @@ class Answer(NamedTuple):
 
 
 def second_device(first: Device, port: int) -> Device:
-    """Return the device for input 2: a name and a MAC address of its own."""
-    last_byte = int(first.mac[-2:], 16) ^ 1  # flips a bit: never overflows
+    """Return the device for input 2, with its own name and MAC address."""
+    last_byte = int(first.mac[-2:], 16) ^ 1  # flip a bit: adding could overflow
     mac = f"{first.mac[:-2]}{last_byte:02x}"
-    return Device(first.hostname[:30] + "-2", mac, port, True)
+    suffix = "-2"
+    hostname = first.hostname[: LONGEST_HOSTNAME - len(suffix)] + suffix
+    return Device(hostname, mac, port, True)
 
 
 def prefixed(number: int, fields: Fields, tags: Iterable[str] = FIELDS) -> Fields:
-    """Return the fields as the tags of an input, as in T1_PAPP."""
+    """Return the fields with the input's prefix, such as T1_PAPP."""
     return {f"T{number}_{tag}": fields[tag] for tag in tags}
 
 
 def needle(fields: Fields) -> int:
-    """Return where the needle of the page's power gauge stands, 0 to 9."""
+    """Return the needle's position, 0 to 9, on the power gauge of the device's page."""
     limit = fields["ISOUSC"] * MAINS_VOLTS * phase_count(fields)
     if not limit:
         return 0
@@ -2504,18 +2522,18 @@ def needle(fields: Fields) -> int:
 
 
 def status_tags(request: Request) -> Fields:
-    """Return the device's status.xml: identity, both inputs' summary, counters."""
+    """Return the tags of status.xml: identity, summary of both inputs, counters."""
     device = request.device
     local = request.local
-    # All counters say 0: Home Assistant's library fails on an empty one.
+    # All counters are 0: Home Assistant's library fails on an empty counter.
     tags: Fields = dict.fromkeys(STATUS_TAGS, 0)
-    tags["c0_fuel"] = ""  # no counter, but what it counts
+    tags["c0_fuel"] = ""  # not a counter, but the fuel that it counts
     tags["c1_fuel"] = ""
     tags["config_hostname"] = device.hostname
     tags["config_mac"] = device.mac
     tags["http_port"] = device.port
     tags["version"] = FIRMWARE
-    # Weekday (0: Monday), day and month, as the device has them.
+    # Weekday (0: Monday), day and month, as on the device.
     tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
     tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
     for number in (1, 2):
@@ -2525,18 +2543,18 @@ def status_tags(request: Request) -> Fields:
             if tag in tags:  # a few of the fields are in the summary
                 tags[tag] = value
         if request.is_stale(number):
-            # Jeedom reads PPAP here each minute, scripts and early versions of Home
-            # Assistant's library read PAPP: all would record 0 VA.
+            # Every minute Jeedom reads PPAP here; scripts and early versions of Home
+            # Assistant's library read PAPP.  All of these would record 0 VA.
             del tags[f"T{number}_PPAP"]
             tags[f"T{number}_PAPP"] = ""
-    # A Domoticz that finds a period here reads input 2 as well, and mixes the totals of
-    # both up (EcoDevices.cpp).  For it, input 2 is input 1 of the second device.
+    # If Domoticz finds a period here, it also reads input 2, and mixes up the totals of
+    # both inputs (EcoDevices.cpp).  Domoticz reads input 2 from the second device.
     tags["T2_PTEC"] = NOTHING
     return tags
 
 
 def teleinfo_tags(request: Request) -> Fields:
-    """Return all fields of the inputs."""
+    """Return the tags of a teleinfo document: all fields of its inputs."""
     tags: Fields = {}
     for number in request.numbers:
         is_stale = request.is_stale(number)
@@ -2546,21 +2564,21 @@ def teleinfo_tags(request: Request) -> Fields:
 
 
 def globalstatus_tags(request: Request) -> Fields:
-    """Return all that the device knows."""
+    """Return the tags of globalstatus.xml: status.xml plus both inputs' fields."""
     tags = status_tags(request)
-    # T2_PTEC is that of the input again, rightly: Domoticz does not read this document.
+    # This restores the T2_PTEC of input 2: Domoticz does not read this document.
     tags.update(teleinfo_tags(request))
     tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
     return tags
 
 
 def power_and_indexes(request: Request) -> Fields:
-    """Return the answer to cmd=10: of each input the indexes of its tariff."""
+    """Return the answer to cmd=10: each input's period, power and indexes."""
     tags: Fields = {"product": "Eco-devices"}
     for number in request.numbers:
         fields = request.fields(number)
         if request.is_stale(number):
-            # No power is no 0 VA; a script that reads T1 alone goes on.
+            # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
         tariff = tariff_of(fields["OPTARIF"]) or BASE
@@ -2573,16 +2591,16 @@ def power_and_indexes(request: Request) -> Fields:
 
 
 def pulses_of_today(_request: Request) -> Fields:
-    """Return the answer to cmd=20."""
+    """Return the answer to cmd=20: today's pulses, always 0."""
     return {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
 
 
 def as_xml(tags: Fields) -> bytes:
-    """Return the tags as one of the device's XML documents."""
+    """Return the tags as an XML document of the device, in Latin-1."""
     lines = [XML_START]
     for tag, value in tags.items():
         text = str(value)
-        if tag.endswith("_PTEC"):  # the real device has its dots ("HC..") in JSON only
+        if tag.endswith("_PTEC"):  # the device keeps the dots ("HC..") in JSON only
             text = text.rstrip(".")
         lines.append(f"<{tag}>{escape(text)}</{tag}>")
     lines += [XML_END, ""]
@@ -2590,15 +2608,15 @@ def as_xml(tags: Fields) -> bytes:
 
 
 class Document(NamedTuple):
-    """How a document is made."""
+    """How to make a document."""
 
     make_tags: Callable[[Request], Fields]
-    numbers: tuple[int, ...]  # the inputs that it is about
-    fresh: tuple[int, ...]  # the inputs that may not be stale
+    numbers: tuple[int, ...]  # the inputs that the document is about
+    fresh: tuple[int, ...]  # the inputs that must be fresh
 
 
 DOCUMENTS = {
-    "/status.xml": Document(status_tags, (), ()),  # says itself what is stale
+    "/status.xml": Document(status_tags, (), ()),  # marks stale inputs itself
     "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,), (1,)),
     "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,), (2,)),
     "/teleinfo.xml": Document(teleinfo_tags, (1, 2), (1, 2)),
@@ -2606,11 +2624,12 @@ DOCUMENTS = {
     "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2), (1,)),
     "/api/xdevices.json?cmd=20": Document(pulses_of_today, (), ()),
 }
-HOME_PAGES = ("/", "/index.htm", "/index1.htm")  # the device sends "/" to the last
+# The device redirects "/" to "/index1.htm".
+HOME_PAGES = ("/", "/index.htm", "/index1.htm")
 
 
 def name_of_document(path: str, query: str) -> str:
-    """Return the key of DOCUMENTS for a request: path, and of the query cmd alone."""
+    """Return the key of DOCUMENTS for a request: its path, and cmd of its query."""
     if path in ("/api/xdevices.json", "/api/xdevices.htm"):
         for word in query.split("&"):
             if word.startswith("cmd="):
@@ -2621,10 +2640,10 @@ def name_of_document(path: str, query: str) -> str:
 def answer_document(
     name: str, device: Device, inputs: Inputs, local: time.struct_time
 ) -> Answer:
-    """Return a document; with 503 where an input that it is about is stale.
+    """Return a document, with status 503 if an input that must be fresh is stale.
 
-    Jeedom and Domoticz record nothing of an answer with that status.  An XML document
-    of both inputs is refused when either is stale.
+    Jeedom and Domoticz record nothing from an answer with status 503.  An XML document
+    about both inputs gets a 503 if either is stale.
     """
     document = DOCUMENTS[name]
     request = Request(device, inputs, document.numbers, local)
@@ -2634,53 +2653,54 @@ def answer_document(
     if "json" not in name:
         return Answer(status, "text/xml", as_xml(tags))
     if is_stale:
-        tags = {}  # scripts that do not look at the status would record a 0
+        tags = {}  # a script that ignores the status would record 0
     return Answer(status, JSON, json.dumps(tags, separators=(",", ":")).encode())
 
 
 class Program(NamedTuple):
-    """What the home page says of the program."""
+    """The facts about the program that the home page shows."""
 
-    started: float  # in the same seconds as `now`
+    started: float  # seconds, on the clock of `now`
     ports: list[int]  # of its HTTP servers
-    relay_ports: dict[int, int]  # by number of the input, where there is one
+    relay_ports: dict[int, int]  # number of an input with a relay -> port
 
 
 def describe(
     program: Program, hostname: str, store: Store, query: str, now: float
 ) -> Answer:
-    """Return /ecolinky.json, of which the README says what it holds."""
+    """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        content = {"input": number, **describe_input(snapshot, now)}
-        content["relay_port"] = program.relay_ports.get(number)
-        content["history"] = describe_history(snapshot, first_wanted(query), now)
-        inputs.append(content)
+        described = {"input": number, **describe_input(snapshot, now)}
+        described["relay_port"] = program.relay_ports.get(number)
+        described["history"] = describe_history(snapshot, first_wanted(query), now)
+        inputs.append(described)
     clients = [
-        {"address": address, "age": round(now - then, 1)}
-        for address, then in store.clients().items()
+        {"address": address, "age": round(now - read_at, 1)}
+        for address, read_at in store.clients().items()
     ]
-    content = {
+    document = {
         "version": __version__,
         "uptime": round(now - program.started),
         "hostname": hostname,
         "ports": program.ports,
-        "clients": clients[::-1],  # the last one first
+        "clients": clients[::-1],  # the latest first
         "inputs": inputs,
     }
-    return Answer(200, JSON, json.dumps(content).encode("ascii"))
+    return Answer(200, JSON, json.dumps(document).encode("ascii"))
 
 
 def first_wanted(query: str) -> int:
-    """Return the number of the first minute that is asked for, as since=N; 0: all."""
+    """Return the number of the first minute that a query wants (since=N); 0: all."""
     since = re.fullmatch("since=([0-9]{1,10})", query)
     return int(since[1]) if since else 0
 
 
 def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
-    """Return the minutes of an input from that number on.
+    """Return the minutes of an input from number `since` on.
 
-    All of them where that is none of this start of the machine.
+    Return all minutes if `since` is out of range: the numbers start again when the
+    machine starts.
     """
     oldest = snapshot.running_minute - len(snapshot.minutes)
     first = since if oldest < since <= snapshot.running_minute else oldest
@@ -2689,7 +2709,9 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
         "step": History.STEP,
         "first": first,
         "age": round(now - snapshot.running_minute * History.STEP, 1),
-        "minutes": [(each.power, each.lost, int(each.is_cheap)) for each in minutes],
+        "minutes": [
+            (minute.power, minute.lost, int(minute.is_cheap)) for minute in minutes
+        ],
     }
 
 
@@ -2700,7 +2722,7 @@ def french(text: str) -> str:
 
 
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
-    """Return what /ecolinky.json says of one input."""
+    """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
     fields = view.fields
     age = None
@@ -2732,7 +2754,7 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
 
 
 def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
-    """Return what was known when values were served last, None if none ever were."""
+    """Return the values that were served last; None if no values ever were."""
     fields = snapshot.last_view.fields
     if fields is None:
         return None
@@ -2750,7 +2772,7 @@ NAMES_BY_WORD = {colour.word: colour.name for colour in COLOURS.values()}
 
 
 def describe_tariff(fields: Fields) -> Fields | None:
-    """Return the names that the page shows of a tariff and its periods."""
+    """Return the page's names for a tariff and its periods; None: unknown tariff."""
     tariff = tariff_of(fields["OPTARIF"])
     if tariff is None:
         return None
@@ -2778,30 +2800,30 @@ def describe_tariff(fields: Fields) -> Fields | None:
     }
 
 
-######## Settings: an ini to typed values ##############################################
+######## Settings: from an ini file to typed values ####################################
 
 
 class ConfigError(Exception):
-    """What is wrong with the configuration and what to do, in one line."""
+    """A defect of the configuration and its remedy, in one line."""
 
 
 class FirstInputSettings(NamedTuple):
     """[teleinfo1]."""
 
-    host: str = ""  # there is no such input
+    host: str = ""  # empty: no such input
     port: int = 8888
     timeout: float = 30.0  # seconds
     relay_port: int | None = None
 
 
 class SecondInputSettings(NamedTuple):
-    """[teleinfo2]: the same, and a key more; a NamedTuple cannot be extended."""
+    """[teleinfo2]: [teleinfo1] plus injection; NamedTuples cannot be extended."""
 
     host: str = ""
     port: int = 8888
     timeout: float = 30.0
     relay_port: int | None = None
-    injection: bool = False  # show what the first meter injects instead
+    injection: bool = False  # show the injection of the first meter instead
 
 
 InputSettings = Union[FirstInputSettings, SecondInputSettings]
@@ -2821,7 +2843,7 @@ class DeviceSettings(NamedTuple):
     """[ecodevice]."""
 
     hostname: str = "ecolinky"
-    mac: str = ""  # one is made
+    mac: str = ""  # empty: use lasting_mac()
     discovery: bool = False
 
 
@@ -2832,7 +2854,7 @@ class LogSettings(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """All that an ini sets: its sections, and their keys with type and default."""
+    """All settings of an ini file: sections, and their keys with type and default."""
 
     teleinfo1: FirstInputSettings = FirstInputSettings()
     teleinfo2: SecondInputSettings = SecondInputSettings()
@@ -2842,33 +2864,36 @@ class Settings(NamedTuple):
 
     @property
     def inputs(self) -> dict[int, InputSettings]:
-        """Return those of the inputs that read an ESP8266, by number."""
+        """Return the settings of the inputs that read an ESP8266, by number."""
         inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
-        return {number: each for number, each in inputs.items() if each.host}
+        return {number: source for number, source in inputs.items() if source.host}
 
     @property
     def second(self) -> str:
-        """Return what input 2 is."""
+        """Return whether input 2 is METER, INJECTION or NO_INPUT."""
         if self.teleinfo2.host:
             return METER
         return INJECTION if self.teleinfo2.injection else NO_INPUT
 
     @property
     def ports(self) -> list[int]:
-        """Return the HTTP ports: there is a second device when there is an input 2."""
+        """Return the HTTP ports; the second port is for input 2, if there is any."""
         if self.second == NO_INPUT:
             return [self.http.port]
         return [self.http.port, self.http.second_port]
 
     @property
     def relay_ports(self) -> dict[int, int]:
-        """Return the port of each input's relay, by number, where there is one."""
-        inputs = self.inputs.items()
-        return {number: each.relay_port for number, each in inputs if each.relay_port}
+        """Return the ports of the relays, by number of the input."""
+        return {
+            number: source.relay_port
+            for number, source in self.inputs.items()
+            if source.relay_port
+        }
 
     @property
     def named_ports(self) -> list[tuple[str, int]]:
-        """Return all ports that it listens on, with the keys that say them."""
+        """Return all ports to listen on, each with the name of its key."""
         keys = ("[http] port", "[http] second_port")
         ports = list(zip(keys, self.ports))
         for number, port in self.relay_ports.items():
@@ -2877,14 +2902,14 @@ class Settings(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a value looks like, and how that is said to the user."""
+    """The form of a value."""
 
     pattern: str
-    expected: str
+    expected: str  # the form in the user's words
 
 
 UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-A_LETTER = "(?=.*[A-Za-z])"  # in a name; else 192.168.1 would be one
+A_LETTER = "(?=.*[A-Za-z])"  # a name has a letter: 192.168.1 is not a name
 WORD = "[A-Za-z0-9_-]{1,63}"
 ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
@@ -2894,7 +2919,8 @@ HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
 ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
-LEAST_TIMEOUT = 5  # seconds: a frame can take three
+LEAST_TIMEOUT = 5  # seconds; a frame can take 3
+MOST = 65535  # of a port number, and of a time in seconds
 SECONDS = Form(
     "[0-9]{1,5}([.][0-9]+)?",
     f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
@@ -2923,14 +2949,14 @@ FORM_OF_KEY = {
 
 
 def parse_settings(text: str) -> Settings:
-    """Return what the text of an ini sets; raises ConfigError."""
-    # configparser gives the keys of [DEFAULT] to all sections.  Here none does so:
-    # read_settings() refuses a text with the name that stands in its place.
+    """Return the settings in the text of an ini file; raises ConfigError."""
+    # configparser copies the keys of [DEFAULT] into every section.  Call that section
+    # "\0" instead: read_settings() refuses a text that contains this character.
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ConfigError(_what_is_broken(error)) from None
+        raise ConfigError(_syntax_complaint(error)) from None
     sections = Settings()._asdict()
     for section in parser.sections():
         if section not in sections:
@@ -2938,7 +2964,7 @@ def parse_settings(text: str) -> Settings:
             if section.lower() in sections:
                 names = f"écrire [{section.lower()}]"
             raise ConfigError(f"section inconnue [{section}], {names}")
-        values = sections[section]._asdict()  # the defaults, for now
+        values = sections[section]._asdict()  # start with the defaults
         for key, written in parser.items(section):
             if key not in values:
                 names = ", ".join(values)
@@ -2955,7 +2981,7 @@ def parse_settings(text: str) -> Settings:
 
 
 def _value(written: str, default: object, form: Form) -> object:
-    """Return the value that is written, of the default's type; raises ValueError."""
+    """Return the written value in the default's type; raises ValueError."""
     if not re.fullmatch(form.pattern, written):
         raise ValueError
     if isinstance(default, bool):
@@ -2967,25 +2993,25 @@ def _value(written: str, default: object, form: Form) -> object:
     is_timeout = isinstance(default, float)
     value = float(written) if is_timeout else int(written)
     least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= 65535:
+    if not least <= value <= MOST:
         raise ValueError
     return value
 
 
 def _complaint(section: str, key: str, written: str, form: Form) -> str:
-    """Return what is wrong with a value."""
+    """Return the complaint about a value that does not fit its form."""
     name = f"[{section}] {key}"
-    if "\n" in written:  # configparser takes an indented line for more of the value
+    if "\n" in written:  # configparser adds indented lines to the value before
         return f"{name}, la ligne d'après commence par un espace, l'ôter"
     if re.search(r"(^|\s)[#;]", written):
         return f"{name}, mettre le commentaire sur une ligne à lui"
-    if form is not LOGIN:  # no password in a log
+    if form is not LOGIN:  # log no password
         name = f"{name} = {written}".rstrip()
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
 def _cross_check(settings: Settings) -> None:
-    """Raise ConfigError where two values do not go together."""
+    """Raise ConfigError if two values contradict each other."""
     second = settings.teleinfo2
     if second.host and second.injection:
         raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
@@ -3005,8 +3031,8 @@ def _cross_check(settings: Settings) -> None:
         raise ConfigError("[http] username et password, donner les deux, ou aucun")
 
 
-def _what_is_broken(error: configparser.Error) -> str:
-    """Say where a text is no ini, and what its writer may have forgotten."""
+def _syntax_complaint(error: configparser.Error) -> str:
+    """Return the line of a syntax error, with advice on its likely cause."""
     line = getattr(error, "lineno", 0)
     advice = "à corriger, attendu : clé = valeur, ou [section]"
     if isinstance(error, configparser.DuplicateOptionError):
@@ -3024,16 +3050,19 @@ def _what_is_broken(error: configparser.Error) -> str:
 
 
 def read_settings(path: str, demo: bool = False) -> Settings:
-    """Return the settings of the file (a demo needs none); ConfigError names it."""
+    """Return the settings in a file; raises ConfigError, which names the file.
+
+    A demo needs neither the file nor the address of an ESP8266.
+    """
     if demo and not os.path.exists(path):
         return Settings()
     try:
-        # An old Notepad's accents may be lost: they stand in comments only.
+        # The accents of an old Notepad may be lost: only comments have accents.
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
     except OSError as error:
         advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
-        if os.path.exists(path + ".txt"):  # Windows hides what a name ends with
+        if os.path.exists(path + ".txt"):  # Windows hides file extensions
             advice = f"mais {path}.txt est là, ôter .txt de son nom"
         raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
     try:
@@ -3048,11 +3077,11 @@ def read_settings(path: str, demo: bool = False) -> Settings:
 
 
 def lasting_mac() -> str:
-    """Return a locally administered MAC address that this machine always makes."""
+    """Return a locally administered MAC address, always the same on this machine."""
     seed = socket.gethostname().encode()
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed = file.read().strip() or seed
-    # Not to be changed: Home Assistant would take it for another device.
+    # Never change this: Home Assistant would see another device.
     high = binascii.crc32(b"ecolinky" + seed)
     low = binascii.crc32(seed) & 0xFF
     digits = f"02{high:08x}{low:02x}"
@@ -3062,18 +3091,19 @@ def lasting_mac() -> str:
 ######## Relay: the verified TIC for other readers #####################################
 
 
-# A serial reader knows the end of a frame by the start of the next one: linkytic and
-# serial-teleinfo look for CR ETX STX LF in one line, which they wait for a second.  A
-# meter pauses for 33 ms at most, but the relay has a frame when it is over.  So each
-# piece that it sends ends with the start of the next frame.
+# A serial reader detects the end of a frame by the start of the next frame: linkytic
+# and serial-teleinfo look for CR ETX STX LF in one line, and wait a second for it.  A
+# meter pauses for 33 ms at most, but the relay gets a frame only when it is complete.
+# So each piece that the relay sends ends with the start of the next frame.
 START = STX + b"\n"
 
 
 class RelayReader:
     """A program that reads the relay."""
 
-    STUCK = 10.0  # seconds that it may leave bytes untaken
-    SEND_BUFFER = 16384  # bytes in the system; more would only hide one who is stuck
+    STUCK = 10.0  # seconds without taking a byte
+    SEND_BUFFER = 16384  # bytes in the kernel; more would only hide a stuck reader
+    CHUNK = 65536  # bytes, at most, per read
 
     def __init__(self, connection: socket.socket, address: str, now: float) -> None:
         self.connection = connection
@@ -3082,22 +3112,22 @@ class RelayReader:
         self.connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
-        self._opening = START  # of its first frame
-        self._untaken = b""  # the rest of the piece that it was sent last
-        self._taken_at = now  # when it last took something
+        self._opening = START  # of the first frame
+        self._untaken = b""  # the rest of the last piece
+        self._taken_at = now  # when the reader last took bytes
 
     def send(self, piece: bytes, now: float) -> bool:
-        """Send a piece, without waiting; return whether the reader is still there.
+        """Send a piece without waiting; return whether the reader still takes bytes.
 
-        A piece is whole frames without the START of the first one, and the START of the
-        next.  A reader that has not taken all of the last piece gets its rest, and the
-        new piece is left out: so the reader never sees a frame that is cut in two.
+        A piece is complete frames, without the START of the first frame but with the
+        START of the next.  If the reader has not taken all of the last piece, send the
+        rest of it and drop the new piece: the reader never sees a frame cut in two.
         """
         data = self._untaken or self._opening + piece
         self._opening = b""
         try:
             with contextlib.suppress(BlockingIOError):
-                self.connection.recv(65536)  # what it sends is forgotten
+                self.connection.recv(self.CHUNK)  # discard the reader's own bytes
             with contextlib.suppress(BlockingIOError):
                 taken = self.connection.send(data)
                 data = data[taken:]
@@ -3109,12 +3139,12 @@ class RelayReader:
 
 
 class Relay:
-    """Those who read one input's verified TIC; only that input's thread calls it."""
+    """The readers of one input's verified TIC; only the input's thread calls it."""
 
     MOST_READERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
-        self.timeout = timeout  # seconds without a frame after which all are sent away
+        self.timeout = timeout  # seconds without a frame; then dismiss all readers
         self._readers: list[RelayReader] = []
         self._last_frame = now
         self._listener = socket.socket()
@@ -3124,7 +3154,7 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send verified frames to all readers; a new one begins with a whole frame."""
+        """Send verified frames to all readers; each starts with a complete frame."""
         self._last_frame = now
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
@@ -3132,13 +3162,13 @@ class Relay:
                 self._dismiss(reader)
 
     def addresses(self) -> list[str]:
-        """Return where the readers are."""
+        """Return the readers' IP addresses."""
         return [reader.address for reader in self._readers]
 
     def tend(self, now: float) -> None:
-        """Let new readers in; when the meter is silent send all away, to tell them."""
-        # accept() raises BlockingIOError when nobody waits; whatever else goes wrong
-        # with a new reader must not disturb the meter.
+        """Accept new readers; when the meter is silent, dismiss all as a signal."""
+        # accept() raises BlockingIOError when no reader waits.  Other errors of a new
+        # reader must not disturb the meter either.
         with contextlib.suppress(OSError):
             while len(self._readers) < self.MOST_READERS:
                 connection, address = self._listener.accept()
@@ -3152,7 +3182,7 @@ class Relay:
         reader.connection.close()
 
     def close(self) -> None:
-        """End all connections and listen no more: for tests."""
+        """Close all connections and stop listening: for tests."""
         self._listener.close()
         for reader in list(self._readers):
             self._dismiss(reader)
@@ -3162,11 +3192,12 @@ class Relay:
 
 
 class Reader(threading.Thread):
-    """Reads one input and publishes it.  On any failure it starts again."""
+    """Reads one input and publishes it; starts again after any failure."""
 
     SILENCE = 10.0  # seconds to connect, or without a byte: the TIC never pauses
     PAUSE = 3.0  # seconds between two connections
-    TICK = 1.0  # seconds after which it looks up from a silent meter
+    TICK = 1.0  # seconds without a byte after which the thread tends the relay
+    CHUNK = 4096  # bytes, at most, per read
 
     def __init__(
         self,
@@ -3192,7 +3223,7 @@ class Reader(threading.Thread):
     def _say(self, level: int, text: str) -> None:
         name = self.name
         if level == logging.WARNING:
-            name += f" ({self._input.source})"  # where the user has to look
+            name += f" ({self._input.source})"  # the user has to look there
         log.log(level, "%s : %s", name, text)
 
     def run(self) -> None:
@@ -3201,16 +3232,16 @@ class Reader(threading.Thread):
             try:
                 self._read()
             except Exception as error:  # noqa: BLE001
-                self._tell_failure(error)
+                self._report_failure(error)
             self.stopped.wait(self.PAUSE)
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         now = time.monotonic()
         try:
             self._input.failed(error, now)
             self._publish()
             self._tend_relay()
-        except Exception as bug:  # noqa: BLE001  to tell of a bug can meet it again
+        except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             self._input.notices.warn(BUG, BUG % bug, now)
 
     def _tend_relay(self) -> None:
@@ -3218,8 +3249,8 @@ class Reader(threading.Thread):
             self._relay.tend(time.monotonic())
 
     def _read(self) -> None:
-        """Connect, and read until that fails."""
-        # A time-out here is an ESP that is away: reason_of() says so.
+        """Connect, and read until the connection fails."""
+        # If this times out, reason_of() says that the ESP is away.
         with socket.create_connection(self._address, self.SILENCE) as connection:
             connection.settimeout(min(self.TICK, self.SILENCE))  # tests shorten both
             last_byte = time.monotonic()
@@ -3228,7 +3259,7 @@ class Reader(threading.Thread):
             while not self.stopped.is_set():
                 self._tend_relay()
                 try:
-                    data = connection.recv(4096)
+                    data = connection.recv(self.CHUNK)
                 except socket.timeout:
                     if time.monotonic() - last_byte > self.SILENCE:
                         raise LinkError(reason) from None
@@ -3258,11 +3289,10 @@ class Reader(threading.Thread):
 
 ######## Server: the threads that answer HTTP ##########################################
 
-
 TEXT = "text/plain; charset=utf-8"
 NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
 UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
-# What http.server refuses by itself.
+# The requests that http.server itself refuses: HTTP status -> text.
 REFUSALS = {
     414: "adresse trop longue",
     431: "en-têtes trop longs",
@@ -3273,15 +3303,15 @@ UNREADABLE = "demande illisible"
 
 
 class RequestBytes(io.RawIOBase):
-    """What a client sends, as far as it sends it in time and in measure.
+    """The bytes of a connection, with a limit on each request's length and time.
 
-    http.server alone reads a hundred header lines of 64 KiB of anybody, before it asks
-    for a password, and its time-out begins anew with each byte.
+    http.server alone reads a hundred header lines of 64 KiB from anybody before it asks
+    for a password, and its time-out starts again with each byte.
     """
 
     LONGEST = 16384  # bytes of a request
-    AT_ONCE = 8192  # bytes; the next requests may be in them, so fewer than LONGEST
-    SECONDS = 30.0  # for a request to begin, and as many to be complete
+    AT_ONCE = 8192  # bytes; less than LONGEST, as they may hold the next requests
+    SECONDS = 30.0  # for a request to begin, and again for it to be complete
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
@@ -3289,24 +3319,25 @@ class RequestBytes(io.RawIOBase):
         self.begin_request()
 
     def begin_request(self) -> None:
-        """Let what comes next be a new request."""
+        """Start the limits of a new request."""
         self._received = 0
-        self._end = time.monotonic() + self.SECONDS
+        self._deadline = time.monotonic() + self.SECONDS
 
     def readable(self) -> bool:
-        """Say that one can read from it."""
+        """Return True, as io.BufferedReader requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read some bytes; raises socket.timeout, or LineTooLong.
+        """Read some bytes; raises socket.timeout or LineTooLong.
 
-        http.server answers that with 431 in the headers, and else drops the connection.
+        http.server answers LineTooLong in the headers with 431; otherwise it drops the
+        connection.
         """
-        left = self._end - time.monotonic()
-        self._connection.settimeout(max(0.001, left))  # 0 would be: do not wait
+        left = self._deadline - time.monotonic()
+        self._connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
         count = self._connection.recv_into(buffer)
         if self._received == 0:  # the request has begun
-            self._end = time.monotonic() + self.SECONDS
+            self._deadline = time.monotonic() + self.SECONDS
         self._received += count
         if self._received > self.LONGEST:
             raise LineTooLong("request")
@@ -3316,36 +3347,37 @@ class RequestBytes(io.RawIOBase):
 class Server(ThreadingHTTPServer):
     """The HTTP server: a thread for each connection, while requests come over it."""
 
-    MOST_CONNECTIONS = 64  # of all servers together; each is a thread and a descriptor
-    WRONG_PASSWORD_WAITS = 1.0  # seconds until it is answered
-    MOST_WAITING = 16  # threads that wait so; more would only help who guesses
+    # Of all servers together; each connection takes a thread and a file descriptor.
+    MOST_CONNECTIONS = 64
+    WRONG_PASSWORD_WAITS = 1.0  # seconds until the answer
+    MOST_WAITING = 16  # threads that wait so; more would only help to guess a password
     request_queue_size = 128
 
     def __init__(
         self, address: str, device: Device, program: Program, store: Store, login: str
     ) -> None:
         self.device = device
-        self.hourly = Hourly()  # of all threads: at worst a line is said twice
+        self.hourly = Hourly()  # of all threads: at worst a line is logged twice
         self.waiting = threading.BoundedSemaphore(self.MOST_WAITING)
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
-        # What a client must send: user:password in base 64; nothing: no password.
+        # The user:password that a client must send, in base 64; empty: no password.
         self.expected_login = base64.b64encode(login.encode("ascii"))
         super().__init__((address, device.port), Handler)
 
     def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a path and its query; 500 where that meets a bug."""
+        """Return the answer to a path and its query; status 500 after a bug."""
         try:
-            return self._find(path, query)
+            return self._answer_path(path, query)
         except Exception as bug:  # noqa: BLE001
             text = BUG % bug
-            if self.hourly.may_say("bug", time.monotonic()):
+            if self.hourly.claim("bug", time.monotonic()):
                 log.info("%s : %s", path, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
-    def _find(self, path: str, query: str) -> Answer:
+    def _answer_path(self, path: str, query: str) -> Answer:
         now = time.monotonic()
         if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
@@ -3361,33 +3393,33 @@ class Server(ThreadingHTTPServer):
         return answer_document(name, self.device, inputs, time.localtime())
 
     def note_client(self, path: str, query: str, address: str) -> None:
-        """Note who reads a document; the page itself reads none."""
+        """Note a client that reads a document; the page itself reads no document."""
         if name_of_document(path, query) in DOCUMENTS:
             self._store.note_client(address, time.monotonic())
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which can hang."""
+        """Bind without HTTPServer's look-up of the host name, which can hang."""
         socketserver.TCPServer.server_bind(self)
         host, port = self.server_address[:2]
         self.server_name = str(host)
         self.server_port = int(port)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin a connection; when there are too many the oldest makes way.
+        """Begin a connection; if there are too many, end the oldest.
 
-        The list is the accepting thread's own: a connection that another thread has
-        closed is known by having no descriptor.
+        Only the accepting thread uses the list.  A connection that another thread has
+        closed has a negative file descriptor.
         """
-        still_open = [each for each in self._connections if each.fileno() >= 0]
+        still_open = [known for known in self._connections if known.fileno() >= 0]
         if len(still_open) >= self._most_connections:
             oldest = still_open.pop(0)
             with contextlib.suppress(OSError):  # it has just been closed
-                oldest.shutdown(socket.SHUT_RDWR)  # its thread ends by that
+                oldest.shutdown(socket.SHUT_RDWR)  # this ends its thread
         self._connections = [*still_open, request]
         super().process_request(request, client_address)
 
     def handle_error(self, _request: object, client_address: object) -> None:
-        """Note that a client went away, or a bug, without a traceback."""
+        """Log a client that went away, or a bug, without a traceback."""
         log.debug("%s : %r", client_address, sys.exc_info()[1])
 
 
@@ -3402,31 +3434,31 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body leave together
 
     def setup(self) -> None:
-        """Read through a RequestBytes, and not without limits."""
+        """Read through RequestBytes, which sets limits."""
         super().setup()
-        self.rfile.close()  # which leaves the connection open
+        self.rfile.close()  # this leaves the connection open
         self._bytes = RequestBytes(self.connection)
         self.rfile = io.BufferedReader(self._bytes, RequestBytes.AT_ONCE)
 
     def handle_one_request(self) -> None:
-        """Give each request its own time and length."""
+        """Handle a request within its own limits of time and length."""
         self._bytes.begin_request()
         self.requestline = ""
         self.command = ""
         try:
             super().handle_one_request()
-        except LineTooLong:  # its first line
+        except LineTooLong:  # in the first line
             self.send_error(414)
 
     def do_GET(self) -> None:
-        """Answer with a document, or say why not."""
+        """Answer with a document, or refuse a wrong password."""
         path, _, query = self.path.partition("?")
         login = self.headers.get("Authorization", "")
-        if self._is_right(login):
+        if self._is_authorised(login):
             self.server.note_client(path, query, self.client_address[0])
             self._send(self.server.answer(path, query))
-        elif not login or self._has_waited():
-            # A request with no password at all is not a wrong one: browsers begin so.
+        elif not login or self._wait_to_refuse():
+            # A missing password is not a wrong password: browsers first send no login.
             self._send(UNAUTHORISED)
         else:
             self.close_connection = True
@@ -3436,15 +3468,15 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(
         self, code: int, _message: str | None = None, _explain: str | None = None
     ) -> None:
-        """Answer what http.server refuses by itself, in one line."""
+        """Answer a request that http.server itself refuses, in one line."""
         self.close_connection = True
-        self.request_version = self.protocol_version  # else there would be no head
+        self.request_version = self.protocol_version  # HTTP/0.9 would have no headers
         text = REFUSALS.get(code, UNREADABLE) + "\r\n"
         self._send(Answer(code, TEXT, text.encode()))
 
     def _send(self, answer: Answer) -> None:
         if self._has_body():
-            self.close_connection = True  # what comes next is no request
+            self.close_connection = True  # the next bytes are the body, not a request
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -3462,16 +3494,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def _has_body(self) -> bool:
-        headers = getattr(self, "headers", None)  # None of what cannot be read
+        headers = getattr(self, "headers", None)  # None: the request was unreadable
         if headers is None:
             return False
         lengths = headers.get_all("Content-Length", [])
-        has_length = any(each != "0" for each in lengths)
-        # "Content-Length : 5" is a defect, and may be meant.
+        has_length = any(length != "0" for length in lengths)
+        # "Content-Length : 5" is a defect, but may announce a body.
         return has_length or "Transfer-Encoding" in headers or bool(headers.defects)
 
-    def _is_right(self, login: str) -> bool:
-        """Return whether a client that sends this Authorization may ask."""
+    def _is_authorised(self, login: str) -> bool:
+        """Return whether a client with this Authorization header gets answers."""
         expected = self.server.expected_login
         if not expected:
             return True
@@ -3479,18 +3511,18 @@ class Handler(BaseHTTPRequestHandler):
         is_right = hmac.compare_digest(token.strip(), expected)
         return is_right and scheme.lower() == b"basic"
 
-    def _has_waited(self) -> bool:
-        """Let a client with a wrong password wait; return whether to answer then.
+    def _wait_to_refuse(self) -> bool:
+        """Log a wrong password, and wait; return whether to answer at all.
 
-        Nobody guesses at speed so, and a right password never waits.
+        The wait makes guessing slow.  A right password never waits.
         """
-        if self.server.hourly.may_say("login", time.monotonic()):
+        if self.server.hourly.claim("login", time.monotonic()):
             log.warning(
                 "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
                 self.client_address[0],
             )
         if not self.server.waiting.acquire(blocking=False):
-            return False  # too many wait: this one is left without an answer
+            return False  # too many threads wait: this client gets no answer
         try:
             time.sleep(self.server.WRONG_PASSWORD_WAITS)
         finally:
@@ -3498,7 +3530,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Log for the curious only."""
+        """Log a request, at level DEBUG."""
         log.debug("%s : %s", self.client_address[0], ascii(format % arguments))
 
 
@@ -3507,11 +3539,11 @@ DISCOVERY_REQUEST = b"Discover GCE Devices"
 
 
 def answer_discovery(device: Device) -> None:
-    """Answer for ever those who look for Eco-Devices, with three lines as it does."""
+    """Answer searches for Eco-Devices for ever, as the device does, in three lines."""
     lines = f"{device.hostname}\r\n{device.mac}\r\n{device.port}\r\n"
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        # Bound to one address it would hear no broadcast.
+        # A listener bound to a single address would hear no broadcast.
         listener.bind(("0.0.0.0", DISCOVERY_PORT))
     except OSError as error:
         log.warning(
@@ -3521,7 +3553,7 @@ def answer_discovery(device: Device) -> None:
         )
         return
     while True:
-        with contextlib.suppress(OSError):  # the asker is gone
+        with contextlib.suppress(OSError):  # the client is gone
             request, sender = listener.recvfrom(64)
             if request == DISCOVERY_REQUEST:
                 listener.sendto(lines.encode("ascii"), sender)
@@ -3759,8 +3791,8 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
 
 ######## Demo: a simulated meter behind a TCP socket ###################################
 
-# The groups of each mode, a line each: label, timestamp if any, data (DATE has
-# none); ~ is a space.
+# The groups of each mode, one per line: label, timestamp if the group has it, data
+# (empty for DATE); ~ is a space.
 DEMO_FRAMES = {
     "historic": """
 ADCO|021728123456
@@ -3836,18 +3868,18 @@ STGE|003A0{bits}01
 PRM|09123456789012
 NTARF|{number}""",
 }
-# What differs between cheap and dear hours; the bits are those of NTARF in STGE.
+# The differences between cheap and dear hours; `bits` is the STGE digit with NTARF.
 DEMO_CHEAP = {"period": "HC", "hours": "CREUSE", "bits": "0", "number": "01"}
 DEMO_DEAR = {"period": "HP", "hours": "PLEINE", "bits": "4", "number": "02"}
 
 
 class DemoMeter:
-    """A meter whose indexes grow as its power says."""
+    """A simulated meter; its indexes grow with its power."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.separator = " "
-        self.baud = 1200
+        self.baud = 1200  # bits per second
         if mode == "standard":
             self.separator = "\t"
             self.baud = 9600
@@ -3855,11 +3887,11 @@ class DemoMeter:
         self._time: float | None = None  # of the last frame
 
     def power(self, now: float) -> int:
-        """Return the VA at `now` seconds: a house with a kettle, an oven, a roof."""
+        """Return the VA at `now` seconds: a kettle, an oven, solar panels."""
         power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
         kettle_is_on = now % 300 < 45
         oven_heats = now % 1700 > 1250 and now % 40 < 25
-        # Only standard mode can say what is injected.
+        # Only standard mode has a label for injection.
         sun_shines = now % 300 >= 180 and self.mode == "standard"
         if kettle_is_on:
             power += 2100
@@ -3883,14 +3915,14 @@ class DemoMeter:
         return encode_frame(groups)
 
     def _count(self, power: int, running: str, now: float) -> None:
-        """Let the running index grow by what was drawn since the last frame."""
+        """Add the energy since the last frame to the running index."""
         if self._time is not None:
             index = running if power >= 0 else "injected"
-            self._wh[index] += abs(power) * (now - self._time) / 3600
+            self._wh[index] += abs(power) * (now - self._time) / HOUR
         self._time = now
 
     def _values(self, power: int) -> dict[str, str]:
-        """Return what stands in the places of DEMO_FRAMES."""
+        """Return the values for the placeholders of DEMO_FRAMES."""
         amperes = abs(power) / MAINS_VOLTS
         total = int(self._wh["cheap"]) + int(self._wh["dear"])
         values = {name: f"{int(wh):09}" for name, wh in self._wh.items()}
@@ -3899,7 +3931,7 @@ class DemoMeter:
             power=f"{max(0, power):05}",
             returned=f"{max(0, -power):05}",
             amperes=f"{round(amperes):03}",
-            # At least 1 A on a phase: it is how Domoticz knows three-phase meters.
+            # At least 1 A per phase: Domoticz recognises three-phase meters by it.
             phase1=f"{int(1 + 0.5 * amperes):03}",
             phase2=f"{int(1 + 0.3 * amperes):03}",
             phase3=f"{int(1 + 0.2 * amperes):03}",
@@ -3909,18 +3941,18 @@ class DemoMeter:
 
 
 def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
-    """Send a meter's frames at its line's speed, to a client at a time, for ever."""
+    """Send a meter's frames at line speed, to one client at a time, for ever."""
     while True:
         client, _ = listener.accept()
         with client, contextlib.suppress(OSError):  # the client is gone
             while True:
                 data = meter.frame(time.monotonic())
                 client.sendall(data)
-                time.sleep(len(data) * 10 / meter.baud)  # ten bits a byte
+                time.sleep(len(data) * 10 / meter.baud)  # 10 bits per byte
 
 
 def start_demo(mode: str, settings: Settings) -> Settings:
-    """Start a simulated meter; return the settings that read it and no other."""
+    """Start a simulated meter; return the settings that read only this meter."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
@@ -3953,30 +3985,30 @@ LEVEL_NAMES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line's parser that speaks French."""
+    """A command-line parser that speaks French."""
 
     def error(self, _message: str) -> NoReturn:
-        """End with one line that names what was written."""
+        """Print one line that quotes the arguments, and exit with code 2."""
         written = " ".join(sys.argv[1:])
         complaint = f"ecolinky : {written}, option inconnue ou incomplète, voir --help"
         tell(complaint, sys.stderr)
         sys.exit(2)
 
     def print_help(self, _file: object = None) -> None:
-        """Print what --help prints."""
+        """Print the text of --help."""
         tell(HELP, sys.stdout)
 
 
 class LogHandler(logging.Handler):
-    """Writes the log, but drops a line rather than wait for who does not read it."""
+    """Writes the log, but drops a line rather than wait for a stuck reader."""
 
-    # A pipe that is ready takes 4096 bytes (PIPE_BUF), which are so many characters.
+    # Characters of up to 4 bytes: a ready pipe takes 4096 bytes (PIPE_BUF).
     LONGEST = 1000
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line if that can be done at once."""
+        """Write a line if standard error takes it at once."""
         ready = [sys.stderr]
-        # Windows knows no select() of a file.
+        # On Windows select() takes no file.
         with contextlib.suppress(OSError, ValueError):
             _, ready, _ = select.select([], [sys.stderr], [], 0)
         if ready:
@@ -3984,7 +4016,7 @@ class LogHandler(logging.Handler):
 
 
 def start_log(level: str) -> None:
-    """Let the log go to standard error, from that level on."""
+    """Send the log to standard error, from this level on."""
     for number, name in LEVEL_NAMES.items():
         logging.addLevelName(number, name)
     line = "%(asctime)s %(levelname)s %(message)s"
@@ -4006,15 +4038,16 @@ def main() -> int:
     if options.version:
         tell(VERSION, sys.stdout)
         return 0
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ecolinky.ini")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    path = options.config or os.path.join(folder, "ecolinky.ini")
     try:
-        settings = read_settings(options.config or beside, bool(options.demo))
+        settings = read_settings(path, bool(options.demo))
     except ConfigError as error:
         tell(f"ecolinky : {error}", sys.stderr)
         return 2
     level = settings.log.level
     if options.check:
-        level = "critical"  # --check says itself what the log would
+        level = "critical"  # --check itself prints the faults
     if options.verbose:
         level = "debug"
     start_log(level)
@@ -4026,18 +4059,18 @@ def main() -> int:
 
 
 def devices_of(settings: Settings) -> list[Device]:
-    """Return the Eco-Devices to show: one, or one more for input 2."""
+    """Return the Eco-Devices to show; the second device is for input 2."""
     mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
     first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
     return [first] + [second_device(first, port) for port in settings.ports[1:]]
 
 
 def wait_for_address(address: str) -> None:
-    """Wait until an address, or the name of one, is this machine's.
+    """Wait until an address, or a host name, belongs to this machine.
 
     Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
     """
-    is_said = False
+    is_logged = False
     while True:
         with socket.socket() as probe:
             try:
@@ -4047,20 +4080,20 @@ def wait_for_address(address: str) -> None:
                 pass  # the name is not known yet
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
-                    return  # what is wrong is said when the ports are opened
-        if not is_said:
+                    return  # opening the ports will report the error
+        if not is_logged:
             log.warning(NOT_OUR_ADDRESS_YET, address)
-        is_said = True
+        is_logged = True
         time.sleep(1)
 
 
 class CannotListen(Exception):
-    """A port that cannot be opened, and what to do, in one line."""
+    """A port that cannot be opened, and the remedy, in one line."""
 
 
 @contextlib.contextmanager
 def opening(name: str, port: int, address: str) -> Iterator[None]:
-    """Turn what goes wrong when a port is opened into CannotListen."""
+    """Turn the error of opening a port into CannotListen."""
     try:
         yield
     except OSError as error:
@@ -4118,12 +4151,12 @@ def serve(settings: Settings, demo: bool) -> int:
         first = (servers[0].device,)
         discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
         threads.append(discovery)
-    where = f"le port {settings.ports[0]}"
+    ports = f"le port {settings.ports[0]}"
     if len(settings.ports) > 1:
-        where = "les ports {} et {}".format(*settings.ports)
+        ports = "les ports {} et {}".format(*settings.ports)
     if demo:
-        where += " (compteur simulé)"
-    log.info("%s répond sur %s", VERSION, where)
+        ports += " (compteur simulé)"
+    log.info("%s répond sur %s", VERSION, ports)
     for thread in threads:
         thread.start()
     servers[0].serve_forever()
@@ -4132,7 +4165,8 @@ def serve(settings: Settings, demo: bool) -> int:
 
 def stop(*_: object) -> NoReturn:
     """End the program on a signal; its threads end with it."""
-    # A second signal ends it at once.  Python 3.7 runs no handler inside another.
+    # A second signal ends the program at once.  Python 3.7 would run no Python handler
+    # inside this handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log.info("ecolinky s'arrête")
@@ -4140,8 +4174,8 @@ def stop(*_: object) -> NoReturn:
 
 
 def printable(stream: TextIO | None) -> TextIO:
-    """Return a stream that one can print on: under any locale, even if it is closed."""
-    if stream is None:  # as by >&-
+    """Return a stream that is safe to print on, even if closed, under any locale."""
+    if stream is None:  # closed by the shell, as with >&-
         return open(os.devnull, "w")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
@@ -4149,7 +4183,7 @@ def printable(stream: TextIO | None) -> TextIO:
 
 
 def run() -> int:
-    """Run main whatever its standard output and error are; return the exit code."""
+    """Run main with any standard output and error; return the exit code."""
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
     try:
@@ -4160,8 +4194,8 @@ def run() -> int:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # nobody reads it (--check | head), or the disk is full
-                # The interpreter would complain when it closes it.
+            except OSError:  # the reader has left (--check | head), or the disk is full
+                # The interpreter would complain when it closes the stream.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
