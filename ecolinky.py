@@ -148,7 +148,7 @@ HISTORIC_FORMS = (
     ("MOTDETAT", "[0-9]{6}"),
     ("PPOT", "[0-9A-F]{2}"),
 )
-STAMP = "[HhEe ][0-9]{12}\t"  # season (hiver, été), year, month, day, h, min, s
+TIMESTAMP = "[HhEe ][0-9]{12}\t"  # season (hiver, été), year, month, day, h, min, s
 STANDARD_INDEXES = (
     "EAST EASF01 EASF02 EASF03 EASF04 EASF05 EASF06 EASF07 EASF08 EASF09 EASF10"
     " EASD01 EASD02 EASD03 EASD04 EAIT ERQ1 ERQ2 ERQ3 ERQ4"
@@ -162,8 +162,8 @@ STAMPED = (
 STANDARD_FORMS = (
     ("ADSC", "[0-9A-Z ]{11,14}"),
     ("VTIC PREF PCOUP NTARF NJOURF NJOURF+1", "[0-9]{2}"),
-    ("DATE", STAMP),
-    (STAMPED, STAMP + "[0-9]{2,5}"),
+    ("DATE", TIMESTAMP),
+    (STAMPED, TIMESTAMP + "[0-9]{2,5}"),
     ("NGTF LTARF", "[ -~]{16}"),
     (STANDARD_INDEXES, "[0-9]{9}"),
     ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
@@ -442,8 +442,8 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
 # Damage can leave a group with a right checksum and a right form.  These rules keep it
-# out.  The figures: frames with a false index in the damage run (250,000 frames, seed 1,
-# or the kind of damage that is named), with the rule, and without it.
+# out.  The figures: frames with a false index in the damage run (250,000 frames, seed
+# 1, or the kind of damage that is named), with the rule, and without it.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
 #                 eight such frames in a row: two damaged identities can be equal.
@@ -1177,7 +1177,7 @@ COLOURS = {  # as STGE numbers them; 0: not announced
 }
 
 
-class Register(NamedTuple):
+class StatusRegister(NamedTuple):
     """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
 
     overload: bool  # bit 7: the power is above the subscribed power
@@ -1186,7 +1186,7 @@ class Register(NamedTuple):
     moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
     @classmethod
-    def of(cls, stge: str) -> Register:
+    def of(cls, stge: str) -> StatusRegister:
         """Return the register of eight hexadecimal digits."""
         bits = int(stge, 16)
         return cls(
@@ -1197,7 +1197,7 @@ class Register(NamedTuple):
         )
 
 
-UNKNOWN_REGISTER = Register.of("00000000")
+NO_STATUS = StatusRegister.of("00000000")
 
 
 def text_of(labels: Labels, label: str) -> str:
@@ -1306,7 +1306,7 @@ def running_index_of(labels: Labels) -> int | None:
     numbers = range(1, len(EASF) + 1)
     number = number_of(labels, "NTARF")
     if number not in numbers and "STGE" in labels:
-        number = Register.of(labels["STGE"]).running_index
+        number = StatusRegister.of(labels["STGE"]).running_index
     return number if number in numbers else None
 
 
@@ -1339,7 +1339,7 @@ def label_of_power(labels: Labels) -> str:
 
 def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
-    register = Register.of(labels["STGE"]) if "STGE" in labels else UNKNOWN_REGISTER
+    register = StatusRegister.of(labels["STGE"]) if "STGE" in labels else NO_STATUS
     phases = phases_of(labels)
     # A single phase has no suffix, but its current is still IRMS1.
     currents = phase_values(labels, phases, "IRMS", "IRMS1")
@@ -1822,17 +1822,6 @@ def words_of(error: OSError) -> str:
     return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
 
 
-def ends_are_missing(labels: Labels) -> bool:
-    """Return whether every frame lacks its end, as if a buffer were too small.
-
-    A historic frame ends with MOTDETAT, on three phases with PPOT.  A standard frame
-    ends with STGE, ..., PRM, ..., NTARF: it must have STGE and NTARF.
-    """
-    if "ADSC" in labels:
-        return not labels.keys() >= {"STGE", "NTARF"}
-    return "MOTDETAT" not in labels and "PPOT" not in labels
-
-
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
@@ -1840,7 +1829,8 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """
     if counts.spaces_replaced:
         return REPLACED
-    is_cut = bool(labels) and not is_identity_alone(labels) and ends_are_missing(labels)
+    is_begun = bool(labels) and not is_identity_alone(labels)
+    is_cut = is_begun and LAST_LABELS.isdisjoint(labels)
     is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
     if is_cut and is_one_per_frame and counts.frames > A_FEW:
         return CUT_SHORT
@@ -3165,7 +3155,7 @@ class Relay:
         """Return the readers' IP addresses."""
         return [reader.address for reader in self._readers]
 
-    def tend(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Accept new readers; when the meter is silent, dismiss all as a signal."""
         # accept() raises BlockingIOError when no reader waits.  Other errors of a new
         # reader must not disturb the meter either.
@@ -3240,13 +3230,13 @@ class Reader(threading.Thread):
         try:
             self._input.failed(error, now)
             self._publish()
-            self._tend_relay()
+            self._poll_relay()
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             self._input.notices.warn(BUG, BUG % bug, now)
 
-    def _tend_relay(self) -> None:
+    def _poll_relay(self) -> None:
         if self._relay is not None:
-            self._relay.tend(time.monotonic())
+            self._relay.poll(time.monotonic())
 
     def _read(self) -> None:
         """Connect, and read until the connection fails."""
@@ -3257,7 +3247,7 @@ class Reader(threading.Thread):
             reason = NO_BYTE
             self._input.connected(last_byte)
             while not self.stopped.is_set():
-                self._tend_relay()
+                self._poll_relay()
                 try:
                     data = connection.recv(self.CHUNK)
                 except socket.timeout:

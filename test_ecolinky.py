@@ -3120,7 +3120,7 @@ class RelayTests(EspCase):
         relay, now = self.relay(), time.monotonic()
         clients = [self.client()]
         for count in range(1, 5):
-            relay.tend(now)
+            relay.poll(now)
             relay.send([HC_FRAME, EJP_FRAME], now)
             for client in clients:
                 data = client.recv(65536)
@@ -3132,7 +3132,7 @@ class RelayTests(EspCase):
     def test_a_stuck_reader_does_not_harm_the_others(self):
         relay, now = self.relay(1e9), 100.0
         stuck, first, second = self.client(4096), self.client(), self.client()
-        relay.tend(now)
+        relay.poll(now)
         received = {first: b"", second: b""}
         second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # the relay ignores it
         for count in range(1, 4001):
@@ -3171,7 +3171,7 @@ class RelayTests(EspCase):
     def test_sixteen_readers_are_served_at_most(self):
         relay = self.relay()
         clients = [self.client() for _ in range(17)]
-        relay.tend(time.monotonic())
+        relay.poll(time.monotonic())
         relay.send([HC_FRAME], time.monotonic())
         for client in clients[:16]:
             self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
@@ -3182,7 +3182,7 @@ class RelayTests(EspCase):
 
         def the_seventeenth_is_let_in():
             relay.send([HC_FRAME], time.monotonic())  # notices that a reader has left
-            relay.tend(time.monotonic())
+            relay.poll(time.monotonic())
             with contextlib.suppress(socket.timeout):
                 return clients[16].recv(65536)
 
@@ -3191,20 +3191,20 @@ class RelayTests(EspCase):
     def test_readers_of_a_silent_meter_are_disconnected(self):
         relay, client = self.relay(30.0), self.client()
         now = time.monotonic()
-        relay.tend(now + 29)
+        relay.poll(now + 29)
         relay.send([HC_FRAME], now + 29)
         self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
-        relay.tend(now + 59)
-        relay.tend(now + 59.1)
+        relay.poll(now + 59)
+        relay.poll(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
 
     def test_the_port_of_a_closed_relay_can_be_reused_at_once(self):
         relay, client = self.relay(), self.client()
-        relay.tend(time.monotonic())
+        relay.poll(time.monotonic())
         relay.close()
         self.assertEqual(b"", client.recv(1))
         client.close()
-        self.relay().tend(time.monotonic())
+        self.relay().poll(time.monotonic())
 
     def test_readers_are_disconnected_while_no_frame_can_be_served(self):
         esp = self.esp(frames(frame(HC[:5]), 0.02))
@@ -5367,7 +5367,7 @@ class DecodersTests(EspCase):
         relay = ecolinky.Relay("127.0.0.1", relay_port, 1e9, 0.0)
         self.addCleanup(relay.close)
         with socket.create_connection(("127.0.0.1", relay_port), 10) as client:
-            relay.tend(0.0)
+            relay.poll(0.0)
             received, now = b"", 0.0
             while now < 3600:
                 data = demo.frame(now)
@@ -6254,7 +6254,7 @@ def pieces_of(chunks, step=2.0):
     wire, meter = Wire(), ecolinky.Meter(is_relayed=True)
     with mock.patch("socket.socket", return_value=wire):
         relay = ecolinky.Relay("127.0.0.1", 1, 1e9, 0.0)
-    relay.tend(0.0)
+    relay.poll(0.0)
     for number, data in enumerate(chunks):
         meter.feed(data, step * number)
         if meter.verified and meter.fields(step * number):

@@ -525,13 +525,13 @@ def bench_relay(count=3000):
             client.connect(("127.0.0.1", port))
             client.setblocking(False)
             clients.append(client)
-        relay.tend(0.0)
+        relay.poll(0.0)
         for number, data in enumerate(stream):
             now = 9.0 * number / count  # the stuck one is there to the end
             start = time.perf_counter()
             plain.feed(data, now)
             middle = time.perf_counter()
-            relay.tend(now)
+            relay.poll(now)
             relayed.feed(data, now)
             relay.send(relayed.verified, now)
             costs.append(1000 * (time.perf_counter() - middle - (middle - start)))
