@@ -1859,7 +1859,7 @@ class Link:
         self.connections = 0
         self.brief = 0  # brief connections in a row, up to the last one
         self.sample = b""  # the last bytes since the last valid group
-        self._senseless = 0  # number of bytes since the last valid group
+        self._byte_count = 0  # number of bytes since the last valid group
         # When the last valid group came, or when its absence was last reported.
         self._waiting_since = 0.0
         self._connected_at = 0.0
@@ -1874,13 +1874,13 @@ class Link:
         """Note that a valid group came."""
         self._waiting_since = now
         self.sample = b""
-        self._senseless = 0
+        self._byte_count = 0
 
     def not_understood(self, data: bytes) -> None:
         """Note bytes that completed no frame; raises LinkError if they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
-        self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # a new connection also empties all buffers
+        self._byte_count += len(data)
+        if self._byte_count > self.FLOOD:  # a new connection also empties all buffers
             raise LinkError(diagnose(self.sample))
 
     def claim_overdue(self, patience: float, now: float) -> bool:
@@ -2041,8 +2041,8 @@ class Minute(NamedTuple):
 class History:
     """The last 24 hours, minute by minute.
 
-    The clock of `now` numbers the minutes: the page asks for the minutes that it does
-    not have yet.
+    The clock of `now` numbers the minutes, so that the page can ask for the minutes
+    that it does not have yet.
     """
 
     STEP = 60  # seconds
@@ -2784,7 +2784,7 @@ class Settings(NamedTuple):
 
     @property
     def second(self) -> str:
-        """Return whether input 2 is METER, INJECTION or NO_INPUT."""
+        """Return the kind of input 2: METER, INJECTION or NO_INPUT."""
         if self.teleinfo2.host:
             return METER
         return INJECTION if self.teleinfo2.injection else NO_INPUT
@@ -2834,7 +2834,7 @@ ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
 LEAST_TIMEOUT = 5  # seconds; a frame can take 3
-MOST = 65535  # of a port number, and of a time in seconds
+HIGHEST = 65535  # port number, or seconds
 SECONDS = Form(
     "[0-9]{1,5}([.][0-9]+)?",
     f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
@@ -2907,7 +2907,7 @@ def _value(written: str, default: object, form: Form) -> object:
     is_timeout = isinstance(default, float)
     value = float(written) if is_timeout else int(written)
     least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= MOST:
+    if not least <= value <= HIGHEST:
         raise ValueError
     return value
 
@@ -3080,7 +3080,10 @@ class Relay:
         return [reader.address for reader in self._readers]
 
     def tend(self, now: float) -> None:
-        """Accept new readers; when the meter is silent, dismiss all as a signal."""
+        """Accept new readers; if the meter is silent, dismiss all readers.
+
+        The end of the connection signals the silence to a reader.
+        """
         # accept() raises BlockingIOError when no reader waits.  Other errors of a new
         # reader must not disturb the meter either.
         with contextlib.suppress(OSError):
@@ -3244,8 +3247,8 @@ class RequestBytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; raises socket.timeout or LineTooLong.
 
-        http.server answers LineTooLong in the headers with 431; otherwise it drops the
-        connection.
+        http.server answers LineTooLong in the headers with 431, Handler answers it in
+        the first line with 414.  After a time-out http.server drops the connection.
         """
         left = self._deadline - time.monotonic()
         self._connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
@@ -3264,7 +3267,7 @@ class Server(ThreadingHTTPServer):
     # Of all servers together; each connection takes a thread and a file descriptor.
     MOST_CONNECTIONS = 64
     WRONG_PASSWORD_WAITS = 1.0  # seconds until the answer
-    MOST_WAITING = 16  # threads that wait so; more would only help to guess a password
+    MOST_WAITING = 16  # threads that wait; more would only help to guess a password
     request_queue_size = 128
 
     def __init__(
@@ -3428,7 +3431,7 @@ class Handler(BaseHTTPRequestHandler):
     def _wait_to_refuse(self) -> bool:
         """Log a wrong password, and wait; return whether to answer at all.
 
-        The wait makes guessing slow.  A right password never waits.
+        The wait makes guessing slow.  A correct password never waits.
         """
         if self.server.hourly.claim("login", time.monotonic()):
             log.warning(
@@ -4286,7 +4289,7 @@ const POLL_MS = 2000;
 const TIMEOUT_MS = 5000;
 const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asleep
 const MINUTE_MS = 60000;
-const MOST_MINUTES = 1440;  // as many as the program keeps
+const MOST_MINUTES = 1440;  // kept by the program
 const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads at least once a minute
 const DAY_MS = MOST_MINUTES * MINUTE_MS;
 
@@ -4296,7 +4299,7 @@ const WARN_SHARE = 0.8;  // of the subscription: orange above, then red
 const BAD_SHARE = 0.9;
 
 const DASH = "–";
-const NBSP = "\u00a0";  // French has it before : ; ? ! and a unit
+const NBSP = "\u00a0";  // the space before : ; ? ! and a unit in French
 const MODES = { historic: "historique", standard: "standard" };
 const DAY_CLASSES = { bleu: "day-blue", blanc: "day-white", rouge: "day-red" };
 
@@ -4326,7 +4329,7 @@ function clockTime(time) {
   return new Date(time).toLocaleTimeString("fr-FR", options);
 }
 
-// Only a time that is more than a day ago has its date.
+// Add the date to a time more than a day ago.
 function clockOrDate(time, now) {
   if (now - time < DAY_MS) return clockTime(time);
   const options = { day: "numeric", month: "long" };
