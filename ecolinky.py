@@ -1929,7 +1929,7 @@ class Link:
         self.connections = 0
         self.brief = 0  # brief connections in a row, up to the last one
         self.sample = b""  # the last bytes since the last valid group
-        self._senseless = 0  # number of bytes since the last valid group
+        self._byte_count = 0  # number of bytes since the last valid group
         # When the last valid group came, or when its absence was last reported.
         self._waiting_since = 0.0
         self._connected_at = 0.0
@@ -1944,13 +1944,13 @@ class Link:
         """Note that a valid group came."""
         self._waiting_since = now
         self.sample = b""
-        self._senseless = 0
+        self._byte_count = 0
 
     def not_understood(self, data: bytes) -> None:
         """Note bytes that completed no frame; raises LinkError if they are too many."""
         self.sample = (self.sample + data)[-self.SAMPLE :]
-        self._senseless += len(data)
-        if self._senseless > self.FLOOD:  # a new connection also empties all buffers
+        self._byte_count += len(data)
+        if self._byte_count > self.FLOOD:  # a new connection also empties all buffers
             raise LinkError(diagnose(self.sample))
 
     def claim_overdue(self, patience: float, now: float) -> bool:
@@ -2111,8 +2111,8 @@ class Minute(NamedTuple):
 class History:
     """The last 24 hours, minute by minute.
 
-    The clock of `now` numbers the minutes: the page asks for the minutes that it does
-    not have yet.
+    The clock of `now` numbers the minutes, so that the page can ask for the minutes
+    that it does not have yet.
     """
 
     STEP = 60  # seconds
@@ -2860,7 +2860,7 @@ class Settings(NamedTuple):
 
     @property
     def second(self) -> str:
-        """Return whether input 2 is METER, INJECTION or NO_INPUT."""
+        """Return the kind of input 2: METER, INJECTION or NO_INPUT."""
         if self.teleinfo2.host:
             return METER
         return INJECTION if self.teleinfo2.injection else NO_INPUT
@@ -2910,7 +2910,7 @@ ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
 LEAST_TIMEOUT = 5  # seconds; a frame can take 3
-MOST = 65535  # of a port number, and of a time in seconds
+HIGHEST = 65535  # port number, or seconds
 SECONDS = Form(
     "[0-9]{1,5}([.][0-9]+)?",
     f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
@@ -2983,7 +2983,7 @@ def _value(written: str, default: object, form: Form) -> object:
     is_timeout = isinstance(default, float)
     value = float(written) if is_timeout else int(written)
     least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= MOST:
+    if not least <= value <= HIGHEST:
         raise ValueError
     return value
 
@@ -3156,7 +3156,10 @@ class Relay:
         return [reader.address for reader in self._readers]
 
     def poll(self, now: float) -> None:
-        """Accept new readers; when the meter is silent, dismiss all as a signal."""
+        """Accept new readers; if the meter is silent, dismiss all readers.
+
+        The end of the connection signals the silence to a reader.
+        """
         # accept() raises BlockingIOError when no reader waits.  Other errors of a new
         # reader must not disturb the meter either.
         with contextlib.suppress(OSError):
@@ -3320,8 +3323,8 @@ class RequestBytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; raises socket.timeout or LineTooLong.
 
-        http.server answers LineTooLong in the headers with 431; otherwise it drops the
-        connection.
+        http.server answers LineTooLong in the headers with 431, Handler answers it in
+        the first line with 414.  After a time-out http.server drops the connection.
         """
         left = self._deadline - time.monotonic()
         self._connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
@@ -3340,7 +3343,7 @@ class Server(ThreadingHTTPServer):
     # Of all servers together; each connection takes a thread and a file descriptor.
     MOST_CONNECTIONS = 64
     WRONG_PASSWORD_WAITS = 1.0  # seconds until the answer
-    MOST_WAITING = 16  # threads that wait so; more would only help to guess a password
+    MOST_WAITING = 16  # threads that wait; more would only help to guess a password
     request_queue_size = 128
 
     def __init__(
@@ -3504,7 +3507,7 @@ class Handler(BaseHTTPRequestHandler):
     def _wait_to_refuse(self) -> bool:
         """Log a wrong password, and wait; return whether to answer at all.
 
-        The wait makes guessing slow.  A right password never waits.
+        The wait makes guessing slow.  A correct password never waits.
         """
         if self.server.hourly.claim("login", time.monotonic()):
             log.warning(
@@ -4189,7 +4192,7 @@ def run() -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-######## Home page: what a person looks at; it reads /ecolinky.json ####################
+######## Home page: a page for people; it reads /ecolinky.json #########################
 
 HOME_PAGE = r"""<!DOCTYPE html>
 <html lang="fr">
@@ -4203,7 +4206,7 @@ HOME_PAGE = r"""<!DOCTYPE html>
   viewBox='0 0 32 32'%3E%3Crect width='32' height='32' rx='9' fill='%23128a63'/%3E
   %3Cpath d='M18 5 8 18h7l-1 9 10-13h-7z' fill='white'/%3E%3C/svg%3E">
 <style>
-/* Colours: every text has a contrast of 4.5 or more on what is behind it. */
+/* Colours: every text has a contrast of 4.5 or more with its background. */
 body {
   --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
   --good: #0d7d58; --warn: #a15c00; --bad: #c92d28; --blue: #2a66d9; --on-colour: #fff;
@@ -4242,13 +4245,13 @@ footer p, summary { margin-bottom: 4px; }
 code { color: var(--ink); font-size: 1.1em; font-weight: 600; }
 summary { cursor: pointer; }
 
-/* How good a thing is. */
+/* The marks of a state. */
 .good { --mark: var(--good); }
 .warn { --mark: var(--warn); }
 .bad { --mark: var(--bad); }
 .soft { --mark: var(--soft); }
 
-/* A card: its head, the way of the values, one or two columns, details. */
+/* A card: head, way of the values, one or two columns, details. */
 .card {
   background: var(--card); border-radius: 22px; padding: 16px;
   box-shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512;
@@ -4277,18 +4280,18 @@ summary { cursor: pointer; }
 }
 .way .bad span { color: var(--bad); }
 
-/* What is wrong, where the gauge would be. */
+/* The fault, in place of the gauge. */
 .trouble:not(:empty) { padding: 12px 0 20px; font-size: 17px; }
 .trouble b { display: block; color: var(--mark); font-size: 24px; line-height: 1.3; }
 .trouble p { margin-top: 8px; }
 
-/* What is not live is grey: its colours become the soft one, still easy to read. */
+/* Values that are not live are grey, but still easy to read. */
 .stale .energy, .waiting .energy, .stale .gauge, .stale .days {
   --good: var(--soft); --bad: var(--soft); --warn: var(--soft); color: var(--soft);
 }
 .stale .day { background: none; color: inherit; }
 
-/* The gauge, the power written in the middle of it. */
+/* The gauge, with the power in the middle. */
 .gauge { position: relative; max-width: 310px; margin: 10px auto 0; }
 .gauge { text-align: center; }
 .gauge svg { display: block; }
@@ -4301,7 +4304,7 @@ summary { cursor: pointer; }
 .limit { margin-top: -6.5%; min-height: 44px; color: var(--soft); font-size: 13px; }
 .limit b { display: block; color: var(--mark); font-size: 15px; }
 
-/* Rows: a name at the left, a value at the right, or several; perhaps a bar. */
+/* Rows: a name on the left, values on the right, perhaps a bar. */
 .row {
   display: flex; align-items: center; justify-content: space-between; gap: 14px;
   padding: 8px 0; border-top: 1px solid var(--line);
@@ -4326,7 +4329,7 @@ small, .day b { display: block; }
 .day-white { background: #fff; color: #15211b; }
 .day-red { background: var(--bad); color: var(--on-colour); }
 
-/* The curve of the power, what was lost of the line under it. */
+/* The power curve, with the losses under it. */
 .chart { height: 230px; margin-bottom: 6px; touch-action: pan-y; }
 .chart svg { display: block; width: 100%; height: 100%; }
 .chart text { font-size: 12px; fill: var(--soft); }
@@ -4342,7 +4345,7 @@ small, .day b { display: block; }
 .chart p { border: 1px dashed var(--line); border-radius: 14px; padding: 80px 16px 0; }
 .chart p { height: 100%; color: var(--soft); text-align: center; }
 
-/* What is known of the link to the meter. */
+/* Details of the link to the meter. */
 .card > details { border-top: 1px solid var(--line); margin-top: 10px; }
 .card summary { color: var(--soft); font-size: 13px; padding-top: 10px; }
 .link {
@@ -4378,24 +4381,24 @@ small, .day b { display: block; }
 <script>
 "use strict";
 
-// Every two seconds poll() asks for /ecolinky.json, model() makes of each input what is
-// read, the templates make HTML of that, and show() changes what differs.
+// Every two seconds poll() fetches /ecolinky.json, model() turns each input into plain
+// values, the templates turn these into HTML, and show() changes only the differences.
 
 const POLL_MS = 2000;
 const TIMEOUT_MS = 5000;
 const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asleep
 const MINUTE_MS = 60000;
-const MOST_MINUTES = 1440;  // that the program keeps
-const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads each minute or more often
+const MOST_MINUTES = 1440;  // kept by the program
+const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads at least once a minute
 const DAY_MS = MOST_MINUTES * MINUTE_MS;
 
-const MAINS_VOLTS = 230;  // of a subscription: 30 A are 6900 VA
-const CONTRACT_VOLTS = 200;  // of its name: 30 A are "6 kVA"
+const MAINS_VOLTS = 230;  // for the limit: 30 A are 6900 VA
+const CONTRACT_VOLTS = 200;  // for the contract's name: 30 A are "6 kVA"
 const WARN_SHARE = 0.8;  // of the subscription: orange above, then red
 const BAD_SHARE = 0.9;
 
 const DASH = "–";
-const NBSP = "\u00a0";  // the space that French wants before : ; ? ! and a unit
+const NBSP = "\u00a0";  // the space before : ; ? ! and a unit in French
 const MODES = { historic: "historique", standard: "standard" };
 const DAY_CLASSES = { bleu: "day-blue", blanc: "day-white", rouge: "day-red" };
 
@@ -4425,7 +4428,7 @@ function clockTime(time) {
   return new Date(time).toLocaleTimeString("fr-FR", options);
 }
 
-// A time of the last day by the clock alone, an older one with its date.
+// Add the date to a time more than a day ago.
 function clockOrDate(time, now) {
   if (now - time < DAY_MS) return clockTime(time);
   const options = { day: "numeric", month: "long" };
@@ -4433,7 +4436,7 @@ function clockOrDate(time, now) {
   return `le ${date} à ${clockTime(time)}`;
 }
 
-// With its capital and its full stop.
+// Add a capital letter and a full stop.
 function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1) + ".";
 }
@@ -4451,11 +4454,11 @@ function duration(seconds) {
   return quantity(hours / 24, "j");
 }
 
-//////// Model: what is shown of an input, as plain values ////////////////////////////
+//////// Model: plain values that the page shows of an input //////////////////////////
 
-// `input` is one of the answer, with the fields that it had last if it has none now.
-// `seen` says when the answer came (receivedAt), what time it is (now), whether the
-// program answers (connected; else nothing is live), who read (clients), its uptime.
+// `input`: from the answer; if it has no fields now, with its last fields.
+// `seen`: when the answer came (receivedAt), the time (now), whether the program
+// answers (connected; if not, nothing is live), the clients, the program's uptime.
 function model(input, seen) {
   const fields = input.fields || {};
   const state = stateOf(input, seen);
@@ -4486,7 +4489,7 @@ function model(input, seen) {
   };
 }
 
-// The four stations of a value, each good, bad or not known (soft), with its one fact.
+// The four stations of a value, each good, bad or not known (soft), with one fact.
 function wayOf(input, live, lastFrame, seen) {
   const { station, cause } = input.fault;
   const mark = (isWell) => isWell && seen.connected ? "good" : "soft";
@@ -4529,7 +4532,7 @@ function netPower({ fields, injection }) {
   return fields.PAPP - (injection ? injection.PAPP : 0);
 }
 
-// Why nothing is live, what to do, and where; in grey while it only takes a while.
+// Why nothing is live, and the remedy; in grey if the user need only wait.
 function troubleOf(input) {
   const { station, cause, remedy } = input.fault;
   const host = input.source.replace(/:\d+$/, "");
@@ -4558,7 +4561,7 @@ function stateMark(state, fields, remarks) {
   return remarks.length ? "warn" : "good";
 }
 
-// The power of the subscription in VA, 0 if it is not known.
+// The power of the subscription in VA, 0 if unknown.
 function limitOf(input) {
   if (!input.fields) return 0;
   return input.fields.ISOUSC * MAINS_VOLTS * input.phases;
@@ -4592,7 +4595,7 @@ function alertOf(fields) {
   return "";
 }
 
-// Of three phases; the gauge tells one.
+// Of three phases; the gauge has the current of a single phase.
 function currentsOf(input, live) {
   if (input.phases !== 3) return [];
   const { fields } = input;
@@ -4605,7 +4608,7 @@ function currentsOf(input, live) {
   });
 }
 
-// The indexes, and what each has counted today.
+// The indexes, and the energy of today.
 function tariffOf(input, live, seen) {
   const { tariff } = input;
   if (!tariff) return { tariff: "", days: [], indexes: [] };
@@ -4643,8 +4646,8 @@ function daysOf(days) {
     dayOf("tomorrow", "Demain", "pas encore annoncé")] : [];
 }
 
-// The minutes since the first that is known, then now; a power is null where it is not
-// known, and below 0 where the house injects.
+// The minutes since the first known power, then now; a power is null if unknown, and
+// below 0 if the house injects.
 function chartOf(input, live, seen) {
   const { minutes, age } = input.history;
   const end = seen.receivedAt - age * 1000;
@@ -4680,14 +4683,14 @@ function linkOf(input, seen) {
   ];
 }
 
-//////// Templates: those values as HTML //////////////////////////////////////////////
+//////// Templates: the values as HTML ////////////////////////////////////////////////
 
-// What html`...` returns: a text that is already HTML.
+// The result of html`...`: text that is already HTML.
 class Markup {
   constructor(text) { this.text = text; }
 }
 
-// All that is not Markup yet is a text, and is escaped.
+// Everything except Markup is text, and is escaped.
 function markup(value) {
   if (value instanceof Markup) return value.text;
   if (Array.isArray(value)) return value.map(markup).join("");
@@ -4710,7 +4713,7 @@ function dayBox(day, n) {
     <b id="${day.id}-${n}">${day.colour}</b></div>`;
 }
 
-// Two thirds of a circle; a dash as long as the share of it colours its beginning.
+// Two thirds of a circle; a dash colours the share of it.
 function gauge(share, shareText) {
   const arc = "M33.4 160A100 100 0 1 1 206.6 160";
   const length = 419;
@@ -4734,7 +4737,7 @@ function cardHead(card, several) {
   const n = card.number;
   return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
     <p class="pill ${card.stateMark}" id="state-${n}">${card.stateText}</p></header>
-    <ol class="way">${card.way.map((each) => stationHtml(each, n))}</ol>
+    <ol class="way">${card.way.map((station) => stationHtml(station, n))}</ol>
     ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
 }
 
@@ -4751,7 +4754,7 @@ function powerHtml(card, n) {
     ${card.currents.map((current) => currentRow(current, n))}`;
 }
 
-// The left column: the power and the currents, or what is wrong.
+// The left column: the power and the currents, or the fault.
 function powerColumn(card) {
   const n = card.number;
   const { trouble } = card;
@@ -4801,7 +4804,7 @@ function cardHtml(card, several) {
     <dl class="link">${card.link.map(entry)}</dl></details></section>`;
 }
 
-// Where other programs find the values; each port is to be copied by hand.
+// Where other programs find the values; users copy each port by hand.
 function place(host, port) {
   return html`adresse <code>${host}</code>, port <code>${port}</code>`;
 }
@@ -4814,7 +4817,7 @@ function instructions(answer, host) {
     «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}.</p>`;
 }
 
-// What to enter in Domoticz stands here when that is done, folded away.
+// Once Domoticz reads the values, the instructions are folded into the footer.
 function footer(answer, host) {
   const relays = answer.inputs.filter((input) => input.relay_port).map((input) =>
     html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
@@ -4826,20 +4829,20 @@ function footer(answer, host) {
 
 //////// Chart: its scale, its grid, its curve ////////////////////////////////////////
 
-// In pixels: the height (as in the style), the margins for the axes, and the ground of
-// the strip of what was lost, above the times.
+// In pixels: the height (as in the style), the margins for the axes, and the base line
+// of the strip of losses, above the times.
 const HEIGHT = 230;
 const [LEFT, RIGHT, TOP, BOTTOM] = [56, 6, 18, 44];
 const STRIP = HEIGHT - 24;
-const LOST = { width: 4, height: 9, most: 25 };  // at that many percent no higher
+const LOST = { width: 4, height: 9, most: 25 };  // most: percent at full height
 const LABEL_WIDTH = 58;  // of "10:55" and some space
 
-const LEAST_POWER = 400;  // VA at the top, or more: a quiet night is no mountain
+const LEAST_POWER = 400;  // VA at the top, at least: a quiet night is no mountain
 const MOST_STEPS = 4.2;  // from the lowest power to the highest: about five lines
 const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
 const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360];  // minutes
 
-// Which time and power stand where in a chart of that width.
+// Convert times and powers to places in a chart of this width.
 function scale(chart, width) {
   const powers = chart.points.map((point) => point.power || 0);
   const highest = Math.max(LEAST_POWER, ...powers);
@@ -4860,14 +4863,14 @@ function scale(chart, width) {
   };
 }
 
-// Round times, as many as have room.
+// Round times, as many as fit.
 function roundTimes(axes) {
   const minutes = (axes.now - axes.first) / MINUTE_MS;
   const room = (axes.width - LEFT - RIGHT) / LABEL_WIDTH;
   const longest = TIME_STEPS[TIME_STEPS.length - 1];
   const stepMinutes = TIME_STEPS.find((step) => step * room >= minutes) || longest;
   const step = stepMinutes * MINUTE_MS;
-  // Three o'clock is round where the reader lives, not in Greenwich.
+  // Times are round where the reader lives, not in Greenwich.
   const zone = new Date(axes.now).getTimezoneOffset() * MINUTE_MS;
   const firstRound = Math.ceil((axes.first - zone) / step) * step + zone;
   const times = [];
@@ -4893,13 +4896,13 @@ function grid(axes, limit) {
   for (const time of roundTimes(axes)) {
     const x = axes.x(time);
     parts.push(html`<path d="M${x} ${STRIP}v5"/>`);
-    const middle = Math.min(x, axes.width - 18);  // the last one has room
+    const middle = Math.min(x, axes.width - 18);  // the last label fits
     parts.push(axisText(middle, HEIGHT - 5, "middle", clockTime(time)));
   }
   return parts;
 }
 
-// The runs of points, one behind the other, that pass a test.
+// The runs of consecutive points that pass a test.
 function runsOf(points, test) {
   const runs = [[]];
   for (const point of points) {
@@ -4918,7 +4921,7 @@ function cheapHours(axes, points) {
   });
 }
 
-// A bar a stretch of the time, as high as the share that was lost.
+// A bar for each stretch of time, as high as its highest loss.
 function lostGroups(axes, points) {
   const stretches = new Map();
   for (const { time, lost } of points) {
@@ -4947,7 +4950,7 @@ function curve(axes, points) {
   });
 }
 
-// The point that is next to a time.
+// The point that is nearest to a time.
 function nearest(points, time) {
   const gap = (point) => Math.abs(point.time - time);
   return points.reduce((best, point) => gap(point) < gap(best) ? point : best);
@@ -4965,7 +4968,7 @@ function pointedAt(axes, point) {
     ${axisText(x + side, 12, anchor, describePoint(point))}`;
 }
 
-// `pointed` is the time that the pointer, a finger or the arrow keys have chosen.
+// `pointed` is the time that the pointer, a finger or the arrow keys chose.
 function chartHtml(chart, width, pointed) {
   if (chart.notice) return html`<p>${chart.notice}</p>`;
   const axes = scale(chart, width);
@@ -4983,21 +4986,21 @@ function chartHtml(chart, width, pointed) {
 //////// Page: ask, remember, show ////////////////////////////////////////////////////
 
 const page = {
-  answer: null,  // the last whole answer of the program
+  answer: null,  // the last complete answer of the program
   receivedAt: 0,  // when it came
-  problem: "",  // why none came since, in the user's words
-  asking: false,  // a question is on its way
-  charts: [],  // as they are shown
-  pointed: { chart: 0, time: null },  // what time is chosen in which of them
-  timer: 0,  // of the next question
+  problem: "",  // why no answer came since, in the user's words
+  asking: false,  // a request is running
+  charts: [],  // as the page shows them
+  pointed: { chart: 0, time: null },  // the time that is chosen in a chart
+  timer: 0,  // of the next request
 };
 
 function element(id) {
   return document.getElementById(id);
 }
 
-// Put HTML into an element, touching only what differs: a selected text stays so, a
-// screen reader hears only what is new.
+// Put HTML into an element, changing only the differences: a selection stays, a screen
+// reader reads only the news.
 function show(target, content) {
   const template = document.createElement("template");
   template.innerHTML = markup(content);
@@ -5024,7 +5027,7 @@ function patch(old, fresh) {
 
 function patchAttributes(old, fresh) {
   for (const { name } of [...old.attributes]) {
-    const isFolding = name === "open";  // of <details>: that is the user's
+    const isFolding = name === "open";  // of <details>: the user's choice
     if (!fresh.hasAttribute(name) && !isFolding) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
@@ -5032,14 +5035,14 @@ function patchAttributes(old, fresh) {
   }
 }
 
-// As wide as its column, which is known once the card is in the page.
+// The chart is as wide as its column, which needs the card in the page.
 function drawChart(chart) {
   const target = element("chart-" + chart.number);
   const time = page.pointed.chart === chart.number ? page.pointed.time : null;
   show(target, chartHtml(chart, target.clientWidth, time));
 }
 
-// Choose a time in a chart; without one: none any more.
+// Choose a time in a chart; without a time, choose nothing.
 function choose(chart, time = null) {
   page.pointed = { chart: chart && chart.number, time };
   page.charts.forEach(drawChart);
@@ -5100,7 +5103,7 @@ function paint() {
   document.body.dataset.ready = "1";
 }
 
-// Put an answer's minutes behind those of the last one.
+// Append an answer's minutes to the minutes of the last answer.
 function joined(old, fresh) {
   const overlap = old ? fresh.first - old.first : -1;
   if (overlap < 0 || overlap > old.minutes.length) return fresh;
@@ -5118,35 +5121,35 @@ function remember(answer) {
   page.receivedAt = Date.now();
 }
 
-// The first minute that one of the inputs lacks.
+// The first minute that any input lacks.
 function firstWanted() {
   const inputs = page.answer ? page.answer.inputs : [];
   const ends = inputs.map(({ history }) => history.first + history.minutes.length);
   return ends.length ? Math.min(...ends) : 0;
 }
 
-// Ask the program once.  `problem` is what is wrong unless a later step succeeds.
+// Ask the program once.  `problem` is the fault if the next step fails.
 async function ask(signal) {
   let problem = UNREACHABLE;
   try {
-    // Not relative to a base with a name and a password, which fetch() refuses.
+    // The base has no name and password: fetch() would refuse them.
     const base = location.origin + location.pathname;
     const url = new URL("ecolinky.json?since=" + firstWanted(), base);
     const response = await fetch(url, { signal });
     problem = problemOf(response.status);
     const answer = await response.json();
     if (response.ok && answer.inputs.length) return { answer, problem: "" };
-  } catch { /* `problem` says what */ }
+  } catch { /* `problem` says why */ }
   return { answer: null, problem };
 }
 
-// What is wrong with an answer of that status if it cannot be used.
+// Why an answer with this status cannot be used.
 function problemOf(status) {
   if (status === 401) return REFUSED;
   return status === 200 ? CUT_SHORT : `ecolinky répond par une erreur (${status}).`;
 }
 
-// Ask, show, and do it again in two seconds; nobody looks at a hidden tab.
+// Ask, show, and ask again in two seconds; nobody looks at a hidden tab.
 async function poll() {
   if (page.asking || document.hidden) return;
   page.asking = true;
@@ -5166,7 +5169,7 @@ async function poll() {
   paint();
 }
 
-// Shown again, the tab may hold a power of an hour ago: it is stale until the answer.
+// When its tab returns, the page may hold old values: they are stale until the answer.
 function shownAgain() {
   paint();
   poll();
@@ -5185,8 +5188,8 @@ poll();
 """.encode()
 
 
-# Nothing but the page's own script runs, and that asks this server alone.  The page may
-# stand in a frame: people put it into Domoticz.
+# Only the page's own script runs, and it may ask only this server.  The page may be
+# framed: people embed it in Domoticz.
 HOME_PAGE_SCRIPT = HOME_PAGE.partition(b"<script>")[2].partition(b"</script>")[0]
 SCRIPT_HASH = base64.b64encode(hashlib.sha256(HOME_PAGE_SCRIPT).digest()).decode()
 HOME_PAGE_HEADERS = {
