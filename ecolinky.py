@@ -4463,8 +4463,7 @@ function model(input, seen) {
   const fields = input.fields || {};
   const state = stateOf(input, seen);
   const live = state === "live";
-  const limit = live && netPower(input) >= 0 && limitOf(input);
-  const share = limit ? fields.PAPP / limit : 0;
+  const share = live ? shareOf(input) : null;
   const lastFrame = seen.receivedAt - input.age * 1000;
   const way = wayOf(input, live, lastFrame, seen);
   const remarks = live ? remarksOf(input, way) : [];
@@ -4477,8 +4476,8 @@ function model(input, seen) {
     trouble: live || !seen.connected ? null : troubleOf(input),
     remarks,
     power: live ? number(netPower(input)) : DASH,
-    share,
-    shareText: limit ? quantity(100 * share, "%") : "",
+    share: share || 0,
+    shareText: share === null ? "" : quantity(100 * share, "%"),
     limitText: limitText(input, live),
     load: loadOf(share),
     alert: live ? alertOf(fields) : "",
@@ -4526,6 +4525,12 @@ function remarksOf(input, way) {
   const remarks = input.remarks.map(sentence);
   if (remarks.length) remarks.push("Les valeurs transmises restent justes.");
   return isRead ? remarks : [...remarks, NO_READER];
+}
+
+// Of the subscription; null if that is not known, or while the house injects.
+function shareOf(input) {
+  const limit = limitOf(input);
+  return limit && netPower(input) >= 0 ? input.fields.PAPP / limit : null;
 }
 
 function netPower({ fields, injection }) {

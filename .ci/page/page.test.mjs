@@ -84,6 +84,13 @@ describe("the model of an input", () => {
     assert.equal(card.load, "warn");
   });
 
+  test("has no share of a subscription that is not known", () => {
+    const input = samples.input();
+    input.fields.ISOUSC = 0;
+    const card = model(input);
+    same([card.share, card.shareText, card.limitText, card.load], [0, "", "", "good"]);
+  });
+
   test("turns orange above 80 % and red above 90 %", () => {
     const loads = [5520, 5521, 6210, 6211].map((power) => {
       const input = samples.input();
