@@ -2460,7 +2460,7 @@ class Device(NamedTuple):
     hostname: str
     mac: str
     port: int  # of its HTTP server
-    is_second: bool  # shows input 2 as its input 1, and nothing else
+    is_second: bool  # shows only input 2, as its input 1
 
 
 class Request(NamedTuple):
