@@ -98,7 +98,7 @@ if __name__ == "__main__":
 log = logging.getLogger("ecolinky")
 
 Labels = Dict[str, str]  # label of the TIC -> data
-# Tag of the Eco-Devices -> int or str, as in JSON; None: not known (yet).
+# Tag of the Eco-Devices -> int or str, as in JSON; None: not known yet.
 Fields = Dict[str, Any]
 
 MAINS_VOLTS = 230
@@ -499,7 +499,7 @@ VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
 INDEX = "index"  # rules 2 to 5
 POWER = "power"  # rule 6
 MOVING = "moving"  # rule 7
-DECISIVE = "decisive"  # rule 3: it decides whose the indexes are, or what they mean
+DECISIVE = "decisive"  # rule 3: it gives the meter, or the meaning of its indexes
 ORDINARY = "ordinary"  # rule 2
 KINDS = {
     **dict.fromkeys(INDEXES, INDEX),
@@ -513,8 +513,8 @@ KINDS = {
 FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
 FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
 TRANSIENT = OVERLOADS + ("PEJP",)  # sent only while it lasts (rule 9)
-# A complete frame has one of these near its end.  A short frame does not: three-phase
-# meters in overload send short frames in between.
+# A complete frame has such a label near its end.  A short frame has not: three-phase
+# meters in overload send short frames between the complete ones.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
@@ -571,7 +571,7 @@ class LabelState:
     def _confirm(self, earlier: Candidate, candidate: Candidate) -> None:
         """Take two readings in a row that agree."""
         if self.kind == POWER:
-            # The second reading is the newer one, and need not equal the first.
+            # Trust the newer reading: the two need not be equal.
             self.trust(candidate.group, candidate.time)
             self.candidate = candidate
             return
@@ -634,7 +634,7 @@ def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
 
 
 def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
-    """Return whether readings that rule 3 forbids have proved the trusted one wrong."""
+    """Return whether enough readings have proved the trusted reading wrong (rule 3)."""
     return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
 
 
@@ -652,7 +652,7 @@ def is_balanced(groups: dict[str, Group]) -> bool:
     if not groups.keys() >= BALANCE:
         return True
     total = sum([int(groups[label].data) for label in EASF])
-    return abs(int(groups["EAST"].data) - total) <= 1  # one may tick in between
+    return abs(int(groups["EAST"].data) - total) <= 1  # EAST may tick before an EASF
 
 
 def has_follower(state: LabelState, label: str, frame: Frame, now: float) -> bool:
@@ -691,21 +691,21 @@ def matches_currents(power: Group, amperes: list[int]) -> bool:
     return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
 
-# Whose frame it is (rule 1).
+# The owner of a frame (rule 1).
 OURS = "ours"
-NEW = "new"  # another meter's, from now on ours
+NEW = "new"  # a meter that replaces ours from now on
 FOREIGN = "foreign"
 UNKNOWN_OWNER = "unknown"
 
 
 class Identity:
-    """Rule 1: decides whose frames are taken."""
+    """Decides which meter's frames are taken (rule 1)."""
 
     def __init__(self) -> None:
         self._state = LabelState("ADCO")  # or ADSC
 
     def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
-        """Take the identity of a frame; return whose the frame is."""
+        """Take the identity of a frame; return the owner of the frame."""
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
         if group is None:
@@ -718,12 +718,12 @@ class Identity:
         if state.candidate is None:  # this frame has confirmed it
             return OURS if is_first else NEW
         if is_first:
-            # Groups of two possible meters must not mix: each of them begins anew.
+            # Do not mix the groups of two meters: begin anew with each identity.
             return NEW if state.candidate.agreeing == 1 else OURS
         return FOREIGN
 
     def label(self) -> str:
-        """Return ADCO or ADSC, which tells the mode; empty: not known yet."""
+        """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
         if self._state.group is not None:
             return self._state.group.label
         if self._state.candidate is not None:
@@ -767,7 +767,7 @@ class FrameOrder:
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""
-        place = 0  # 0: of half a frame, whose first label is not known
+        place = 0  # still 0: half a frame, with an unknown first label
         for label in labels:
             if label in self.labels:
                 place = self.labels.index(label) + 1
@@ -803,7 +803,7 @@ class Guard:
         self._forget_all()
 
     def _forget_all(self) -> None:
-        """Begin with a meter of which nothing is known."""
+        """Begin with a meter about which nothing is known."""
         self.labels: dict[str, LabelState] = {}
         self.frames = 0
         self._order = FrameOrder()
@@ -3561,13 +3561,13 @@ FAILED = "ÉCHEC"
 
 
 def tell(text: str, stream: TextIO) -> None:
-    """Print a line for the user, in French, if there is anybody to read it."""
+    """Print a line for the user; ignore a stream that is closed."""
     with contextlib.suppress(OSError):
         print(text, file=stream, flush=True)
 
 
 def tell_for_now(text: str) -> None:
-    """Show a line that the next one replaces, on a terminal alone; empty: wipe it."""
+    """Show a line until the next line, on a terminal only; an empty text wipes it."""
     if not sys.stdout.isatty():
         return
     width = shutil.get_terminal_size().columns - 1  # a full line would scroll
@@ -3578,25 +3578,25 @@ def tell_for_now(text: str) -> None:
 class Finding(NamedTuple):
     """A line that --check prints."""
 
-    verdict: str  # OK, WARNING or FAILED; BEGUN: there is none yet
+    verdict: str  # OK, WARNING or FAILED; BEGUN: not known yet
     about: str
     text: str
 
     @property
     def line(self) -> str:
-        """Return the finding as it is printed."""
+        """The finding as it is printed."""
         return f"{self.verdict:9} {self.about} : {self.text}"
 
 
 READING = "je lis %s:%d, %.0f secondes au plus..."
-ENOUGH_FRAMES = 5  # to see how good a line is
-ENOUGH_EVICTIONS = 2  # a first one may be an ESP that has just started
+ENOUGH_FRAMES = 5  # to see the quality of a line
+ENOUGH_EVICTIONS = 2  # after the first, the ESP may just have started
 
 
 def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
-    """Read an input for some seconds at the most; return what there is to see."""
+    """Read an input for at most so many seconds; return its last snapshot."""
     store = Store()
-    # What is wrong has to be known before the look is over.
+    # A fault must be known before the time is over.
     reader = Reader(number, settings, store, patience=seconds / 2)
     end = time.monotonic() + seconds
     snapshot = store.read()[number]
@@ -3610,12 +3610,12 @@ def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
                 tell_for_now(news(snapshot, before))
     finally:
         reader.stopped.set()
-        tell_for_now("")  # after Ctrl-C, too
+        tell_for_now("")  # also after Ctrl-C
     return snapshot
 
 
 def news(snapshot: Snapshot, before: Snapshot) -> str:
-    """Return what has come from a meter since a snapshot of before."""
+    """Return the counters, and the groups that differ from an earlier snapshot."""
     known = before.view.labels
     labels = snapshot.view.labels.items()
     groups = [f"{label} {data}" for label, data in labels if known.get(label) != data]
@@ -3623,26 +3623,26 @@ def news(snapshot: Snapshot, before: Snapshot) -> str:
 
 
 def counted(snapshot: Snapshot) -> str:
-    """Return how many groups have come from a meter."""
+    """Return the number of intact and of damaged groups, in words."""
     refused = snapshot.counters["refused"]
     damaged = refused["checksum"] + refused["form"]
     return f"{snapshot.counters['groups']} groupes intacts, {damaged} abîmés"
 
 
 def is_decided(snapshot: Snapshot) -> bool:
-    """Say whether a longer look at an input would change nothing."""
+    """Return whether reading an input for longer would change nothing."""
     if snapshot.evictions >= ENOUGH_EVICTIONS:
         return True
     if snapshot.evictions:
         return False
     if snapshot.counters["frames"] == 0:
-        return snapshot.reason != NOT_YET_CONNECTED  # a first failure says all
+        return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
     is_served = snapshot.view.fields is not None
     return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
 
 
 def judge(name: str, snapshot: Snapshot) -> list[Finding]:
-    """Return what is to be said of an input; the last finding is the verdict."""
+    """Return the findings about an input; the last one is the verdict."""
     view = snapshot.view
     if snapshot.evictions >= ENOUGH_EVICTIONS:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
@@ -3669,7 +3669,7 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
 
 
 def summary(fields: Fields, mode: str | None) -> list[str]:
-    """Return what a meter says, for the user to compare with its screen."""
+    """Return a meter's values, for the user to compare with the meter's screen."""
     phases = "triphasé" if phase_count(fields) == 3 else "monophasé"
     contract = f"tarif {name_of_tariff(fields)}, {fields['ISOUSC']} A"
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
@@ -3680,7 +3680,7 @@ def summary(fields: Fields, mode: str | None) -> list[str]:
 
 
 def old_contracts(labels: Labels) -> int:
-    """Return the Wh that indexes of former contracts hold, where that is known."""
+    """Return the energy, Wh, in indexes of former contracts; 0 if it is not known."""
     contract = contract_of(labels) or UNKNOWN
     return sum(number_of(labels, label) or 0 for label in EASF[contract.used :])
 
@@ -3692,7 +3692,7 @@ TO_STOP_IT = (
 
 
 def ports_of_ecolinky(http: HttpSettings) -> set[int]:
-    """Return the ports of the ecolinky that answers on [http] port, if one does."""
+    """Return the ports of the ecolinky that already answers on [http] port, if any."""
     address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
     login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
     headers = {"Authorization": "Basic " + login}
@@ -3706,16 +3706,17 @@ def ports_of_ecolinky(http: HttpSettings) -> set[int]:
             if answer.status != 200:  # it has another password
                 return {http.port}
             content = json.loads(answer.read().decode())
-            relay_ports = {each["relay_port"] for each in content["inputs"]}
+            relay_ports = {source["relay_port"] for source in content["inputs"]}
             return relay_ports | set(content["ports"])
     return set()
 
 
 def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
-    """Find whether one can listen on a port; is_ours: an ecolinky has it already."""
+    """Try to listen on a port; is_ours: an ecolinky already listens on it."""
     about = f"port {port}"
     with socket.socket() as probe:
-        # As servers do: else the port of one that has just ended (TIME_WAIT) is taken.
+        # As the servers do: the port of a server that has just ended is free
+        # (TIME_WAIT).
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -3742,7 +3743,7 @@ def own_address(settings: Settings) -> str:
 
 
 def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
-    """Yield what there is to say of the inputs, as soon as it is known."""
+    """Yield each finding about the inputs as soon as it is known."""
     for number, source in settings.inputs.items():
         name = f"teleinfo{number}"
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
@@ -3754,7 +3755,7 @@ def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
-    """Yield whether the ports are free, and what to do with them in Domoticz."""
+    """Yield whether each port is free, then what to enter in Domoticz."""
     http = settings.http
     its_ports = ports_of_ecolinky(http)
     for name, port in settings.named_ports:
@@ -3769,12 +3770,12 @@ def check_ports(settings: Settings) -> Iterator[Finding]:
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print each line when it is known; return 1 if something failed, else 0."""
+    """Print each finding when it is known; return 1 if a check failed, otherwise 0."""
     failed = []
     for findings in (check_inputs(settings, seconds), check_ports(settings)):
         for finding in findings:
             if finding.verdict == FAILED:
-                failed.append(finding)  # what is wrong is read last
+                failed.append(finding)  # print it last, where the user reads it
             else:
                 tell(finding.line, sys.stdout)
     for finding in failed:
