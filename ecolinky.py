@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""ecolinky: shows a Linky meter to Domoticz as the GCE Eco-Devices that it knows.
+"""ecolinky: lets Domoticz read a Linky meter, by acting as a GCE Eco-Devices box.
 
-One file, Python 3.7 or later, no dependencies.  A byte passes through the rooms of this
-file in their order; the threads come after the rooms that they use:
+One file, Python 3.7 or later, no dependencies.  A byte passes through the sections of
+this file in their order; the threads come after the sections that they use:
 
     Decode      bytes to frames of groups with a right checksum
     Guard       frames to trusted groups
@@ -17,7 +17,10 @@ file in their order; the threads come after the rooms that they use:
     Relay       verified frames, over TCP, for other programs that read TIC
     Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
     Server      threads: Store --> Documents --HTTP--> Domoticz
-    Check, Demo, Main, Home page
+    Check       --check: what is wrong with the link
+    Demo        --demo: a simulated meter
+    Main        the command line, and the start of the threads
+    Home page   HTML, CSS and JavaScript, which read /ecolinky.json
 
 Decode to Documents are pure, except for the Store's lock: no socket, no thread, no
 clock, no log.  Time is an argument, `now`, in seconds of the monotonic clock.
@@ -26,17 +29,19 @@ Glossary:
 
     Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): its limit
     TIC            what a meter sends all the time: frames, one each second or two
-    frame          groups between STX and ETX, the first of which is the identity
+    frame          the groups between STX and ETX; the first group is the identity
     group          a label, its data and a checksum: "PAPP 00790 1"
-    identity       the meter's number: ADCO in historic mode, ADSC in standard mode
+    identity       the meter's number, in ADCO (historic mode) or ADSC (standard mode)
     index          a counter of energy, Wh; EAST: the total; EASF01 to EASF10: its parts
     power          apparent, VA: PAPP or SINSTS
-    tariff         Base, HC (off-peak), EJP (22 dear days) or Tempo (days in 3 colours)
+    tariff         Base, HC (off-peak), EJP (22 expensive days a year), Tempo (three
+                   colours of days)
     period         PTEC: which index runs; in standard mode NTARF has its number
     STGE           the status register of standard mode: overload, colours, EJP's notice
     ESP8266        a Wi-Fi chip; ESPEasy: its program, which serves the TIC over TCP
     Eco-Devices    a network box with two TIC inputs, 1 and 2, polled over HTTP
-    Domoticz       the home automation that polls it; Jeedom, Home Assistant: others
+    Domoticz       home automation that polls the box, as Jeedom and Home Assistant do
+    NGTF, LTARF    the contract's and the period's name, in the supplier's words
     fields, tags   the values of an input in the box's documents, as T1_PAPP
 
 Sources: Enedis-NOI-CPT_54E (Linky), ERDF-NOI-CPT_02E (older meters), captures of real
@@ -102,19 +107,20 @@ Labels = Dict[str, str]  # label of the TIC -> data
 Fields = Dict[str, Any]
 
 MAINS_VOLTS = 230
-CONTRACT_VOLTS = 200  # by contract 6 kVA are 30 A, whatever the voltage
+CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
 
 
 ######## Decode: bytes in, frames of groups whose checksum is right out ################
 
-# STX begins a frame, ETX ends it; by EOT the meter gives up the frame it is sending.
+# STX begins a frame, ETX ends it; EOT means that the meter abandons the frame.
 STX = b"\x02"
 ETX = b"\x03"
 EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
 LINE_ENDS = re.compile(b"[\r\n]+")
-# Where a frame begins if its STX is lost: its first label is the identity.
+# The line end before an identity: a frame begins there if its STX is lost.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
+# A text that begins with an identity.
 IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
 # A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
@@ -123,19 +129,22 @@ CR_WITH_PARITY_BIT = b"\x8d"
 # place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# NGTF is padded with spaces to 16 characters: without a space, the ESP replaces them.
+# NGTF is padded with spaces to 16 characters.  If all 16 are visible, the ESP has
+# replaced the spaces by another character.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
-# The ESP8266's log on the same line: "3612 : Info  : WD   : Uptime 1".
+# The ESP8266's log on the same line, as in "3612 : Info  : WD   : Uptime 1": two
+# letters, spaces, a colon, a space, text.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
-# The checksum has six bits of a sum: it misses a flip of bit 6, and two flips that
-# cancel.  So the data must also have the form of its label.  Labels, form of the data:
+# The checksum keeps the low six bits of a sum: it misses a flip of 40 hex, and two
+# flips that cancel.  So the data must also match the form of its label.  A row of each
+# table has some labels, and the pattern of their data.
 HISTORIC_INDEXES = (
     "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
 )
 HISTORIC_FORMS = (
     ("ADCO", "[0-9A-Z ]{11,14}"),  # 12 digits; captures have others
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR and a letter of the programme
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR and a sign of the programme
     ("ISOUSC PEJP", "[0-9]{2}"),
     (HISTORIC_INDEXES, "[0-9]{9}"),
     ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]"),
@@ -148,7 +157,7 @@ HISTORIC_FORMS = (
     ("MOTDETAT", "[0-9]{6}"),
     ("PPOT", "[0-9A-F]{2}"),
 )
-TIMESTAMP = "[HhEe ][0-9]{12}\t"  # season (hiver, été), year, month, day, h, min, s
+TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
 STANDARD_INDEXES = (
     "EAST EASF01 EASF02 EASF03 EASF04 EASF05 EASF06 EASF07 EASF08 EASF09 EASF10"
     " EASD01 EASD02 EASD03 EASD04 EAIT ERQ1 ERQ2 ERQ3 ERQ4"
@@ -162,13 +171,14 @@ STAMPED = (
 STANDARD_FORMS = (
     ("ADSC", "[0-9A-Z ]{11,14}"),
     ("VTIC PREF PCOUP NTARF NJOURF NJOURF+1", "[0-9]{2}"),
-    ("DATE", TIMESTAMP),
+    ("DATE", TIMESTAMP),  # and empty data
     (STAMPED, TIMESTAMP + "[0-9]{2,5}"),
     ("NGTF LTARF", "[ -~]{16}"),
     (STANDARD_INDEXES, "[0-9]{9}"),
     ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
     ("SINSTS SINSTI SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
-    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),  # too high in early meters: not served
+    # Early meters send powers of phases that are too high: not damage, and not served.
+    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),
     ("STGE", "[0-9A-F]{8}"),
     ("PRM", "[0-9]{14}"),
     ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}"),
@@ -202,8 +212,8 @@ class Group(NamedTuple):
 class Refused(NamedTuple):
     """Why some bytes were rejected as a group."""
 
-    # "checksum" or "form": the group is damaged; or a reason of HARMLESS: only debris,
-    # or an intact group with a label that is not known.
+    # "checksum" or "form": the group is damaged.
+    # "debris" (no group) or "unknown" (an intact group, an unknown label): harmless.
     reason: str
 
 
@@ -211,7 +221,7 @@ HARMLESS = ("debris", "unknown")
 
 
 class Frame(NamedTuple):
-    """The groups that could be read of one frame."""
+    """The groups of one frame that could be read."""
 
     groups: dict[str, Group]  # by label, in the meter's order
     damaged: int  # number of damaged groups
@@ -219,7 +229,7 @@ class Frame(NamedTuple):
     before_damage: frozenset[str] = frozenset()  # labels followed by a damaged group
 
     def follower(self, label: str) -> str:
-        """Return the label after this label; empty: the end, or a damaged group."""
+        """Return the label of the next group; empty: no group follows, or damage."""
         labels = list(self.groups)
         place = labels.index(label) + 1
         if label in self.before_damage or place == len(labels):
@@ -228,7 +238,7 @@ class Frame(NamedTuple):
 
 
 def checksum(body: bytes) -> int:
-    """Return the TIC checksum of bytes, 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
+    """Return the TIC checksum, from 20 to 5F hex (Enedis-NOI-CPT_54E 5.3.6)."""
     return (sum(body) & 0x3F) + 0x20
 
 
@@ -257,9 +267,9 @@ def decode_group(piece: bytes) -> Group | Refused:
     # The sum covers the last HT of standard mode; the last space of historic mode, only
     # in some older meters.
     covered = raw[:-2] if separator == b" " else raw[:-1]
-    is_right = checksum(covered) == raw[-1]
-    sum_has_space = not is_right and checksum(raw[:-1]) == raw[-1]
-    is_right = is_right or sum_has_space
+    is_usual_sum = checksum(covered) == raw[-1]
+    sum_has_space = not is_usual_sum and checksum(raw[:-1]) == raw[-1]
+    is_right = is_usual_sum or sum_has_space
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     form = FORMS[separator].get(label)
     if form is None:
@@ -275,7 +285,7 @@ def decode_group(piece: bytes) -> Group | Refused:
 
 
 def _refuse_label(label: str, is_right: bool) -> Refused:
-    is_known = label in KNOWN_LABELS  # of the other mode
+    is_known = label in KNOWN_LABELS  # of the other mode: the separator is damaged
     if is_right and not is_known and ANY_LABEL.fullmatch(label):
         return Refused("unknown")
     return Refused("form")
@@ -293,7 +303,7 @@ class Counts(NamedTuple):
 
     def since(self, before: Counts) -> Counts:
         """Return the counts since an earlier moment."""
-        return Counts(*[now - then for now, then in zip(self, before)])
+        return Counts(*[after - earlier for after, earlier in zip(self, before)])
 
     def lost(self) -> int:
         """Return the damaged groups in percent, rounded up."""
@@ -304,7 +314,7 @@ NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames, whatever the meter and the time."""
+    """Cuts a stream of bytes into frames; knows no meter and no time."""
 
     LONGEST_FRAME = 2048  # bytes; the longest known frame has 1,442
 
@@ -321,29 +331,30 @@ class Decoder:
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes, in chunks of any size; return the frames that are complete."""
         if not data.isascii():
-            if CR_WITH_PARITY_BIT in data:
+            if CR_WITH_PARITY_BIT in data:  # every frame has a CR
                 self._eight_bits += 1
             data = data.translate(DROP_PARITY_BIT)
+        frames = self._marked_frames(data)
+        if self._buffer:
+            frames += self._unmarked_frames()
+        if len(self._buffer) > self.LONGEST_FRAME:
+            frames += self._overlong_frame()
+        return frames
+
+    def _marked_frames(self, data: bytes) -> list[Frame]:
+        """Return the frames that the marks in the data complete."""
         frames = []
         # split() returns text, mark, text, mark, ..., and last the unfinished text.
         parts = MARK.split(data)
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
         for text, mark in zip(parts[0::2], parts[1::2]):
-            # STX also ends a frame: some serial servers drop ETX.
+            # STX also ends a frame, because some servers drop ETX; EOT drops a frame.
             if text and mark != EOT:
-                # The identity also begins a frame: some servers drop STX only.
+                # The identity also begins a frame, because some servers drop STX.
                 begins = self._opened or bool(IDENTITY_FIRST.match(text))
                 frames += self._frame(text, begins)
             self._opened = mark == STX
-        if self._buffer:
-            frames += self._unmarked_frames()
-        if len(self._buffer) > self.LONGEST_FRAME:
-            # No mark and no identity: take the complete groups.
-            complete, rest = cut_at_last_line_end(self._buffer)
-            self._buffer = rest[-self.LONGEST_FRAME :]
-            frames += self._frame(complete, False)
-            self._opened = False
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
@@ -351,11 +362,18 @@ class Decoder:
         before, *texts = BEFORE_IDENTITY.split(self._buffer)
         if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
-        self._buffer = b"\n" + texts.pop()
+        self._buffer = b"\n" + texts.pop()  # split() has taken the line end
         frames = self._frame(before, False)
         for text in texts:
             frames += self._frame(text, True)
         return frames
+
+    def _overlong_frame(self) -> list[Frame]:
+        """Return the complete groups of a text with neither mark nor identity."""
+        complete, rest = cut_at_last_line_end(self._buffer)
+        self._buffer = rest[-self.LONGEST_FRAME :]  # of a line without end, its tail
+        self._opened = False
+        return self._frame(complete, False)
 
     def counts(self) -> Counts:
         """Return the counts since the start."""
@@ -376,13 +394,13 @@ class Decoder:
         return self._frame(complete, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
-        """Return the frame of a text between two marks, in a list; count its groups."""
+        """Return a list of the frame in a text, empty if there is none; count it."""
         groups, reasons, before_damage = decode_groups(text)
         if reasons and ESP_LOG.search(text):
             self._esp_log += 1
         if reasons and SPACES_REPLACED.search(text):
             self._spaces_replaced += 1
-        if whole:  # half a frame is cut, not damaged
+        if whole:  # the ends of half a frame are cut, which is no damage of the line
             for reason in reasons:
                 self.refused[reason] += 1
         if not groups:
@@ -403,8 +421,8 @@ def decode_groups(
 ) -> tuple[dict[str, Group], list[str], frozenset[str]]:
     """Return three facts about the text of a frame.
 
-    They are its groups by label, a reason for each damaged group, and the labels that a
-    damaged group follows.
+    They are its groups by label, a reason for each damaged group, and the labels right
+    before a damaged group.
     """
     groups = {}
     reasons = []
@@ -420,23 +438,25 @@ def decode_groups(
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
                 before_damage.add(label)
-    for label in _otherwise_summed(groups):
+    labels = list(groups)
+    for label in _minority_by_sum(groups):
         del groups[label]
         reasons.append("checksum")
+        before_damage.update(labels[: labels.index(label)][-1:])
     return groups, reasons, frozenset(before_damage)
 
 
-def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
+def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     """Return the labels whose checksum covers other bytes than most of their frame.
 
     A meter always sums the same bytes.  To accept both sums would let twice as much
     damage through, so the minority is damaged.
     """
-    old_sums = [label for label, group in groups.items() if group.sum_has_space]
-    if not old_sums:
+    with_space = [label for label, group in groups.items() if group.sum_has_space]
+    if not with_space:
         return []
-    new_sums = [label for label in groups if label not in old_sums]
-    return new_sums if len(new_sums) < len(old_sums) else old_sums
+    without_space = [label for label in groups if label not in with_space]
+    return min(with_space, without_space, key=len)  # of equal numbers the first
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -446,21 +466,24 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 # 1, or the kind of damage that is named), with the rule, and without it.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
-#                 eight such frames in a row: two damaged identities can be equal.
+#                 eight such frames in a row: a damaged identity can come twice.
 # 2. Two readings.  A label changes only when two readings in a row agree, at most ten
-#                 seconds apart.  The first of the two becomes the trusted reading: an
-#                 index is served a frame late, but the meter has certainly reached it.
+#                 seconds apart.  Readings of an index agree if the second is as high or
+#                 a little higher.  The first is then trusted: served a frame late, but
+#                 a value that the meter has certainly passed.
 #                 0; 476 without.
 # 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
-#                 reading that breaks this rule needs eight in a row: only then was the
-#                 trusted reading wrong.  So does a change of contract.
+#                 reading that breaks this rule is believed only after eight readings in
+#                 a row that agree: then the trusted reading was wrong.  A change of
+#                 contract also needs eight.
 #                 Two to six frames damaged alike: 386; 1,495 without.
 # 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame.  If
 #                 they do not, no index of that frame counts as a reading.
 #                 Two to six frames damaged alike: 0; 271 without.
 # 5. Neighbour.   An index does not count as a reading while the label that always
-#                 follows it is missing from the frame: a full buffer joins the head of
-#                 one group to the tail of another, and leaves no damage.
+#                 follows it is missing from the frame.  When the ESP's buffer
+#                 overflows, the start of one group can be joined to the end of a later
+#                 group; the groups in between vanish without damage.
 #                 Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 # 6. Power.       A power that matches the currents is trusted immediately, any other
 #                 power by rule 2.
@@ -472,12 +495,12 @@ def _otherwise_summed(groups: dict[str, Group]) -> list[str]:
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
 TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
-WH_PER_SECOND = 10  # rule 3: 36 kVA
-SLACK_WH = 10  # above that: a stalled network delivers old frames all at once
-# Rule 3: an index that two damaged readings have made too high by so little is not
-# replaced: the meter will soon have caught up.
+WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 3)
+SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all at once
+# If damage made the trusted index a little too high, true readings look like a fall.
+# Wait until the meter catches up; after some time rule 3 replaces the index.
 SMALL_FALL_WH = 30
-SMALL_FALL_LASTS = 120  # seconds; then rule 3 replaces the index after all
+SMALL_FALL_LASTS = 120  # seconds
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
 FORGET_AFTER = 300  # seconds (rule 8)
 # Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
@@ -512,20 +535,21 @@ KINDS = {
 # Forgotten early (rule 8): an old value would be drawn as a flat line.
 FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
 FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
-TRANSIENT = OVERLOADS + ("PEJP",)  # sent only while it lasts (rule 9)
+TRANSIENT = OVERLOADS + ("PEJP",)  # alerts, sent only while they last (rule 9)
 # A complete frame has such a label near its end.  A short frame has not: three-phase
 # meters in overload send short frames between the complete ones.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
+# All labels of a short frame.
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
 class Candidate(NamedTuple):
-    """The last reading of a label that differs from the trusted one."""
+    """The newest reading of a label, if it differs from the trusted reading."""
 
     group: Group
     time: float  # when it was read
-    deadline: float  # a later reading does not confirm it (rule 2)
-    is_possible: bool  # rule 3 allows it after the trusted reading
+    deadline: float  # a reading after this time does not confirm it (rule 2)
+    is_plausible: bool  # after the trusted reading (rule 3)
     agreeing: int  # readings in a row that agree, this one included
     since: float  # when the first of them was read
 
@@ -553,32 +577,33 @@ class LabelState:
         self.candidate = None
 
     def renew(self, group: Group, now: float) -> bool:
-        """Take a reading if it equals the trusted group; return whether it does."""
+        """If a reading equals the trusted group, note its time; return whether."""
         if self.group is None or not is_same(self.group, group):
             return False
         self.trust(group, now)
         return True
 
     def observe(self, group: Group, now: float) -> bool:
-        """Take a reading that differs, by rules 2 and 3; return whether 3 allows it."""
+        """Take a reading that differs (rule 2); return whether rule 3 allows it."""
         earlier = self.candidate
         candidate = next_candidate(self, group, now)
         self.candidate = candidate
         if earlier is not None and candidate.agreeing > 1:
             self._confirm(earlier, candidate)
-        return candidate.is_possible
+        return candidate.is_plausible
 
-    def _confirm(self, earlier: Candidate, candidate: Candidate) -> None:
-        """Take two readings in a row that agree."""
+    def _confirm(self, earlier: Candidate, newer: Candidate) -> None:
+        """Take two readings in a row that agree; the newer reading is the candidate."""
         if self.kind == POWER:
-            # Trust the newer reading: the two need not be equal.
-            self.trust(candidate.group, candidate.time)
-            self.candidate = candidate
+            # Powers agree without being equal: trust the newer power.
+            self.trust(newer.group, newer.time)
+            self.candidate = newer  # which the next power may confirm
             return
-        if earlier.is_possible or is_takeover(self, earlier, candidate):
+        if earlier.is_plausible or is_takeover(self, earlier, newer):
             self.trust(earlier.group, earlier.time)
-        if not self.renew(candidate.group, candidate.time):
-            self.candidate = candidate  # the index has grown, or it takes more readings
+        # The newer reading may still differ: an index has grown, or rule 3 wants more.
+        if not self.renew(newer.group, newer.time):
+            self.candidate = newer
 
     def extend_deadline(self, seconds: float) -> None:
         """Give the next reading more time to confirm the candidate."""
@@ -592,23 +617,23 @@ class LabelState:
 
 
 def is_same(group: Group, other: Group) -> bool:
-    """Return whether two groups say the same."""
+    """Return whether two groups have the same label and data."""
     return group.data == other.data and group.label == other.label
 
 
 def next_candidate(state: LabelState, group: Group, now: float) -> Candidate:
     """Return the candidate after one more reading (rule 2)."""
-    is_possible = can_replace(state, group, now)
+    is_plausible = is_plausible_after(state, group, now)
     earlier = state.candidate
     if earlier is None or not agree(state.kind, earlier, group, now):
-        return Candidate(group, now, now + CONFIRM_WITHIN, is_possible, 1, now)
+        return Candidate(group, now, now + CONFIRM_WITHIN, is_plausible, 1, now)
     agreeing = earlier.agreeing + 1
     deadline = now + CONFIRM_WITHIN
-    return Candidate(group, now, deadline, is_possible, agreeing, earlier.since)
+    return Candidate(group, now, deadline, is_plausible, agreeing, earlier.since)
 
 
 def agree(kind: str, earlier: Candidate, group: Group, now: float) -> bool:
-    """Return whether a reading of now confirms an earlier one (rule 2)."""
+    """Return whether a reading made now confirms an earlier reading (rule 2)."""
     if now > earlier.deadline:
         return False
     if kind == INDEX:
@@ -618,13 +643,13 @@ def agree(kind: str, earlier: Candidate, group: Group, now: float) -> bool:
     return is_same(earlier.group, group)
 
 
-def can_replace(state: LabelState, group: Group, now: float) -> bool:
-    """Return whether a reading is possible after the trusted one (rule 3)."""
+def is_plausible_after(state: LabelState, group: Group, now: float) -> bool:
+    """Return whether a reading can follow the trusted reading (rule 3)."""
     if state.group is None:
         return True
     if state.kind == INDEX:
         return can_grow(state.group, state.time, group, now)
-    return state.kind != DECISIVE
+    return state.kind != DECISIVE  # which changes by a takeover only
 
 
 def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
@@ -634,12 +659,12 @@ def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
 
 
 def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
-    """Return whether enough readings have proved the trusted reading wrong (rule 3)."""
+    """Return whether eight readings that break rule 3 replace the trusted reading."""
     return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
 
 
 def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
-    """Return whether an index has just fallen by what it will soon have grown."""
+    """Return whether the trusted index is only a little too high, and not for long."""
     if state.group is None or state.kind != INDEX:
         return False
     fall = int(state.group.data) - int(candidate.group.data)
@@ -652,48 +677,62 @@ def is_balanced(groups: dict[str, Group]) -> bool:
     if not groups.keys() >= BALANCE:
         return True
     total = sum([int(groups[label].data) for label in EASF])
-    return abs(int(groups["EAST"].data) - total) <= 1  # EAST may tick before an EASF
+    return (
+        abs(int(groups["EAST"].data) - total) <= 1
+    )  # EAST and EASF may advance within a frame
 
 
-def has_follower(state: LabelState, label: str, frame: Frame, now: float) -> bool:
-    """Return whether the label behind an index is there (rule 5)."""
-    follower = frame.follower(label)
-    if not follower or follower in TRANSIENT:
-        return True
-    is_missing = bool(state.follower) and state.follower not in frame.groups
-    return not is_missing or now - state.last_read() > FORGET_AFTER
+def may_be_joined(state: LabelState, label: str, frame: Frame, now: float) -> bool:
+    """Return whether an index may be two groups joined (rule 5).
+
+    That is so while the label that always follows the index is missing.  If it stays
+    missing, the meter no longer sends it.
+    """
+    if not follower_in(frame, label) or not state.follower:
+        return False
+    is_missing = state.follower not in frame.groups
+    return is_missing and now - state.last_read() <= FORGET_AFTER
 
 
 def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
-    """Learn which label follows an index, of a frame that rule 5 lets pass."""
-    follower = frame.follower(label)
-    if not follower or follower in TRANSIENT:
+    """Learn which label follows an index, from a frame that rule 5 lets pass."""
+    follower = follower_in(frame, label)
+    if not follower:
         return
     if state.follower in frame.groups and follower != state.follower:
-        # The index was trusted while `follower`, which stands in between, was lost.
+        # The learned label is there, but not next: `follower` was missing when it was
+        # learned.  The index that was trusted then may have been two groups joined.
         state.distrust()
     state.follower = follower
 
 
-def is_near(power: int, other: int, phases: int) -> bool:
-    """Return whether two powers, VA, can be the same power of so many phases.
+def follower_in(frame: Frame, label: str) -> str:
+    """Return the label that follows an index; empty if that is no lasting label."""
+    follower = frame.follower(label)
+    return "" if follower in TRANSIENT else follower
 
-    A current is in whole amperes, rounded or cut off: up to 230 VA a phase are missing.
-    The mains may have 250 V in place of 230: a twelfth more.
+
+def is_near(power: int, other: int, phases: int) -> bool:
+    """Return whether a power, VA, can be the other power, of so many phases.
+
+    The other power comes from currents in whole amperes, rounded or cut off: up to 230
+    VA a phase are missing.  The mains may have 250 V in place of 230: a twelfth more.
     """
     return abs(power - other) <= MAINS_VOLTS * phases + power / 12
 
 
 def matches_currents(power: Group, amperes: list[int]) -> bool:
     """Return whether a power matches the currents of all phases (rule 6)."""
+    if not amperes:
+        return False
     if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
-        return False  # such a meter counts in tens, as all captures show
+        return False  # a single-phase meter gives PAPP in tens, as all captures show
     return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
 
 # The owner of a frame (rule 1).
 OURS = "ours"
-NEW = "new"  # a meter that replaces ours from now on
+NEW = "new"  # ours from now on, in place of the meter before, if any
 FOREIGN = "foreign"
 UNKNOWN_OWNER = "unknown"
 
@@ -702,25 +741,29 @@ class Identity:
     """Decides which meter's frames are taken (rule 1)."""
 
     def __init__(self) -> None:
-        self._state = LabelState("ADCO")  # or ADSC
+        self._state = LabelState("ADCO")  # for ADSC as well, which is of the same kind
 
     def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
-        """Take the identity of a frame; return the owner of the frame."""
+        """Take the identity of a frame; return the owner of the frame.
+
+        was_silent: no frame has come for longer than the time-out.
+        """
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
         if group is None:
-            is_contested = state.candidate and now <= state.candidate.deadline
+            # Another identity may just have been read, or a silence may have ended.
+            rival = state.candidate
+            is_contested = rival is not None and now <= rival.deadline
             return UNKNOWN_OWNER if is_contested or was_silent else OURS
         if state.renew(group, now):
             return OURS
-        is_first = state.group is None
+        is_confirmed = state.group is not None
         state.observe(group, now)
-        if state.candidate is None:  # this frame has confirmed it
-            return OURS if is_first else NEW
-        if is_first:
-            # Do not mix the groups of two meters: begin anew with each identity.
-            return NEW if state.candidate.agreeing == 1 else OURS
-        return FOREIGN
+        is_settled = state.candidate is None  # observe() trusts this identity now
+        if not is_confirmed:
+            # Until two identities agree, begin anew with each: do not mix two meters.
+            return OURS if is_settled else NEW
+        return NEW if is_settled else FOREIGN
 
     def label(self) -> str:
         """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
@@ -736,38 +779,39 @@ class FrameOrder:
 
     def __init__(self) -> None:
         self.labels: list[str] = []
-        self.last_whole: list[str] = []  # labels of the last undamaged frame
-        self.last_whole_time = -math.inf
-        self.whole_without_power = 0  # undamaged frames in a row
+        self.last_undamaged: list[str] = []  # labels of the last undamaged frame
+        self.last_undamaged_time = -math.inf
+        self.undamaged_without_power = 0  # undamaged frames in a row
 
     def learn(self, frame: Frame, now: float) -> bool:
         """Learn the labels of a frame; return whether the frame is complete.
 
-        A flipped bit makes an STX of the LF before a group, and so cuts a frame in two,
-        neither with a damaged group.  The first half does not end as the frame before
-        did, the second half does not begin with the identity: neither is complete.
+        A flipped bit can turn an LF into STX, and so cut a frame into two undamaged
+        halves.  The first half lacks the last label of the frame before, the second
+        half lacks the identity: neither is complete.
         """
         labels = list(frame.groups)
-        is_whole = has_both_ends(frame)
+        is_intact = is_undamaged(frame)
         if not DRAWN_POWER.isdisjoint(labels):
-            self.whole_without_power = 0
-        elif is_whole:
-            self.whole_without_power += 1
-        is_complete = is_whole and labels[-1:] == self.last_whole[-1:]
+            self.undamaged_without_power = 0
+        elif is_intact:
+            self.undamaged_without_power += 1
+        is_complete = is_intact and labels[-1:] == self.last_undamaged[-1:]
         if is_complete:
             self.labels = list(labels)
-            if labels != self.last_whole:
-                self._insert(self.last_whole)
+            if labels != self.last_undamaged:
+                # Keep a label that only the frame before had: it may have been lost.
+                self._insert(self.last_undamaged)
         elif not is_short(frame):
             self._insert(labels)
-        if is_whole:
-            self.last_whole = labels
-            self.last_whole_time = now
+        if is_intact:
+            self.last_undamaged = labels
+            self.last_undamaged_time = now
         return is_complete
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""
-        place = 0  # still 0: half a frame, with an unknown first label
+        place = 0  # 0: no label of this frame has a known place yet
         for label in labels:
             if label in self.labels:
                 place = self.labels.index(label) + 1
@@ -776,7 +820,7 @@ class FrameOrder:
                 place += 1
 
 
-def has_both_ends(frame: Frame) -> bool:
+def is_undamaged(frame: Frame) -> bool:
     """Return whether a frame is undamaged, from its identity to a last label."""
     if not frame.whole or frame.damaged:
         return False
@@ -799,7 +843,7 @@ class Guard:
         self.last_frame = -math.inf  # when the last frame of this meter was complete
         self.unbalanced_time = -math.inf  # when rule 4 was last broken
         self.implausible = 0  # groups that rules 1 and 3 to 5 refused
-        self._relay_from = math.inf  # when all labels of the meter have been read
+        self._relay_from = math.inf  # from then on all labels have been read
         self._forget_all()
 
     def _forget_all(self) -> None:
@@ -825,7 +869,7 @@ class Guard:
         if was_silent or not self.labels:
             self._relay_from = now + ALL_READ_WITHIN
         if is_short(frame) and not was_silent:
-            # A short frame confirms nothing: it does not count as time (rule 2).
+            # The time of a short frame does not count in rule 2: it has no index.
             for state in self.labels.values():
                 state.extend_deadline(now - self.last_frame)
         self.last_frame = now
@@ -855,27 +899,26 @@ class Guard:
             return
         if state.kind == POWER and self._take_power(state, group, now):
             return
-        may_read = state.kind != INDEX or self._may_read(state, frame, group.label, now)
-        if not may_read or not state.observe(group, now):
+        counts = state.kind != INDEX or self._counts(state, frame, group.label, now)
+        if not (counts and state.observe(group, now)):
             self.implausible += 1
 
-    def _may_read(
-        self, state: LabelState, frame: Frame, label: str, now: float
-    ) -> bool:
+    def _counts(self, state: LabelState, frame: Frame, label: str, now: float) -> bool:
         """Apply rules 4 and 5 to an index; return whether it counts as a reading."""
-        may_read = has_follower(state, label, frame, now)
-        if may_read:
+        counts = not may_be_joined(state, label, frame, now)
+        if counts:
             learn_follower(state, label, frame)
         if label in BALANCE and not is_balanced(frame.groups):
             self.unbalanced_time = now
-            may_read = False
-        return may_read
+            counts = False
+        return counts
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
         """Apply rule 6 to a power; return whether it is trusted.
 
-        A house that injects has a power of 0 beside a current.  Panels and load can
-        pulse, so a second 0 is trusted even if another power stood in between.
+        A house that injects draws 0 VA although a current flows, so 0 does not match
+        the currents.  A second 0 within FORGET_AFTER is trusted, even after other
+        powers: sun and load come and go.
         """
         is_trusted = matches_currents(power, self._amperes(now))
         if not is_trusted and int(power.data) == 0:
@@ -897,26 +940,28 @@ class Guard:
     def _learn(self, frame: Frame, now: float) -> None:
         """Learn the order of the labels, and which labels have ended."""
         labels = list(frame.groups)
-        previous = self._order.last_whole
-        previous_time = self._order.last_whole_time
+        # learn() replaces these two.
+        previous = self._order.last_undamaged
+        previous_time = self._order.last_undamaged_time
         if not self._order.learn(frame, now):
             return
         self._relay_from = min(now, self._relay_from)
         if labels != previous:
+            # An index that has not changed has not been through _counts().
             for label in INDEXES.intersection(labels):
                 state = self.labels[label]
-                if has_follower(state, label, frame, now):
+                if not may_be_joined(state, label, frame, now):
                     learn_follower(state, label, frame)
         for label in TRANSIENT:
-            ended = self.labels.get(label)
-            if ended is None or label in labels:
+            state_of_alert = self.labels.get(label)
+            if state_of_alert is None or label in labels:
                 continue
-            if ended.last_read() < previous_time:  # both frames lack it (rule 9)
-                del self.labels[label]
+            if state_of_alert.last_read() < previous_time:
+                del self.labels[label]  # the frame before lacks it, too (rule 9)
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that were read lately (rule 8), by label."""
-        keep_slow = max(self.timeout, FORGET_AFTER)
+        keep_slow = max(self.timeout, FORGET_AFTER)  # the user may want longer
         groups = {}
         for label, state in self.labels.items():
             limit = FORGET_FAST_AFTER if label in FAST else keep_slow
@@ -934,7 +979,7 @@ class Guard:
         return unread
 
     def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether it is no use to wait for a power that is not known.
+        """Return whether it is useless to wait for a power that is not known.
 
         Either the meter sends no power (two undamaged frames had none), or this label,
         which was trusted once, has not come intact for a while.
@@ -943,14 +988,15 @@ class Guard:
         is_lost = False
         if state is not None and state.group is not None:
             is_lost = now - state.last_read() > FORGET_FAST_AFTER
-        return is_lost or self._order.whole_without_power > 1
+        return is_lost or self._order.undamaged_without_power > 1
 
-    def trusted_frame(self, frame: Frame, now: float) -> list[Group]:
+    def trusted_groups(self, frame: Frame, now: float) -> list[Group]:
         """Return the trusted groups to relay in place of a frame that was taken.
 
         They stand in the meter's order; a group that is damaged, or not trusted yet, is
-        replaced by the last trusted one.  The list is empty until every label of the
-        meter is trusted: Domoticz stores 0 for an index that its first frame lacks.
+        replaced by the last trusted group.  The list is empty while a label is awaited:
+        Domoticz, as a reader of the relay, stores 0 for an index that its first frame
+        lacks.
         """
         if now < self._relay_from:
             return []
@@ -965,7 +1011,8 @@ class Guard:
     def _is_awaited(self, label: str, now: float) -> bool:
         """Return whether a label is read, but is not trusted yet.
 
-        An index is awaited without end; another label may change all the time.
+        An index is awaited for ever.  Other labels are awaited for some time only: a
+        label that changes in each frame is never confirmed.
         """
         state = self.labels.get(label)
         if state is None or state.group is not None:
@@ -978,17 +1025,17 @@ class Guard:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is the firmware's misspelling of PAPP: both have the power.
+# PPAP is the firmware's misspelling of PAPP: both have the same value.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
     " IMAX2 IMAX3 PPAP PAPP HHPHC MOTDETAT PPOT"
 ).split()
-# The tags that are labels of historic mode, with the same data.
-OWN_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
+# The tags that are also labels of historic mode, with the same data.
+SAME_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
 NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
 NOTHING = "----"
-# An input without a meter, as the device shows it.
+# An input without a meter, as the device shows it; each tag's type, too.
 EMPTY: Fields = {
     **dict.fromkeys(FIELDS, 0),
     "ADCO": "0",
@@ -998,20 +1045,20 @@ EMPTY: Fields = {
     "HHPHC": "0",
     "MOTDETAT": "000000",
 }
-LEAST_MAXIMUM = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
+LOWEST_IMAX = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
 MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: the limit of every Linky
 BALANCED_WITHIN = 100  # Wh: EAST and EASF01 to 10 are confirmed in different frames
-NOTICE_MINUTES = 30  # PEJP while a moving peak is announced
+NOTICE_MINUTES = 30  # PEJP while a moving peak (EJP's expensive hours) is announced
 
 
 class Period(NamedTuple):
-    """A period of a tariff, by its PTEC."""
+    """A period of a tariff."""
 
     tag: str  # the tag of its index
     name: str  # for the user
 
 
-PERIODS = {
+PERIODS = {  # by PTEC
     "TH..": Period("BASE", "Toutes heures"),
     "HC..": Period("HCHC", "Heures creuses"),
     "HP..": Period("HCHP", "Heures pleines"),
@@ -1046,7 +1093,7 @@ TARIFFS = (BASE, HC, EJP, TEMPO)
 
 
 def tariff_of(option: str) -> Tariff | None:
-    """Return the tariff of an OPTARIF, which is BBR with any letter, or EJP and any."""
+    """Return the tariff of an OPTARIF, whose last character may vary."""
     for tariff in TARIFFS:
         if tariff.option[:3] == option[:3]:
             return tariff
@@ -1060,13 +1107,13 @@ def indexes_of(fields: Fields) -> Fields:
 
 
 def name_of_tariff(fields: Fields) -> str:
-    """Return a tariff as the user reads it: its name, and its OPTARIF."""
+    """Return the tariff's name for the user, as "Tempo (BBR()"."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
     return f"{tariff.name} ({fields['OPTARIF']})"
 
 
 def number_of(labels: Labels, *names: str) -> int | None:
-    """Return the number of the first of these labels that is known, or None."""
+    """Return the value of the first of these labels that is known, as a number."""
     for name in names:
         if name in labels:
             return int(labels[name])
@@ -1085,14 +1132,16 @@ THREE_PHASE_LABELS = frozenset(
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
     """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
-    three = len(THREE_PHASE_LABELS & labels.keys()) > 1  # a single label may be damage
+    three = (
+        len(THREE_PHASE_LABELS & labels.keys()) > 1
+    )  # one label alone may come from damage
     return ("1", "2", "3") if three else ("",)
 
 
 def fill(known: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields: the known fields, then EMPTY's.
+    """Return the 31 fields: the known ones; of the others, EMPTY's, or None if needed.
 
-    A field that is needed before anything may be served is None while it is not known.
+    Nothing is served while a field is None.
     """
     needed = list(NEEDED)
     if tariff is not None:
@@ -1105,9 +1154,9 @@ def fill(known: Fields, tariff: Tariff | None) -> Fields:
 
 
 def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return for each phase the first of these labels, with its suffix, that is known.
+    """Return a number for each phase.
 
-    A phase without such a label has 0.
+    Try the names in their order, each with the phase's suffix; 0 if none is known.
     """
     values = []
     for phase in phases:
@@ -1122,25 +1171,26 @@ def phase_fields(
     """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
     A single phase has its values in IINST1 and IMAX1 as well as in IINST and IMAX.  The
-    other fields are left to EMPTY: clients see three phases by IMAX2, IINST and IINST2.
+    other fields stay 0, as in EMPTY: clients see three phases by an IMAX2 or an IINST2.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
-        for suffix in (phase,) if phase else ("", "1"):
+        suffixes = (phase,) if phase else ("", "1")
+        for suffix in suffixes:
             fields["IINST" + suffix] = current
-            fields["IMAX" + suffix] = maximum or LEAST_MAXIMUM
+            fields["IMAX" + suffix] = maximum or LOWEST_IMAX
     return fields
 
 
 def translate_historic(labels: Labels) -> Fields:
     """Return the 31 fields of a historic-mode meter; a field not known yet is None.
 
-    They are the meter's labels, except for the phases, the alerts (the highest is
-    ADPS), PPOT (hexadecimal) and EJP, which some meters write with a space.
+    They are the meter's labels, except for IINST and IMAX (by phase), ADPS (the highest
+    alert), PPOT (hexadecimal) and OPTARIF (some meters send EJP and a space).
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
-    tags = list(OWN_TAGS)
+    tags = list(SAME_TAGS)
     # Leave out other indexes: the guard knows those of a former contract for a while.
     if tariff is not None:
         tags += tariff.indexes()
@@ -1158,7 +1208,7 @@ def translate_historic(labels: Labels) -> Fields:
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
     if tariff is not None and fields.get("PTEC") not in tariff.periods:
-        fields["PTEC"] = None  # the contract is changing: OPTARIF will follow
+        fields["PTEC"] = None  # it is of the new contract already, OPTARIF is not yet
     return fill(fields, tariff)
 
 
@@ -1166,7 +1216,7 @@ class Colour(NamedTuple):
     """The colour of a Tempo day."""
 
     letter: str  # the last letter of PTEC
-    word: str  # in DEMAIN, and in LTARF
+    word: str  # as in DEMAIN, and within LTARF
     name: str  # for the user
 
 
@@ -1181,7 +1231,7 @@ class StatusRegister(NamedTuple):
     """STGE, the status register of standard mode (Enedis-NOI-CPT_54E 6.2.3.14)."""
 
     overload: bool  # bit 7: the power is above the subscribed power
-    running_index: int  # bits 10 to 13, plus one: 1 to 16, as NTARF
+    running_index: int  # bits 10 to 13, plus one: a number as NTARF, 1 to 16
     tomorrow: int  # bits 26 and 27: the number of a colour
     moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
@@ -1201,12 +1251,12 @@ NO_STATUS = StatusRegister.of("00000000")
 
 
 def text_of(labels: Labels, label: str) -> str:
-    """Return a text of standard mode without its padding, in capitals."""
+    """Return a text of standard mode in capitals, with single spaces, not padded."""
     return " ".join(labels.get(label, "").upper().split())
 
 
-# The PTEC while index 1, 2, ... 10 runs.  All ten have a period, so that no energy is
-# left out of the sum, not even the energy of a former contract.
+# The PTEC while index 1, 2, ... 10 runs.  An unused index has a period as well: it may
+# hold the energy of a former contract, and the served indexes must add up to EAST.
 ALL_HOURS = BASE.periods * 10
 ODD_IS_CHEAP = HC.periods * 5  # as in the calendars of all known suppliers
 COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
@@ -1219,15 +1269,15 @@ class Contract(NamedTuple):
     name: str  # pattern of NGTF, as text_of() returns it
     tariff: Tariff
     numbering: tuple[str, ...]  # the PTEC of each of the ten indexes
-    period_label: str  # which label gives the period: NTARF, or LTARF (see below)
+    period_label: str  # the label that gives the period: NTARF or LTARF
     used: int  # number of indexes in use; ten if that is not known
     source: str  # the capture or the public code in which it was met
 
 
-# The first name that matches decides.  Only NGTF belongs to the contract; LTARF, NTARF
-# and STGE change with the hour.  A name that merely contains TEMPO, EJP or POINTE is
-# another supplier's, with other indexes.  The period comes from NTARF if it is known
-# which index is which, else from LTARF's words.
+# The first name that matches NGTF decides: NGTF belongs to the contract, while LTARF,
+# NTARF and STGE change with the hour.  A name that merely contains TEMPO, EJP or POINTE
+# is another supplier's, with other indexes.  period_label is NTARF if it is known which
+# index is which, and LTARF if only its words tell.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
@@ -1262,6 +1312,7 @@ def contract_of(labels: Labels) -> Contract | None:
     if "NGTF" not in labels:
         return None
     name = text_of(labels, "NGTF")
+    # UNKNOWN, the last row, matches every name.
     return next(row for row in CONTRACTS if re.fullmatch(row.name, name))
 
 
@@ -1291,8 +1342,9 @@ def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
 def standard_period(contract: Contract, labels: Labels) -> str | None:
     """Return the PTEC of a standard-mode meter; None: it is not known.
 
-    If the contract's numbering is known, take the period of the running index, so that
-    period and growing index agree: some meters send an old LTARF.
+    Take LTARF's words if the contract is read by its words, or if no running index is
+    known.  Otherwise take the period of the running index, so that period and growing
+    index agree: some meters send an old LTARF.
     """
     running_index = running_index_of(labels)
     in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
@@ -1334,7 +1386,7 @@ def label_of_power(labels: Labels) -> str:
     """Return the label of the drawn power."""
     if "ADSC" not in labels:
         return "PAPP"
-    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: first version
+    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the first version
 
 
 def translate_standard(labels: Labels) -> Fields:
@@ -1353,8 +1405,8 @@ def translate_standard(labels: Labels) -> Fields:
         **phase_fields(phases, currents, maxima),
     }
     if "PREF" in labels:  # kVA
-        volt_amperes = 1000 * int(labels["PREF"]) / len(phases)
-        fields["ISOUSC"] = round(volt_amperes / CONTRACT_VOLTS)
+        va_per_phase = 1000 * int(labels["PREF"]) / len(phases)
+        fields["ISOUSC"] = round(va_per_phase / CONTRACT_VOLTS)
     if register.overload:
         fields["ADPS"] = max(currents)  # historic mode has the excessive current here
     contract = contract_of(labels)
@@ -1362,7 +1414,7 @@ def translate_standard(labels: Labels) -> Fields:
         return fill(fields, None)
     fields["OPTARIF"] = contract.tariff.option
     fields["PTEC"] = standard_period(contract, labels)
-    if register.moving_peak and fields["PTEC"] != "PM..":
+    if register.moving_peak and fields["PTEC"] != "PM..":  # announced, not running yet
         fields["PEJP"] = NOTICE_MINUTES
     fields.update(standard_indexes(contract, labels))
     return fill(fields, contract.tariff)
@@ -1381,6 +1433,7 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     current = round(power / MAINS_VOLTS / len(phases))
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
     fields.update(phase_fields(phases, [current] * 3, [0] * 3))
+    # These, the maxima among them, are the same for both directions.
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
         fields[tag] = drawn[tag]
     fields["PAPP"] = power
@@ -1390,7 +1443,7 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
 
 def phase_count(fields: Fields) -> int:
     """Return the number of phases, 1 or 3."""
-    return 3 if fields["IMAX2"] else 1  # on three phases at least LEAST_MAXIMUM
+    return 3 if fields["IMAX2"] else 1  # never 0 on three phases: at least LOWEST_IMAX
 
 
 ######## Meter: the three parts together ###############################################
@@ -1413,7 +1466,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
         wanted = STANDARD_LABELS.get(tag, INDEX_LABELS)
         absent = [label for label in wanted if label not in labels]
         if wanted is not INDEX_LABELS:
-            absent = absent[:1]  # the first label may be enough
+            absent = absent[:1]  # NTARF or LTARF: the first is enough
         missing += absent
     return list(dict.fromkeys(missing))
 
@@ -1424,7 +1477,7 @@ MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
 
 
 class View(NamedTuple):
-    """All that is known of a meter at one moment."""
+    """What a Meter serves, or lacks, at one moment."""
 
     mode: str | None  # HISTORIC or STANDARD; None: not known yet
     labels: Labels  # the trusted labels; empty while the meter is silent
@@ -1434,7 +1487,7 @@ class View(NamedTuple):
 
 
 class Meter:
-    """All that is known of one TIC input; stale after `timeout` s without a frame."""
+    """One TIC input: decoder, guard and translation; stale after `timeout` seconds."""
 
     WAIT_FOR_SUBSCRIPTION = 15  # frames
 
@@ -1449,7 +1502,7 @@ class Meter:
         self._last_byte = -math.inf  # when the last bytes came
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take bytes of `now`, in seconds; return the number of complete frames."""
+        """Take bytes that came at `now` seconds; return the number of new frames."""
         self._last_byte = now
         self.verified = []
         frames = self.decoder.feed(data)
@@ -1464,11 +1517,11 @@ class Meter:
         view = self.view(now)
         if view.fields is None:
             return
-        # Domoticz crashes on a Tempo frame without NTARF (TeleinfoBase.cpp).
+        # Domoticz as a TIC reader crashes on Tempo without NTARF (TeleinfoBase.cpp).
         is_tempo = view.fields["OPTARIF"] == TEMPO.option
         if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
             return
-        groups = self.guard.trusted_frame(frame, now)
+        groups = self.guard.trusted_groups(frame, now)
         if groups:
             self.verified.append(encode_frame(group.raw for group in groups))
 
@@ -1490,7 +1543,7 @@ class Meter:
         return self.guard.last_frame
 
     def is_silent(self, now: float) -> bool:
-        """Return whether no frame has come for so long that nothing may be served."""
+        """Return whether no frame has come for longer than the time-out."""
         return self.guard.is_silent(now)
 
     def was_unbalanced(self, since: float) -> bool:
@@ -1516,7 +1569,7 @@ class Meter:
         return {label: group.data for label, group in self.guard.known(now).items()}
 
     def view(self, now: float) -> View:
-        """Return all that is known of the meter now."""
+        """Return the values to serve now, or the labels that they need."""
         labels = self.labels(now)
         mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
@@ -1526,17 +1579,23 @@ class Meter:
         if not unknown:
             injection = translate_injection(fields, labels)
             return View(mode, labels, fields, [], injection)
-        missing = unknown
-        if mode == STANDARD:
-            missing = missing_labels(unknown, labels)
-        # A label can be known and useless: the period of another contract.
-        missing = [label for label in missing if label not in labels]
-        if mode == STANDARD and not missing and not is_total_right(labels):
-            missing = self.guard.unread(INDEX_LABELS, now)  # known, but old
+        missing = self._missing(unknown, mode, labels, now)
         return View(mode, labels, None, missing, None)
 
+    def _missing(
+        self, tags: list[str], mode: str | None, labels: Labels, now: float
+    ) -> list[str]:
+        """Return the labels that are missing for these tags."""
+        if mode != STANDARD:  # the tags of historic mode are its labels
+            return [tag for tag in tags if tag not in labels]
+        missing = missing_labels(tags, labels)
+        if missing or is_total_right(labels):
+            return missing
+        # All are known, but some of the indexes are old.
+        return self.guard.unread(INDEX_LABELS, now)
+
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Complete fields that labels alone do not give."""
+        """Fill in the fields that need more than the labels."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
@@ -1551,7 +1610,7 @@ class Meter:
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
-        """Return the power of the currents, VA: the oldest meters send no power."""
+        """Return the power, VA, that the currents make: old meters send no power."""
         if not CURRENTS & labels.keys():
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
