@@ -462,8 +462,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
 # Damage can leave a group with a right checksum and a right form.  These rules keep it
-# out.  The figures: frames with a false index in the damage run (250,000 frames, seed
-# 1, or the kind of damage that is named), with the rule, and without it.
+# out.  The numbers after a rule: how many of 250,000 simulated frames with damage (seed
+# 1, or the kind of damage that is named) had a false index, with the rule; without it.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
 #                 eight such frames in a row: a damaged identity can come twice.
@@ -544,7 +544,10 @@ SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
 class Candidate(NamedTuple):
-    """The newest reading of a label, if it differs from the trusted reading."""
+    """The newest reading of a label, if it differs from the trusted reading.
+
+    Of a power that two readings have confirmed: the second reading, in any case.
+    """
 
     group: Group
     time: float  # when it was read
@@ -586,7 +589,7 @@ class LabelState:
     def observe(self, group: Group, now: float) -> bool:
         """Take a reading that differs (rule 2); return whether rule 3 allows it."""
         earlier = self.candidate
-        candidate = next_candidate(self, group, now)
+        candidate = next_candidate(self, earlier, group, now)
         self.candidate = candidate
         if earlier is not None and candidate.agreeing > 1:
             self._confirm(earlier, candidate)
@@ -601,7 +604,7 @@ class LabelState:
             return
         if earlier.is_plausible or is_takeover(self, earlier, newer):
             self.trust(earlier.group, earlier.time)
-        # The newer reading may still differ: an index has grown, or rule 3 wants more.
+        # The newer reading waits if it is higher, or if rule 3 wants more readings.
         if not self.renew(newer.group, newer.time):
             self.candidate = newer
 
@@ -621,10 +624,11 @@ def is_same(group: Group, other: Group) -> bool:
     return group.data == other.data and group.label == other.label
 
 
-def next_candidate(state: LabelState, group: Group, now: float) -> Candidate:
+def next_candidate(
+    state: LabelState, earlier: Candidate | None, group: Group, now: float
+) -> Candidate:
     """Return the candidate after one more reading (rule 2)."""
     is_plausible = is_plausible_after(state, group, now)
-    earlier = state.candidate
     if earlier is None or not agree(state.kind, earlier, group, now):
         return Candidate(group, now, now + CONFIRM_WITHIN, is_plausible, 1, now)
     agreeing = earlier.agreeing + 1
@@ -689,7 +693,7 @@ def may_be_joined(state: LabelState, label: str, frame: Frame, now: float) -> bo
     missing, the meter no longer sends it.
     """
     if not follower_in(frame, label) or not state.follower:
-        return False
+        return False  # damage after the index, or the frame's end, explains it
     is_missing = state.follower not in frame.groups
     return is_missing and now - state.last_read() <= FORGET_AFTER
 
@@ -700,8 +704,8 @@ def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
     if not follower:
         return
     if state.follower in frame.groups and follower != state.follower:
-        # The learned label is there, but not next: `follower` was missing when it was
-        # learned.  The index that was trusted then may have been two groups joined.
+        # `follower` now stands between the index and the learned label.  So `follower`
+        # was lost when that was learned, and the index may have been two groups joined.
         state.distrust()
     state.follower = follower
 
@@ -715,6 +719,7 @@ def follower_in(frame: Frame, label: str) -> str:
 def is_near(power: int, other: int, phases: int) -> bool:
     """Return whether a power, VA, can be the other power, of so many phases.
 
+    Two powers in a row have the tolerance of one phase.
     The other power comes from currents in whole amperes, rounded or cut off: up to 230
     VA a phase are missing.  The mains may have 250 V in place of 230: a twelfth more.
     """
@@ -751,19 +756,20 @@ class Identity:
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
         if group is None:
-            # Another identity may just have been read, or a silence may have ended.
+            # The frame is ours, unless another meter may have come: a rival identity
+            # was just read, or a silence has just ended.
             rival = state.candidate
             is_contested = rival is not None and now <= rival.deadline
             return UNKNOWN_OWNER if is_contested or was_silent else OURS
         if state.renew(group, now):
             return OURS
-        is_confirmed = state.group is not None
+        had_identity = state.group is not None
         state.observe(group, now)
-        is_settled = state.candidate is None  # observe() trusts this identity now
-        if not is_confirmed:
-            # Until two identities agree, begin anew with each: do not mix two meters.
-            return OURS if is_settled else NEW
-        return NEW if is_settled else FOREIGN
+        is_trusted = state.candidate is None  # observe() trusts this identity now
+        if had_identity:
+            return NEW if is_trusted else FOREIGN
+        # Until two identities agree, begin anew with each: do not mix two meters.
+        return OURS if is_trusted else NEW
 
     def label(self) -> str:
         """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
@@ -796,6 +802,7 @@ class FrameOrder:
             self.undamaged_without_power = 0
         elif is_intact:
             self.undamaged_without_power += 1
+        # Complete: it also ends as the undamaged frame before.
         is_complete = is_intact and labels[-1:] == self.last_undamaged[-1:]
         if is_complete:
             self.labels = list(labels)
@@ -815,7 +822,7 @@ class FrameOrder:
         for label in labels:
             if label in self.labels:
                 place = self.labels.index(label) + 1
-            elif place or label in IDENTITIES:
+            elif place or label in IDENTITIES:  # at place 0 only an identity
                 self.labels.insert(place, label)
                 place += 1
 
@@ -869,7 +876,7 @@ class Guard:
         if was_silent or not self.labels:
             self._relay_from = now + ALL_READ_WITHIN
         if is_short(frame) and not was_silent:
-            # The time of a short frame does not count in rule 2: it has no index.
+            # A short frame has no index, so it cannot confirm one: rule 2 waits longer.
             for state in self.labels.values():
                 state.extend_deadline(now - self.last_frame)
         self.last_frame = now
@@ -899,19 +906,24 @@ class Guard:
             return
         if state.kind == POWER and self._take_power(state, group, now):
             return
-        counts = state.kind != INDEX or self._counts(state, frame, group.label, now)
-        if not (counts and state.observe(group, now)):
+        is_reading = True
+        if state.kind == INDEX:
+            is_reading = self._is_reading(state, frame, group.label, now)
+        is_accepted = is_reading and state.observe(group, now)
+        if not is_accepted:
             self.implausible += 1
 
-    def _counts(self, state: LabelState, frame: Frame, label: str, now: float) -> bool:
+    def _is_reading(
+        self, state: LabelState, frame: Frame, label: str, now: float
+    ) -> bool:
         """Apply rules 4 and 5 to an index; return whether it counts as a reading."""
-        counts = not may_be_joined(state, label, frame, now)
-        if counts:
+        is_reading = not may_be_joined(state, label, frame, now)
+        if is_reading:
             learn_follower(state, label, frame)
         if label in BALANCE and not is_balanced(frame.groups):
             self.unbalanced_time = now
-            counts = False
-        return counts
+            is_reading = False
+        return is_reading
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
         """Apply rule 6 to a power; return whether it is trusted.
@@ -947,7 +959,8 @@ class Guard:
             return
         self._relay_from = min(now, self._relay_from)
         if labels != previous:
-            # An index that has not changed has not been through _counts().
+            # _is_reading() has learned the followers of indexes that changed; learn the
+            # others.
             for label in INDEXES.intersection(labels):
                 state = self.labels[label]
                 if not may_be_joined(state, label, frame, now):
@@ -1101,7 +1114,7 @@ def tariff_of(option: str) -> Tariff | None:
 
 
 def indexes_of(fields: Fields) -> Fields:
-    """Return the indexes of the tariff, Wh, by tag."""
+    """Return the indexes of the tariff, Wh, by tag; the fields are complete."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
     return {tag: fields[tag] for tag in tariff.indexes()}
 
@@ -1384,8 +1397,11 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
 
 def label_of_power(labels: Labels) -> str:
     """Return the label of the drawn power."""
-    if "ADSC" not in labels:
-        return "PAPP"
+    return standard_power(labels) if "ADSC" in labels else "PAPP"
+
+
+def standard_power(labels: Labels) -> str:
+    """Return the label of the drawn power in standard mode."""
     return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the first version
 
 
@@ -1393,8 +1409,8 @@ def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
     register = StatusRegister.of(labels["STGE"]) if "STGE" in labels else NO_STATUS
     phases = phases_of(labels)
-    # A single phase has no suffix, but its current is still IRMS1.
-    currents = phase_values(labels, phases, "IRMS", "IRMS1")
+    # The current of a single phase has a suffix.
+    currents = phase_values(labels, [phase or "1" for phase in phases], "IRMS")
     powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
     maxima = [round(power / MAINS_VOLTS) for power in powers]
     tomorrow = COLOURS.get(register.tomorrow)
@@ -1432,7 +1448,8 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     phases = phases_of(labels)
     current = round(power / MAINS_VOLTS / len(phases))
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
-    fields.update(phase_fields(phases, [current] * 3, [0] * 3))
+    zeros = [0] * len(phases)
+    fields.update(phase_fields(phases, [current] * len(phases), zeros))
     # These, the maxima among them, are the same for both directions.
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
         fields[tag] = drawn[tag]
@@ -1454,7 +1471,6 @@ STANDARD_LABELS = {
     "OPTARIF": ("NGTF",),
     "ISOUSC": ("PREF",),
     "PTEC": ("NTARF", "LTARF"),
-    "PAPP": ("SINSTS",),
 }
 INDEX_LABELS = ("EAST",) + EASF  # each index needs all of them: EAST is their sum
 
@@ -1463,12 +1479,14 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     """Return the labels of a standard-mode meter that are missing for these tags."""
     missing = []
     for tag in tags:
-        wanted = STANDARD_LABELS.get(tag, INDEX_LABELS)
-        absent = [label for label in wanted if label not in labels]
-        if wanted is not INDEX_LABELS:
-            absent = absent[:1]  # NTARF or LTARF: the first is enough
-        missing += absent
-    return list(dict.fromkeys(missing))
+        if tag == "PAPP":
+            missing.append(standard_power(labels))
+        elif tag in STANDARD_LABELS:  # one of its labels is enough: name the first
+            absent = [label for label in STANDARD_LABELS[tag] if label not in labels]
+            missing += absent[:1]
+        else:
+            missing += INDEX_LABELS  # an index needs all of them
+    return [label for label in dict.fromkeys(missing) if label not in labels]
 
 
 HISTORIC = "historic"
@@ -1744,7 +1762,7 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-NEVER_SENT = Reason(
+NEVER_SENT = Reason(  # only as the end of INCOMPLETE
     ESP,
     "aucun n'est abîmé",
     "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
@@ -1870,6 +1888,8 @@ def reason_of(error: Exception) -> Reason:
         return UNKNOWN_NAME
     if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
+    if isinstance(error, ConnectionResetError):
+        return CUT_BY_ESP
     if isinstance(error, OSError):
         unlisted = Reason(ESP, f"la connexion échoue ({words_of(error)})")
         return LINK_ERRORS.get(error.errno or 0, unlisted)
@@ -2045,10 +2065,12 @@ def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
     """Return the tags of the indexes that fell, or grew more than a meter can count.
 
     The meter was replaced and kept its number, or the supplier has set an index.
-    before, indexes: Wh by tag; seconds: between the two readings.
+    before, indexes: Wh by tag; seconds: between the two readings.  A tag that was not
+    there before does not leap.
     """
     most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
-    return [tag for tag in indexes if not 0 <= indexes[tag] - before[tag] <= most]
+    common = [tag for tag in indexes if tag in before]
+    return [tag for tag in common if not 0 <= indexes[tag] - before[tag] <= most]
 
 
 class Notices:
@@ -2250,13 +2272,17 @@ class Day:
         gap = wall - self._last_time
         is_same = meter == self._meter and not leaps(self._last, indexes, gap)
         if not is_same or date != self._date:
-            is_midnight = is_same and 0 <= gap <= self.LONGEST_GAP
-            self._first = self._last if is_midnight else indexes
-            self._since = "" if is_midnight else time.strftime("%H:%M", local)
+            is_unbroken = (
+                is_same and 0 <= gap <= self.LONGEST_GAP
+            )  # it is just midnight
+            self._first = dict(self._last if is_unbroken else indexes)
+            self._since = "" if is_unbroken else time.strftime("%H:%M", local)
             self._meter = meter
             self._date = date
         self._last = indexes
         self._last_time = wall
+        # An index may come later than the others, as EAIT does on a bad line.
+        self._first = {**indexes, **self._first}
         energy = {tag: index - self._first[tag] for tag, index in indexes.items()}
         return DayEnergy(self._since, energy)
 
@@ -2326,7 +2352,8 @@ class Input:
             self._report(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
-        if self.meter.last_frame < now:
+        none_was_ours = self.meter.last_frame < now
+        if none_was_ours:
             # The frames belong to another meter, or hold no identity.
             if now - self._complete_at > self.patience:
                 self.view = self.meter.view(now)
@@ -2355,10 +2382,10 @@ class Input:
             power -= self.view.injection["PAPP"]
         self.history.add(power, fields["PTEC"].startswith("HC"), now)
 
-    def count_day(self, wall: float) -> None:
-        """Count today's energy; wall: seconds since the epoch."""
+    def count_day(self, now: float, wall: float) -> None:
+        """Count today's energy if a frame came at `now`; wall: time since the epoch."""
         fields = self.view.fields
-        if fields is None:
+        if fields is None or self.meter.last_frame < now:
             return
         indexes = indexes_of(fields)
         if self.view.injection is not None:
@@ -3325,7 +3352,7 @@ class Reader(threading.Thread):
     def _take(self, data: bytes, now: float) -> None:
         if not self._input.feed(data, now):
             return
-        self._input.count_day(time.time())
+        self._input.count_day(now, time.time())
         self._publish()
         frames = self._input.meter.verified
         if self._relay is not None and frames:

@@ -1332,6 +1332,13 @@ class MeterTests(MeterCase):
         self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
         self.assertServesNothing()  # only one frame had an identity
 
+    def test_the_missing_power_is_that_of_the_meters_version(self):
+        for version, label in (("01", "SINST1"), ("02", "SINSTS")):
+            with self.subTest(version=version):
+                other = {"SINST1": "00100", "SINSTS": "00100", label: None}
+                self.afresh(*[standard(VTIC=version, **other)] * 3)
+                self.assertEqual([label], self.meter.view(self.now).missing)
+
     def test_missing_labels_are_named_as_a_standard_meter_names_them(self):
         base = dict(NGTF="      BASE      ")
         words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
@@ -1616,6 +1623,10 @@ class InputCase(unittest.TestCase):
 
 
 class DiagnosisTests(InputCase):
+    def test_a_reset_connection_has_its_reason_with_and_without_a_number(self):
+        for error in (ConnectionResetError(), ConnectionResetError(104, "reset")):
+            self.assertEqual(ecolinky.CUT_BY_ESP, ecolinky.reason_of(error))
+
     def test_a_line_without_usable_tic_gets_a_diagnosis_and_a_remedy(self):
         noise = random.Random(1)
         no_spaces = encoded(standard()).replace(b" ", b"_")
@@ -2117,14 +2128,25 @@ class InputTests(InputCase):
                 self.assertEqual(first, told["first"])
                 self.assertEqual(every[first - 100 :], told["minutes"])
 
+    def test_a_silent_meter_does_not_make_a_midnight(self):
+        self.connect(*[HC_FRAME] * 3)
+        midnight = paris(2026, 1, 16)
+        self.input.count_day(self.now, midnight - 20)
+        for second in range(-18, 20, 2):  # bytes come, but no frame
+            self.now += 2
+            self.input.count_day(self.now, midnight + second)
+        self.feed(*[HC_FRAME] * 2)
+        self.input.count_day(self.now, midnight + 100)
+        self.assertEqual("00:01", self.snapshot().today.since)
+
     def test_todays_energy_is_shown_only_while_values_are_served(self):
-        self.input.count_day(time.time())
+        self.input.count_day(self.now, time.time())
         self.assertIsNone(self.snapshot().today)
         self.connect(*[HC_FRAME] * 3)
         wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(wall)
+        self.input.count_day(self.now, wall)
         self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
-        self.input.count_day(wall + 6)
+        self.input.count_day(self.now, wall + 6)
         energy = {"HCHC": 12, "HCHP": 0}
         expected = {"since": "14:20", "energy": energy}
         describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
@@ -2135,9 +2157,9 @@ class InputTests(InputCase):
     def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
         wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(wall)
+        self.input.count_day(self.now, wall)
         self.feed(*[encoded(standard(EAIT="000000520", SINSTI="00000"))] * 3)
-        self.input.count_day(wall + 6)
+        self.input.count_day(self.now, wall + 6)
         energy = self.snapshot().today.energy
         self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
 
@@ -2289,6 +2311,18 @@ class DayTests(unittest.TestCase):
             today = self.day.take(meter, {"HCHC": 7, "HCHP": self.index}, wall)
             wall += step
         return today.since, today.energy["HCHP"]
+
+    def test_an_index_that_comes_later_or_goes_and_returns_is_counted(self):
+        start = paris(2026, 1, 15, 10)
+        take = lambda wall, **indexes: self.day.take("meter", indexes, wall).energy  # noqa: E731
+        self.assertEqual({"BASE": 0}, take(start, BASE=100))
+        self.assertEqual({"BASE": 5, "EAIT": 0}, take(start + 2, BASE=105, EAIT=7))
+        self.assertEqual({"BASE": 6, "EAIT": 2}, take(start + 4, BASE=106, EAIT=9))
+        self.assertEqual({"BASE": 8}, take(start + 6, BASE=108))
+        self.assertEqual({"BASE": 9, "EAIT": 5}, take(start + 8, BASE=109, EAIT=12))
+        midnight = paris(2026, 1, 16)
+        take(midnight - 1, BASE=110)
+        self.assertEqual({"BASE": 1, "EAIT": 0}, take(midnight + 1, BASE=111, EAIT=20))
 
     def test_a_day_begun_at_the_programs_start_tells_since_when(self):
         start = paris(2026, 1, 15, 14, 20)
