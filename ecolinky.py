@@ -2079,8 +2079,12 @@ class Notices:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._hourly = Hourly()
-        self._served = ("", "", "")  # last logged: identity, name of the tariff, mode
-        self._is_served = False  # according to the log
+        self._last_served = (
+            "",
+            "",
+            "",
+        )  # last logged: identity, name of the tariff, mode
+        self._log_says_served = False
         self.ever_served = False
         self._indexes: Fields = {}  # served last: Wh by tag
         self._indexes_time = -math.inf  # when they were served
@@ -2089,51 +2093,51 @@ class Notices:
         self._change = ""  # last logged: a change of meter, contract or index
         self._change_time = -math.inf
 
-    def warn(self, kind: str, text: str, now: float) -> None:
+    def log_fault(self, kind: str, text: str, now: float) -> None:
         """Log a fault: as a warning once an hour, in between at level DEBUG."""
         is_due = self._hourly.claim(kind, now)
         self._say(logging.WARNING if is_due else logging.DEBUG, text)
 
-    def changed(self, text: str, now: float) -> None:
+    def log_change(self, text: str, now: float) -> None:
         """Log a change of the meter, its contract or an index."""
         self._say(logging.WARNING, text)
         self._change = text
         self._change_time = now
 
-    def change(self, now: float) -> str:
+    def recent_change(self, now: float) -> str:
         """Return the last change if it is less than a day old, or an empty text."""
         return self._change if now - self._change_time < DAY else ""
 
-    def served(self, identity: str, tariff: str, mode: str, now: float) -> None:
+    def log_served(self, identity: str, tariff: str, mode: str, now: float) -> None:
         """Log which meter's values are served, unless the log already says it."""
-        old_identity, old_tariff, old_mode = self._served
+        old_identity, old_tariff, old_mode = self._last_served
         is_same = (identity, tariff) == (old_identity, old_tariff)
-        if self._is_served and is_same and mode == old_mode:
+        if self._log_says_served and is_same and mode == old_mode:
             return
-        self._served = (identity, tariff, mode)
-        self._is_served = True
+        self._last_served = (identity, tariff, mode)
+        self._log_says_served = True
         self._hourly.forget()  # a failure after good values is news
         self._say(logging.INFO, SERVED % (identity, mode, tariff))
         if self.ever_served and not is_same:
             change = (old_identity, old_tariff, identity, tariff)
-            self.changed(CHANGED % change, now)
+            self.log_change(CHANGED % change, now)
         if not is_same:
             self._indexes = {}  # they belong to another meter or contract
         self.ever_served = True
 
-    def indexes(self, indexes: Fields, now: float) -> None:
+    def log_leaps(self, indexes: Fields, now: float) -> None:
         """Log each index that was replaced or set; indexes: Wh by tag."""
         before = self._indexes or indexes
         for tag in leaps(before, indexes, now - self._indexes_time):
-            self.changed(LEAPED % (tag, before[tag], indexes[tag]), now)
+            self.log_change(LEAPED % (tag, before[tag], indexes[tag]), now)
         self._indexes = indexes
         self._indexes_time = now
 
     def nothing_served(self) -> None:
         """Note that no values are served, so that their return is logged."""
-        self._is_served = False
+        self._log_says_served = False
 
-    def advise(self, injects: bool, second: str) -> None:
+    def log_advice(self, injects: bool, second: str) -> None:
         """Log once that injection could be shown, or that the meter does not inject."""
         if self._advised:
             return
@@ -2143,7 +2147,7 @@ class Notices:
         if not injects and second == INJECTION:
             self._say(logging.WARNING, DOES_NOT_INJECT)
 
-    def unknown_contract(self, labels: Labels) -> None:
+    def log_unknown_contract(self, labels: Labels) -> None:
         """Log each new unknown contract: only its total is served."""
         name = labels["NGTF"]
         if name != self._unknown_contract:
@@ -2347,7 +2351,7 @@ class Input:
             self._report(EVICTED, now)
             # _report() logs nothing while values are served.  If it has just logged a
             # warning, this line is only a DEBUG line.
-            self.notices.warn(EVICTED.cause, str(EVICTED), now)
+            self.notices.log_fault(EVICTED.cause, str(EVICTED), now)
         else:
             self._report(reason_of(error), now)
 
@@ -2402,31 +2406,37 @@ class Input:
         if self.view.fields is None or self.meter.is_silent(now):
             self.notices.nothing_served()
             text = str(reason) + NOTHING_SERVED
-            self.notices.warn(kind or reason.cause, text, now)
+            self.notices.log_fault(kind or reason.cause, text, now)
 
     def _log_news(self, fields: Fields, now: float) -> None:
-        """Log which meter is served, if that is news, and which labels are missing."""
+        """Log the news: meter, index, contract, injection, and faults of the link."""
         mode = MODE_NAMES[self.view.mode]
-        self.notices.served(fields["ADCO"], name_of_tariff(fields), mode, now)
-        self.notices.indexes(indexes_of(fields), now)
+        self.notices.log_served(fields["ADCO"], name_of_tariff(fields), mode, now)
+        self.notices.log_leaps(indexes_of(fields), now)
         has_had_time = self.meter.counts().frames > self.FEW_FRAMES
+        if has_had_time:
+            self._log_faults(now)
         has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
         if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
-            self.notices.unknown_contract(self.view.labels)
-        cause = cause_of_loss(self.history.last_hour(), self.view.labels)
-        if has_had_time and cause == CUT_SHORT:
-            self.notices.warn(CUT_SHORT.cause, str(CUT_SHORT), now)
-        unknown = unknown_currents(self.view.labels)
-        if has_had_time and unknown:
-            self.notices.warn(PHASE_UNKNOWN, PHASE_UNKNOWN % ", ".join(unknown), now)
+            self.notices.log_unknown_contract(self.view.labels)
         if has_had_time or "EAIT" in self.view.labels:
-            self.notices.advise("EAIT" in self.view.labels, self.second)
+            self.notices.log_advice("EAIT" in self.view.labels, self.second)
+
+    def _log_faults(self, now: float) -> None:
+        """Log the faults of a link that works."""
+        cause = cause_of_loss(self.history.last_hour(), self.view.labels)
+        if cause == CUT_SHORT:
+            self.notices.log_fault(CUT_SHORT.cause, str(CUT_SHORT), now)
+        unknown = unknown_currents(self.view.labels)
+        if unknown:
+            text = PHASE_UNKNOWN % ", ".join(unknown)
+            self.notices.log_fault(PHASE_UNKNOWN, text, now)
 
     def _remarks(self) -> list[str]:
         return remarks_on(self.history.last_hour(), self.view.labels)
 
     def _changes(self, now: float) -> list[str]:
-        change = self.notices.change(now)
+        change = self.notices.recent_change(now)
         return [change] if change else []
 
     def snapshot(self, now: float) -> Snapshot:
@@ -3321,7 +3331,7 @@ class Reader(threading.Thread):
             self._publish()
             self._poll_relay()
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
-            self._input.notices.warn(BUG, BUG % bug, now)
+            self._input.notices.log_fault(BUG, BUG % bug, now)
 
     def _poll_relay(self) -> None:
         if self._relay is not None:
