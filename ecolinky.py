@@ -177,7 +177,7 @@ STANDARD_FORMS = (
     (STANDARD_INDEXES, "[0-9]{9}"),
     ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
     ("SINSTS SINSTI SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
-    # Early meters send powers of phases that are too high: not damage, and not served.
+    # Early meters send impossible powers here: not damage, and not served.
     ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),
     ("STGE", "[0-9A-F]{8}"),
     ("PRM", "[0-9]{14}"),
@@ -265,7 +265,7 @@ def decode_group(piece: bytes) -> Group | Refused:
     if separator not in FORMS:
         return Refused("form" if raw else "debris")
     # The sum covers the last HT of standard mode; the last space of historic mode, only
-    # in some older meters.
+    # in some older meters.  So sum_has_space is always False in standard mode.
     covered = raw[:-2] if separator == b" " else raw[:-1]
     is_usual_sum = checksum(covered) == raw[-1]
     sum_has_space = not is_usual_sum and checksum(raw[:-1]) == raw[-1]
@@ -456,7 +456,7 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     if not with_space:
         return []
     without_space = [label for label in groups if label not in with_space]
-    return min(with_space, without_space, key=len)  # of equal numbers the first
+    return min(with_space, without_space, key=len)  # if equal, with_space
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -498,7 +498,7 @@ TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
 WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 3)
 SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all at once
 # If damage made the trusted index a little too high, true readings look like a fall.
-# Wait until the meter catches up; after some time rule 3 replaces the index.
+# For some time such a small fall is no takeover: the meter may catch up.
 SMALL_FALL_WH = 30
 SMALL_FALL_LASTS = 120  # seconds
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
@@ -705,7 +705,8 @@ def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
         return
     if state.follower in frame.groups and follower != state.follower:
         # `follower` now stands between the index and the learned label.  So `follower`
-        # was lost when that was learned, and the index may have been two groups joined.
+        # was missing from the frame that the label was learned from, and the index of
+        # that frame may have been two groups joined.
         state.distrust()
     state.follower = follower
 
@@ -807,7 +808,8 @@ class FrameOrder:
         if is_complete:
             self.labels = list(labels)
             if labels != self.last_undamaged:
-                # Keep a label that only the frame before had: it may have been lost.
+                # Keep a label that only the frame before had: a line can lose a whole
+                # group without damage (rule 5).
                 self._insert(self.last_undamaged)
         elif not is_short(frame):
             self._insert(labels)
@@ -1221,7 +1223,7 @@ def translate_historic(labels: Labels) -> Fields:
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
     if tariff is not None and fields.get("PTEC") not in tariff.periods:
-        fields["PTEC"] = None  # it is of the new contract already, OPTARIF is not yet
+        fields["PTEC"] = None  # of the new contract; OPTARIF is still of the old one
     return fill(fields, tariff)
 
 
@@ -1904,7 +1906,7 @@ def words_of(error: OSError) -> str:
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
-    Return the first cause that fits: it also has the symptoms of the causes after it.
+    Test the causes in this order: a cause also shows the symptoms of later causes.
     """
     if counts.spaces_replaced:
         return REPLACED
