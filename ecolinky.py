@@ -1122,9 +1122,12 @@ def indexes_of(fields: Fields) -> Fields:
 
 
 def name_of_tariff(fields: Fields) -> str:
-    """Return the tariff's name for the user, as "Tempo (BBR()"."""
+    """Return the tariff's name for the user, as "Tempo (BBR()".
+
+    It stays the same if OPTARIF's last character, the Tempo programme, changes.
+    """
     tariff = tariff_of(fields["OPTARIF"]) or BASE
-    return f"{tariff.name} ({fields['OPTARIF']})"
+    return f"{tariff.name} ({tariff.option})"
 
 
 def number_of(labels: Labels, *names: str) -> int | None:
@@ -2396,7 +2399,7 @@ class Input:
         indexes = indexes_of(fields)
         if self.view.injection is not None:
             indexes["EAIT"] = self.view.injection["BASE"]
-        meter = fields["ADCO"] + fields["OPTARIF"]
+        meter = fields["ADCO"] + name_of_tariff(fields)
         self._today = self._day.take(meter, indexes, wall)
 
     def _report(self, reason: Reason, now: float, kind: str = "") -> None:
@@ -3804,7 +3807,7 @@ def ports_of_ecolinky(http: HttpSettings) -> set[int]:
             if answer.status != 200:  # it has another password
                 return {http.port}
             content = json.loads(answer.read().decode())
-            relay_ports = {source["relay_port"] for source in content["inputs"]}
+            relay_ports = {source["relay_port"] or 0 for source in content["inputs"]}
             return relay_ports | set(content["ports"])
     return set()
 

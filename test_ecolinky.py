@@ -2128,6 +2128,19 @@ class InputTests(InputCase):
                 self.assertEqual(first, told["first"])
                 self.assertEqual(every[first - 100 :], told["minutes"])
 
+    def test_another_programme_of_tempo_is_no_change_of_contract(self):
+        first = list(TEMPO_3)
+        (option,) = [data for label, data in first if label == "OPTARIF"]
+        other = "BBR0" if option != "BBR0" else "BBR1"
+        self.connect(*[frame(first)] * 4)
+        self.input.count_day(self.now, paris(2026, 1, 15, 10))
+        self.said()
+        self.feed(*[frame(changed(first, OPTARIF=other))] * 20)
+        self.assertEqual(other, self.input.view.fields["OPTARIF"])
+        self.assertEqual([], self.said())
+        self.input.count_day(self.now, paris(2026, 1, 15, 11))
+        self.assertEqual("10:00", self.snapshot().today.since)
+
     def test_a_silent_meter_does_not_make_a_midnight(self):
         self.connect(*[HC_FRAME] * 3)
         midnight = paris(2026, 1, 16)
