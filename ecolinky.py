@@ -558,7 +558,12 @@ class Candidate(NamedTuple):
 
 
 class LabelState:
-    """One label: the trusted reading, and the candidate to replace it."""
+    """One label: the trusted reading, and the candidate to replace it.
+
+    While the last reading was the trusted one, there is no candidate.  observe() makes
+    any other reading the candidate.  A candidate that agrees with the candidate before
+    confirms it, which may make it trusted.  Only trust() and distrust() change `group`.
+    """
 
     def __init__(self, label: str) -> None:
         self.kind = KINDS.get(label, ORDINARY)
@@ -591,7 +596,7 @@ class LabelState:
         earlier = self.candidate
         candidate = next_candidate(self, earlier, group, now)
         self.candidate = candidate
-        if earlier is not None and candidate.agreeing > 1:
+        if earlier is not None and candidate.agreeing > 1:  # the two agree
             self._confirm(earlier, candidate)
         return candidate.is_plausible
 
@@ -604,7 +609,8 @@ class LabelState:
             return
         if earlier.is_plausible or is_takeover(self, earlier, newer):
             self.trust(earlier.group, earlier.time)
-        # The newer reading waits if it is higher, or if rule 3 wants more readings.
+        # trust() has dropped the candidate.  If the newer reading still differs, it is
+        # the candidate again: an index has grown, or rule 3 wants more readings.
         if not self.renew(newer.group, newer.time):
             self.candidate = newer
 
@@ -668,7 +674,10 @@ def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
 
 
 def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
-    """Return whether the trusted index is only a little too high, and not for long."""
+    """Return whether the trusted index is only a little too high, and not for long.
+
+    The lower readings have come for less than SMALL_FALL_LASTS.
+    """
     if state.group is None or state.kind != INDEX:
         return False
     fall = int(state.group.data) - int(candidate.group.data)
@@ -769,7 +778,8 @@ class Identity:
         is_trusted = state.candidate is None  # observe() trusts this identity now
         if had_identity:
             return NEW if is_trusted else FOREIGN
-        # Until two identities agree, begin anew with each: do not mix two meters.
+        # The first identity: begin anew with each reading until two agree, so that the
+        # groups of two meters do not mix.
         return OURS if is_trusted else NEW
 
     def label(self) -> str:
@@ -959,6 +969,7 @@ class Guard:
         previous_time = self._order.last_undamaged_time
         if not self._order.learn(frame, now):
             return
+        # A complete frame has every label: the relay need not wait any longer.
         self._relay_from = min(now, self._relay_from)
         if labels != previous:
             # _is_reading() has learned the followers of indexes that changed; learn the
@@ -971,8 +982,9 @@ class Guard:
             state_of_alert = self.labels.get(label)
             if state_of_alert is None or label in labels:
                 continue
+            # Neither in this frame nor in the undamaged frame before (rule 9).
             if state_of_alert.last_read() < previous_time:
-                del self.labels[label]  # the frame before lacks it, too (rule 9)
+                del self.labels[label]
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that were read lately (rule 8), by label."""
