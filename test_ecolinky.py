@@ -5928,7 +5928,8 @@ class Program:
                 % (self.port, self.second)
                 + http
             )
-        self._output = open(os.path.join(self._folder.name, "output"), "w+b")
+        # The program shares this file's offset, which output() moves: it must append.
+        self._output = open(os.path.join(self._folder.name, "output"), "a+b")
         program = ["-c", HASTY_PROGRAM % hasty] if hasty else [PROGRAM]
         self.process = subprocess.Popen(
             [sys.executable, *program, "--config", path, *arguments],
