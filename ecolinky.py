@@ -690,12 +690,11 @@ def is_balanced(groups: dict[str, Group]) -> bool:
     if not groups.keys() >= BALANCE:
         return True
     total = sum([int(groups[label].data) for label in EASF])
-    return (
-        abs(int(groups["EAST"].data) - total) <= 1
-    )  # EAST and EASF may advance within a frame
+    difference = abs(int(groups["EAST"].data) - total)
+    return difference <= 1  # an EASF may advance before EAST is sent
 
 
-def may_be_joined(state: LabelState, label: str, frame: Frame, now: float) -> bool:
+def may_be_joined(state: LabelState, frame: Frame, label: str, now: float) -> bool:
     """Return whether an index may be two groups joined (rule 5).
 
     That is so while the label that always follows the index is missing.  If it stays
@@ -707,7 +706,7 @@ def may_be_joined(state: LabelState, label: str, frame: Frame, now: float) -> bo
     return is_missing and now - state.last_read() <= FORGET_AFTER
 
 
-def learn_follower(state: LabelState, label: str, frame: Frame) -> None:
+def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
     """Learn which label follows an index, from a frame that rule 5 lets pass."""
     follower = follower_in(frame, label)
     if not follower:
@@ -800,22 +799,20 @@ class FrameOrder:
         self.last_undamaged_time = -math.inf
         self.undamaged_without_power = 0  # undamaged frames in a row
 
-    def learn(self, frame: Frame, now: float) -> bool:
-        """Learn the labels of a frame; return whether the frame is complete.
+    def is_complete(self, frame: Frame) -> bool:
+        """Return whether a frame is undamaged and ends as the undamaged frame before.
 
         A flipped bit can turn an LF into STX, and so cut a frame into two undamaged
         halves.  The first half lacks the last label of the frame before, the second
         half lacks the identity: neither is complete.
         """
+        ends_alike = list(frame.groups)[-1:] == self.last_undamaged[-1:]
+        return is_undamaged(frame) and ends_alike
+
+    def learn(self, frame: Frame, now: float) -> None:
+        """Learn the labels of a frame, and their order."""
         labels = list(frame.groups)
-        is_intact = is_undamaged(frame)
-        if not DRAWN_POWER.isdisjoint(labels):
-            self.undamaged_without_power = 0
-        elif is_intact:
-            self.undamaged_without_power += 1
-        # Complete: it also ends as the undamaged frame before.
-        is_complete = is_intact and labels[-1:] == self.last_undamaged[-1:]
-        if is_complete:
+        if self.is_complete(frame):
             self.labels = list(labels)
             if labels != self.last_undamaged:
                 # Keep a label that only the frame before had: a line can lose a whole
@@ -823,10 +820,12 @@ class FrameOrder:
                 self._insert(self.last_undamaged)
         elif not is_short(frame):
             self._insert(labels)
-        if is_intact:
+        if is_undamaged(frame):
             self.last_undamaged = labels
             self.last_undamaged_time = now
-        return is_complete
+            self.undamaged_without_power += 1
+        if not DRAWN_POWER.isdisjoint(labels):
+            self.undamaged_without_power = 0
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""
@@ -918,24 +917,22 @@ class Guard:
             return
         if state.kind == POWER and self._take_power(state, group, now):
             return
-        is_reading = True
         if state.kind == INDEX:
-            is_reading = self._is_reading(state, frame, group.label, now)
-        is_accepted = is_reading and state.observe(group, now)
-        if not is_accepted:
+            if not self._is_reading(state, frame, group.label, now):
+                self.implausible += 1
+                return
+            learn_follower(state, frame, group.label)
+        if not state.observe(group, now):
             self.implausible += 1
 
     def _is_reading(
         self, state: LabelState, frame: Frame, label: str, now: float
     ) -> bool:
-        """Apply rules 4 and 5 to an index; return whether it counts as a reading."""
-        is_reading = not may_be_joined(state, label, frame, now)
-        if is_reading:
-            learn_follower(state, label, frame)
+        """Return whether an index counts as a reading (rules 4 and 5)."""
         if label in BALANCE and not is_balanced(frame.groups):
             self.unbalanced_time = now
-            is_reading = False
-        return is_reading
+            return False
+        return not may_be_joined(state, frame, label, now)
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
         """Apply rule 6 to a power; return whether it is trusted.
@@ -963,27 +960,30 @@ class Guard:
 
     def _learn(self, frame: Frame, now: float) -> None:
         """Learn the order of the labels, and which labels have ended."""
+        if self._order.is_complete(frame):
+            # It has every label: the relay need not wait any longer.
+            self._relay_from = min(now, self._relay_from)
+            self._learn_followers(frame, now)
+            self._end_alerts(frame)
+        self._order.learn(frame, now)
+
+    def _learn_followers(self, frame: Frame, now: float) -> None:
+        """Learn the followers of all indexes, also of the indexes that stand still."""
         labels = list(frame.groups)
-        # learn() replaces these two.
-        previous = self._order.last_undamaged
-        previous_time = self._order.last_undamaged_time
-        if not self._order.learn(frame, now):
-            return
-        # A complete frame has every label: the relay need not wait any longer.
-        self._relay_from = min(now, self._relay_from)
-        if labels != previous:
-            # _is_reading() has learned the followers of indexes that changed; learn the
-            # others.
-            for label in INDEXES.intersection(labels):
-                state = self.labels[label]
-                if not may_be_joined(state, label, frame, now):
-                    learn_follower(state, label, frame)
+        if labels == self._order.last_undamaged:
+            return  # nothing new
+        for label in INDEXES.intersection(labels):
+            state = self.labels[label]
+            if not may_be_joined(state, frame, label, now):
+                learn_follower(state, frame, label)
+
+    def _end_alerts(self, frame: Frame) -> None:
+        """Forget an alert that the last two undamaged frames do not have (rule 9)."""
         for label in TRANSIENT:
-            state_of_alert = self.labels.get(label)
-            if state_of_alert is None or label in labels:
+            state = self.labels.get(label)
+            if state is None or label in frame.groups:
                 continue
-            # Neither in this frame nor in the undamaged frame before (rule 9).
-            if state_of_alert.last_read() < previous_time:
+            if state.last_read() < self._order.last_undamaged_time:
                 del self.labels[label]
 
     def known(self, now: float) -> dict[str, Group]:
@@ -2096,11 +2096,8 @@ class Notices:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._hourly = Hourly()
-        self._last_served = (
-            "",
-            "",
-            "",
-        )  # last logged: identity, name of the tariff, mode
+        self._meter = ("", "")  # last logged: identity, name of the tariff
+        self._mode = ""  # last logged
         self._log_says_served = False
         self.ever_served = False
         self._indexes: Fields = {}  # served last: Wh by tag
@@ -2127,19 +2124,19 @@ class Notices:
 
     def log_served(self, identity: str, tariff: str, mode: str, now: float) -> None:
         """Log which meter's values are served, unless the log already says it."""
-        old_identity, old_tariff, old_mode = self._last_served
-        is_same = (identity, tariff) == (old_identity, old_tariff)
-        if self._log_says_served and is_same and mode == old_mode:
+        meter = (identity, tariff)
+        is_other = meter != self._meter
+        if self._log_says_served and not is_other and mode == self._mode:
             return
-        self._last_served = (identity, tariff, mode)
         self._log_says_served = True
         self._hourly.forget()  # a failure after good values is news
         self._say(logging.INFO, SERVED % (identity, mode, tariff))
-        if self.ever_served and not is_same:
-            change = (old_identity, old_tariff, identity, tariff)
-            self.log_change(CHANGED % change, now)
-        if not is_same:
+        if is_other and self.ever_served:
+            self.log_change(CHANGED % (self._meter + meter), now)
+        if is_other:
             self._indexes = {}  # they belong to another meter or contract
+        self._meter = meter
+        self._mode = mode
         self.ever_served = True
 
     def log_leaps(self, indexes: Fields, now: float) -> None:
@@ -2293,9 +2290,8 @@ class Day:
         gap = wall - self._last_time
         is_same = meter == self._meter and not leaps(self._last, indexes, gap)
         if not is_same or date != self._date:
-            is_unbroken = (
-                is_same and 0 <= gap <= self.LONGEST_GAP
-            )  # it is just midnight
+            # Unbroken: midnight has just passed.
+            is_unbroken = is_same and 0 <= gap <= self.LONGEST_GAP
             self._first = dict(self._last if is_unbroken else indexes)
             self._since = "" if is_unbroken else time.strftime("%H:%M", local)
             self._meter = meter
@@ -3226,8 +3222,10 @@ class RelayReader:
         START of the next.  If the reader has not taken all of the last piece, send the
         rest of it and drop the new piece: the reader never sees a frame cut in two.
         """
-        data = self._untaken or self._opening + piece
-        self._opening = b""
+        data = self._untaken
+        if not data:
+            data = self._opening + piece
+            self._opening = b""
         try:
             with contextlib.suppress(BlockingIOError):
                 self.connection.recv(self.CHUNK)  # discard the reader's own bytes
@@ -3302,7 +3300,7 @@ class Reader(threading.Thread):
 
     SILENCE = 10.0  # seconds to connect, or without a byte: the TIC never pauses
     PAUSE = 3.0  # seconds between two connections
-    TICK = 1.0  # seconds without a byte after which the thread tends the relay
+    TICK = 1.0  # seconds without a byte after which the thread polls the relay
     CHUNK = 4096  # bytes, at most, per read
 
     def __init__(
@@ -3513,9 +3511,9 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection; if there are too many, end the oldest.
 
-        Only the accepting thread uses the list.  A connection that another thread has
-        closed has a negative file descriptor.
+        Only the accepting thread uses the list of connections.
         """
+        # Its own thread has closed a connection whose file descriptor is negative.
         still_open = [known for known in self._connections if known.fileno() >= 0]
         if len(still_open) >= self._most_connections:
             oldest = still_open.pop(0)
@@ -3563,11 +3561,12 @@ class Handler(BaseHTTPRequestHandler):
         if self._is_authorised(login):
             self.server.note_client(path, query, self.client_address[0])
             self._send(self.server.answer(path, query))
-        elif not login or self._wait_to_refuse():
-            # A missing password is not a wrong password: browsers first send no login.
-            self._send(UNAUTHORISED)
-        else:
+            return
+        # A missing password is not a wrong password: browsers first send no login.
+        if login and not self._wait_to_refuse():
             self.close_connection = True
+            return
+        self._send(UNAUTHORISED)
 
     do_HEAD = do_GET  # the same answer, without its body
 
