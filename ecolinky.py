@@ -2225,12 +2225,12 @@ class History:
         self._counts = NO_COUNTS  # of the decoder, latest
         self._counts_before = NO_COUNTS  # of the decoder, before the running minute
 
-    def count(self, counts: Counts, now: float) -> None:
+    def note_counts(self, counts: Counts, now: float) -> None:
         """Note the decoder's counts at `now`."""
         self._close_minutes(now)
         self._counts = counts
 
-    def add(self, power: int, is_cheap: bool, now: float) -> None:
+    def note_power(self, power: int, is_cheap: bool, now: float) -> None:
         """Add the power at `now` in VA, below 0 if the house injects."""
         self._close_minutes(now)
         self._powers.append(power)
@@ -2345,7 +2345,7 @@ class Input:
         Raises LinkError if the connection should be closed.
         """
         frames = self.meter.feed(data, now)
-        self.history.count(self.meter.counts(), now)
+        self.history.note_counts(self.meter.counts(), now)
         if frames:
             self.link.understood(now)
             self._take_view(now)
@@ -2397,7 +2397,7 @@ class Input:
         power = fields["PAPP"]
         if self.view.injection is not None:
             power -= self.view.injection["PAPP"]
-        self.history.add(power, fields["PTEC"].startswith("HC"), now)
+        self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
 
     def count_day(self, now: float, wall: float) -> None:
         """Count today's energy if a frame came at `now`; wall: time since the epoch."""
