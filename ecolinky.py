@@ -9,12 +9,13 @@ this file in their order; the threads come after the sections that they use:
     Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the three together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Link        one ESP8266: how its connections end, and what the log says about it
+    Link        one ESP8266, and how its connections end
+    Notices     what the log says about an input
     Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
     Settings    the user's ini file, checked
-    Relay       verified frames, over TCP, for other programs that read TIC
+    Relay       trusted frames, over TCP, for other programs that read TIC
     Reader      a thread: ESP8266 --TCP--> Input --> Store and Relay
     Server      threads: Store --> Documents --HTTP--> Domoticz
     Check       --check: what is wrong with the link
@@ -27,12 +28,14 @@ clock, no log.  Time is an argument, `now`, in seconds of the monotonic clock.
 
 Glossary:
 
-    Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): its limit
+    Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): the
+                   power that the household has subscribed to
     TIC            what a meter sends all the time: frames, one each second or two
     frame          the groups between STX and ETX; the first group is the identity
     group          a label, its data and a checksum: "PAPP 00790 1"
     identity       the meter's number, in ADCO (historic mode) or ADSC (standard mode)
-    index          a counter of energy, Wh; EAST: the total; EASF01 to EASF10: its parts
+    index          a counter of energy, Wh; in standard mode EAST is the total, and
+                   EASF01 to EASF10 are its parts
     power          apparent, VA: PAPP or SINSTS
     tariff         Base, HC (off-peak), EJP (22 expensive days a year), Tempo (three
                    colours of days)
@@ -94,7 +97,7 @@ from xml.sax.saxutils import escape
 __version__ = "1.2.0"
 
 # A copy that was cut off can still be valid Python, and would end without a word.
-LAST_LINE = b"# The last line: LAST_LINE, by which a copy that was cut off is known."
+LAST_LINE = b"# The last line: a copy without it was cut off (see LAST_LINE)."
 if __name__ == "__main__":
     with open(__file__, "rb") as program:
         if not program.read().rstrip().endswith(LAST_LINE):
@@ -124,7 +127,7 @@ BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
 IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
 # A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
-CR_WITH_PARITY_BIT = b"\x8d"
+CR_WITH_PARITY_BIT = b"\x8d"  # proves an ESP set to 8 bits: every frame has a CR
 # Control characters that damage leaves around a group: captures have 0B, 0E or 0F in
 # place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
@@ -132,19 +135,19 @@ DEBRIS_OR_SPACE = DEBRIS + b" "
 # NGTF is padded with spaces to 16 characters.  If all 16 are visible, the ESP has
 # replaced the spaces by another character.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
-# The ESP8266's log on the same line, as in "3612 : Info  : WD   : Uptime 1": two
+# The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
 # letters, spaces, a colon, a space, text.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
 
-# The checksum keeps the low six bits of a sum: it misses a flip of 40 hex, and two
-# flips that cancel.  So the data must also match the form of its label.  A row of each
-# table has some labels, and the pattern of their data.
+# The checksum keeps the low six bits of a sum: it misses a flip of bit 6 (40 hex), and
+# two flips that cancel.  So the data must also match the form of its label.  Each row
+# of these tables: labels, and the pattern that their data must match.
 HISTORIC_INDEXES = (
     "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
 )
 HISTORIC_FORMS = (
     ("ADCO", "[0-9A-Z ]{11,14}"),  # 12 digits; captures have others
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR and a sign of the programme
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR: Tempo, and its programme
     ("ISOUSC PEJP", "[0-9]{2}"),
     (HISTORIC_INDEXES, "[0-9]{9}"),
     ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]"),
@@ -152,7 +155,7 @@ HISTORIC_FORMS = (
     ("IINST IINST1 IINST2 IINST3", "[0-9]{3}"),
     ("ADPS ADIR1 ADIR2 ADIR3", "[0-9]{3}"),
     ("IMAX IMAX1 IMAX2 IMAX3", "[0-9]{3}"),
-    ("PAPP PMAX", "[0-4][0-9]{4}"),  # a Linky ends at 36 kVA: no first digit above 4
+    ("PAPP PMAX", "[0-4][0-9]{4}"),  # at most 36 kVA, and some overload
     ("HHPHC", "[!-~]"),
     ("MOTDETAT", "[0-9]{6}"),
     ("PPOT", "[0-9A-F]{2}"),
@@ -171,13 +174,14 @@ STAMPED = (
 STANDARD_FORMS = (
     ("ADSC", "[0-9A-Z ]{11,14}"),
     ("VTIC PREF PCOUP NTARF NJOURF NJOURF+1", "[0-9]{2}"),
-    ("DATE", TIMESTAMP),  # and empty data
+    ("DATE", TIMESTAMP),  # the data after the timestamp is empty
     (STAMPED, TIMESTAMP + "[0-9]{2,5}"),
     ("NGTF LTARF", "[ -~]{16}"),
     (STANDARD_INDEXES, "[0-9]{9}"),
     ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
     ("SINSTS SINSTI SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
-    # Early meters send impossible powers here: not damage, and not served.
+    # Early meters send impossible powers here.  That is no damage; the program does not
+    # serve these labels.
     ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),
     ("STGE", "[0-9A-F]{8}"),
     ("PRM", "[0-9]{14}"),
@@ -229,7 +233,7 @@ class Frame(NamedTuple):
     before_damage: frozenset[str] = frozenset()  # labels followed by a damaged group
 
     def follower(self, label: str) -> str:
-        """Return the label of the next group; empty: no group follows, or damage."""
+        """Return the label of the next group; empty if none follows, or damage."""
         labels = list(self.groups)
         place = labels.index(label) + 1
         if label in self.before_damage or place == len(labels):
@@ -242,9 +246,9 @@ def checksum(body: bytes) -> int:
     return (sum(body) & 0x3F) + 0x20
 
 
-def encode_group(words: list[str], separator: str) -> bytes:
-    """Return the bytes of a group; words: label, timestamp if any, data."""
-    body = separator.join(words).encode("ascii")
+def encode_group(parts: list[str], separator: str) -> bytes:
+    """Return the bytes of a group; parts: label, timestamp if any, data."""
+    body = separator.join(parts).encode("ascii")
     if separator == " ":
         return b"%s %c" % (body, checksum(body))
     return b"%s\t%c" % (body, checksum(body + b"\t"))  # the sum covers the last HT
@@ -262,7 +266,7 @@ def decode_group(piece: bytes) -> Group | Refused:
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
-    if separator not in FORMS:
+    if separator not in FORMS:  # noise, or a damaged group
         return Refused("form" if raw else "debris")
     # The sum covers the last HT of standard mode; the last space of historic mode, only
     # in some older meters.  So sum_has_space is always False in standard mode.
@@ -279,7 +283,7 @@ def decode_group(piece: bytes) -> Group | Refused:
     if not is_right:
         return Refused("checksum")
     stamp, _, value = data.rpartition("\t")
-    if label == "DATE":
+    if label == "DATE":  # its data is empty
         value = stamp
     return Group(label, value, raw, sum_has_space)
 
@@ -316,7 +320,7 @@ NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
 class Decoder:
     """Cuts a stream of bytes into frames; knows no meter and no time."""
 
-    LONGEST_FRAME = 2048  # bytes; the longest known frame has 1,442
+    LONGEST_BUFFER = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
         self.frames = 0  # frames with at least one intact group
@@ -331,13 +335,14 @@ class Decoder:
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes, in chunks of any size; return the frames that are complete."""
         if not data.isascii():
-            if CR_WITH_PARITY_BIT in data:  # every frame has a CR
+            if CR_WITH_PARITY_BIT in data:
                 self._eight_bits += 1
             data = data.translate(DROP_PARITY_BIT)
         frames = self._marked_frames(data)
+        # The rest has no mark.  It is an unfinished frame, or all marks are lost.
         if self._buffer:
             frames += self._unmarked_frames()
-        if len(self._buffer) > self.LONGEST_FRAME:
+        if len(self._buffer) > self.LONGEST_BUFFER:
             frames += self._overlong_frame()
         return frames
 
@@ -363,7 +368,7 @@ class Decoder:
         if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
         self._buffer = b"\n" + texts.pop()  # split() has taken the line end
-        frames = self._frame(before, False)
+        frames = self._frame(before, False)  # its beginning was not seen
         for text in texts:
             frames += self._frame(text, True)
         return frames
@@ -371,7 +376,7 @@ class Decoder:
     def _overlong_frame(self) -> list[Frame]:
         """Return the complete groups of a text with neither mark nor identity."""
         complete, rest = cut_at_last_line_end(self._buffer)
-        self._buffer = rest[-self.LONGEST_FRAME :]  # of a line without end, its tail
+        self._buffer = rest[-self.LONGEST_BUFFER :]  # only the tail of an endless line
         self._opened = False
         return self._frame(complete, False)
 
@@ -442,7 +447,9 @@ def decode_groups(
     for label in _minority_by_sum(groups):
         del groups[label]
         reasons.append("checksum")
-        before_damage.update(labels[: labels.index(label)][-1:])
+        place = labels.index(label)
+        if place > 0:
+            before_damage.add(labels[place - 1])
     return groups, reasons, frozenset(before_damage)
 
 
@@ -456,59 +463,78 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     if not with_space:
         return []
     without_space = [label for label in groups if label not in with_space]
-    return min(with_space, without_space, key=len)  # if equal, with_space
+    # Of two lists with the same length, min() returns the first.
+    return min(with_space, without_space, key=len)
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
 # Damage can leave a group with a right checksum and a right form.  These rules keep it
-# out.  The numbers after a rule: how many of 250,000 simulated frames with damage (seed
-# 1, or the kind of damage that is named) had a false index, with the rule; without it.
+# out.  A reading that equals the trusted reading only renews it; rules 2 to 7 are about
+# a reading that differs.
+#
+# "0; 476 without" after a rule: of 250,000 simulated frames with damage, none had a
+# false index with the rule, and 476 had a false index without it.  (Seed 1, or the kind
+# of damage that is named.)  Rule 1 has no numbers, because the simulation has a single
+# meter; rules 6 to 9 are not about indexes.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
 #                 eight such frames in a row: a damaged identity can come twice.
 # 2. Two readings.  A label changes only when two readings in a row agree, at most ten
-#                 seconds apart.  Readings of an index agree if the second is as high or
-#                 a little higher.  The first is then trusted: served a frame late, but
-#                 a value that the meter has certainly passed.
+#                 seconds apart.  Rules 6 and 7 are exceptions.  Readings of an index
+#                 agree if the second is as high or a little higher.  Then the first is
+#                 trusted, because the second confirms only that the meter has reached
+#                 the first; so an index is served a frame late.
 #                 0; 476 without.
 # 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
 #                 reading that breaks this rule is believed only after eight readings in
 #                 a row that agree: then the trusted reading was wrong.  A change of
-#                 contract also needs eight.
+#                 contract also needs eight.  A fall of 30 Wh or less must last for two
+#                 minutes: if the trusted index is a little too high, the meter catches
+#                 up.
 #                 Two to six frames damaged alike: 386; 1,495 without.
-# 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame.  If
-#                 they do not, no index of that frame counts as a reading.
+# 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame, within
+#                 1 Wh.  If they do not, no index of that frame counts as a reading.
 #                 Two to six frames damaged alike: 0; 271 without.
 # 5. Neighbour.   An index does not count as a reading while the label that always
 #                 follows it is missing from the frame.  When the ESP's buffer
 #                 overflows, the start of one group can be joined to the end of a later
-#                 group; the groups in between vanish without damage.
+#                 group; the groups in between vanish without damage.  If no reading
+#                 counts for 300 s, the meter no longer sends that label.
 #                 Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 # 6. Power.       A power that matches the currents is trusted immediately, any other
-#                 power by rule 2.
+#                 power by rule 2.  A house that injects draws 0 VA although a current
+#                 flows: a second 0 within 300 s is trusted, even after other powers.
 # 7. Moving values.  Currents and voltages are trusted immediately: they change all the
 #                 time, and no client adds them up.
-# 8. Silence.     A label that is no longer read is forgotten: after 30 s if it changes
-#                 fast, otherwise after 300 s.
-# 9. End.         An alert ends with the second complete frame in a row without it.
+# 8. Silence.     A label whose trusted reading does not come again is forgotten: after
+#                 30 s if it changes fast, otherwise after 300 s, or later if the user's
+#                 time-out is longer.
+# 9. End.         An alert ends when a complete frame and the undamaged frame before it
+#                 are both without it.
+#
+# A frame is
+#   whole         if its beginning and its end were seen (Decode);
+#   undamaged     if it is whole, has no damaged group, begins with the identity, and
+#                 has one of the labels that end a frame;
+#   complete      if it is undamaged and ends like the undamaged frame before it;
+#   short         if it has only identity and currents: a three-phase meter in overload.
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
 TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
 WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 3)
 SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all at once
-# If damage made the trusted index a little too high, true readings look like a fall.
-# For some time such a small fall is no takeover: the meter may catch up.
-SMALL_FALL_WH = 30
-SMALL_FALL_LASTS = 120  # seconds
+SMALL_FALL_WH = 30  # a fall that must last longer (rule 3)
+SMALL_FALL_LASTS = 120  # seconds (rule 3)
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
 FORGET_AFTER = 300  # seconds (rule 8)
 # Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
 # a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
 FORGET_FAST_AFTER = 30
-ALL_READ_WITHIN = 60  # seconds in which a meter sends every label of its frames
+ALL_READ_WITHIN = 60  # seconds in which every label comes intact (for the relay)
 
 IDENTITIES = ("ADCO", "ADSC")
+# SINST1: in the first version of standard mode; later the power of a phase.
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
 INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
@@ -522,7 +548,7 @@ VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
 INDEX = "index"  # rules 2 to 5
 POWER = "power"  # rule 6
 MOVING = "moving"  # rule 7
-DECISIVE = "decisive"  # rule 3: it gives the meter, or the meaning of its indexes
+DECISIVE = "decisive"  # rule 3: it identifies the meter or its contract
 ORDINARY = "ordinary"  # rule 2
 KINDS = {
     **dict.fromkeys(INDEXES, INDEX),
@@ -536,17 +562,17 @@ KINDS = {
 FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
 FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
 TRANSIENT = OVERLOADS + ("PEJP",)  # alerts, sent only while they last (rule 9)
-# A complete frame has such a label near its end.  A short frame has not: three-phase
-# meters in overload send short frames between the complete ones.
+# Each undamaged frame has one of these at its end or near it.
 LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 # All labels of a short frame.
 SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
 
 class Candidate(NamedTuple):
-    """The newest reading of a label, if it differs from the trusted reading.
+    """The newest reading of a label, which is not trusted yet.
 
-    Of a power that two readings have confirmed: the second reading, in any case.
+    Only a power can be both.  When two readings confirm it, it is trusted and stays the
+    candidate, so that the next power can be compared with it.
     """
 
     group: Group
@@ -571,7 +597,7 @@ class LabelState:
         self.time = -math.inf  # when the trusted group was last read
         self.candidate: Candidate | None = None
         self.follower = ""  # of an index: the label that always follows it (rule 5)
-        self.zero_time = -math.inf  # of a power: when it was last read as 0 (rule 6)
+        self.zero_time = -math.inf  # of a power: when 0 last came against the currents
 
     def trust(self, group: Group, time: float) -> None:
         """Trust a reading."""
@@ -585,14 +611,14 @@ class LabelState:
         self.candidate = None
 
     def renew(self, group: Group, now: float) -> bool:
-        """If a reading equals the trusted group, note its time; return whether."""
+        """If a reading equals the trusted group, note its time and return True."""
         if self.group is None or not is_same(self.group, group):
             return False
         self.trust(group, now)
         return True
 
     def observe(self, group: Group, now: float) -> bool:
-        """Take a reading that differs (rule 2); return whether rule 3 allows it."""
+        """Record a reading that differs; return whether rule 3 allows it."""
         earlier = self.candidate
         candidate = next_candidate(self, earlier, group, now)
         self.candidate = candidate
@@ -601,7 +627,11 @@ class LabelState:
         return candidate.is_plausible
 
     def _confirm(self, earlier: Candidate, newer: Candidate) -> None:
-        """Take two readings in a row that agree; the newer reading is the candidate."""
+        """Trust what two readings in a row confirm (rule 2).
+
+        Indexes 100, 101: 100 becomes the trusted reading, 101 stays the candidate.
+        Indexes 100, 100: 100 becomes the trusted reading, and there is no candidate.
+        """
         if self.kind == POWER:
             # Powers agree without being equal: trust the newer power.
             self.trust(newer.group, newer.time)
@@ -659,7 +689,7 @@ def is_plausible_after(state: LabelState, group: Group, now: float) -> bool:
         return True
     if state.kind == INDEX:
         return can_grow(state.group, state.time, group, now)
-    return state.kind != DECISIVE  # which changes by a takeover only
+    return state.kind != DECISIVE  # such a label changes only by a takeover
 
 
 def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
@@ -674,10 +704,7 @@ def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
 
 
 def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
-    """Return whether the trusted index is only a little too high, and not for long.
-
-    The lower readings have come for less than SMALL_FALL_LASTS.
-    """
+    """Return whether an index has fallen by little, and only lately (rule 3)."""
     if state.group is None or state.kind != INDEX:
         return False
     fall = int(state.group.data) - int(candidate.group.data)
@@ -695,13 +722,11 @@ def is_balanced(groups: dict[str, Group]) -> bool:
 
 
 def may_be_joined(state: LabelState, frame: Frame, label: str, now: float) -> bool:
-    """Return whether an index may be two groups joined (rule 5).
-
-    That is so while the label that always follows the index is missing.  If it stays
-    missing, the meter no longer sends it.
-    """
-    if not follower_in(frame, label) or not state.follower:
-        return False  # damage after the index, or the frame's end, explains it
+    """Return whether an index may be two groups joined (rule 5)."""
+    if not state.follower:
+        return False  # none is learned yet
+    if not follower_in(frame, label):
+        return False  # damage, an alert or the frame's end stands behind the index
     is_missing = state.follower not in frame.groups
     return is_missing and now - state.last_read() <= FORGET_AFTER
 
@@ -712,9 +737,8 @@ def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
     if not follower:
         return
     if state.follower in frame.groups and follower != state.follower:
-        # `follower` now stands between the index and the learned label.  So `follower`
-        # was missing from the frame that the label was learned from, and the index of
-        # that frame may have been two groups joined.
+        # The frame that the label was learned from had A C, this frame has A B C.  So
+        # B was missing from the first, and its A may have been two groups joined.
         state.distrust()
     state.follower = follower
 
@@ -725,14 +749,14 @@ def follower_in(frame: Frame, label: str) -> str:
     return "" if follower in TRANSIENT else follower
 
 
-def is_near(power: int, other: int, phases: int) -> bool:
-    """Return whether a power, VA, can be the other power, of so many phases.
+def is_near(power: int, expected: int, phases: int) -> bool:
+    """Return whether a power is close enough to the expected power, both in VA.
 
-    Two powers in a row have the tolerance of one phase.
-    The other power comes from currents in whole amperes, rounded or cut off: up to 230
-    VA a phase are missing.  The mains may have 250 V in place of 230: a twelfth more.
+    The expected power is made of the currents of so many phases, in whole amperes: up
+    to 230 VA a phase are missing.  The mains may have 250 V in place of 230: a twelfth
+    more.  Two powers in a row may differ as much as those of one phase.
     """
-    return abs(power - other) <= MAINS_VOLTS * phases + power / 12
+    return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
 def matches_currents(power: Group, amperes: list[int]) -> bool:
@@ -752,15 +776,22 @@ UNKNOWN_OWNER = "unknown"
 
 
 class Identity:
-    """Decides which meter's frames are taken (rule 1)."""
+    """Decides which meter's frames are accepted (rule 1)."""
 
     def __init__(self) -> None:
         self._state = LabelState("ADCO")  # for ADSC as well, which is of the same kind
 
     def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
-        """Take the identity of a frame; return the owner of the frame.
+        """Record the identity of a frame; return the owner of the frame.
 
-        was_silent: no frame has come for longer than the time-out.
+        was_silent: no frame has come for longer than the time-out.  The owner of a
+        frame with another identity than the trusted identity:
+
+            an identity was trusted    this identity becomes trusted    owner
+            no                         no                               NEW
+            no                         yes                              OURS
+            yes                        no                               FOREIGN
+            yes                        yes                              NEW
         """
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
@@ -777,8 +808,8 @@ class Identity:
         is_trusted = state.candidate is None  # observe() trusts this identity now
         if had_identity:
             return NEW if is_trusted else FOREIGN
-        # The first identity: begin anew with each reading until two agree, so that the
-        # groups of two meters do not mix.
+        # Until two readings agree, each frame begins anew, so that the groups of two
+        # meters do not mix.
         return OURS if is_trusted else NEW
 
     def label(self) -> str:
@@ -797,7 +828,9 @@ class FrameOrder:
         self.labels: list[str] = []
         self.last_undamaged: list[str] = []  # labels of the last undamaged frame
         self.last_undamaged_time = -math.inf
-        self.undamaged_without_power = 0  # undamaged frames in a row
+        self.undamaged_without_power = (
+            0  # undamaged frames in a row; for is_power_lost()
+        )
 
     def is_complete(self, frame: Frame) -> bool:
         """Return whether a frame is undamaged and ends as the undamaged frame before.
@@ -839,7 +872,7 @@ class FrameOrder:
 
 
 def is_undamaged(frame: Frame) -> bool:
-    """Return whether a frame is undamaged, from its identity to a last label."""
+    """Return whether a frame is undamaged, as defined above."""
     if not frame.whole or frame.damaged:
         return False
     first = next(iter(frame.groups))
@@ -847,13 +880,13 @@ def is_undamaged(frame: Frame) -> bool:
 
 
 def is_short(frame: Frame) -> bool:
-    """Return whether a frame has only identity and currents: an overload."""
+    """Return whether a frame is short, as defined above."""
     labels = frame.groups.keys()
     return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
 
 
 class Guard:
-    """Applies the rules to the frames of one meter; knows no bytes, no Eco-Devices."""
+    """Applies the rules to the frames of one meter, and gives the relay its groups."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
@@ -861,7 +894,7 @@ class Guard:
         self.last_frame = -math.inf  # when the last frame of this meter was complete
         self.unbalanced_time = -math.inf  # when rule 4 was last broken
         self.implausible = 0  # groups that rules 1 and 3 to 5 refused
-        self._relay_from = math.inf  # from then on all labels have been read
+        self._relay_from = math.inf  # the relay waits until then
         self._forget_all()
 
     def _forget_all(self) -> None:
@@ -875,7 +908,7 @@ class Guard:
         return now - self.last_frame > self.timeout
 
     def take(self, frame: Frame, now: float) -> bool:
-        """Take a frame that ended at `now` seconds; return whether it is ours."""
+        """Apply the rules to a frame that ended at `now`; return whether it is ours."""
         was_silent = self.is_silent(now)
         owner = self.identity.owner_of(frame, now, was_silent)
         if owner == FOREIGN:
@@ -911,7 +944,7 @@ class Guard:
     def _take_change(
         self, state: LabelState, frame: Frame, group: Group, now: float
     ) -> None:
-        """Take a reading that differs from the trusted one."""
+        """Apply the rules of its kind to a reading that differs."""
         if state.kind == MOVING:
             state.trust(group, now)
             return
@@ -935,12 +968,7 @@ class Guard:
         return not may_be_joined(state, frame, label, now)
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
-        """Apply rule 6 to a power; return whether it is trusted.
-
-        A house that injects draws 0 VA although a current flows, so 0 does not match
-        the currents.  A second 0 within FORGET_AFTER is trusted, even after other
-        powers: sun and load come and go.
-        """
+        """Apply rule 6 to a power; return whether it is trusted."""
         is_trusted = matches_currents(power, self._amperes(now))
         if not is_trusted and int(power.data) == 0:
             is_trusted = now - state.zero_time <= FORGET_AFTER
@@ -963,6 +991,8 @@ class Guard:
         if self._order.is_complete(frame):
             # It has every label: the relay need not wait any longer.
             self._relay_from = min(now, self._relay_from)
+            # These two compare it with the undamaged frame before, which learn()
+            # replaces.
             self._learn_followers(frame, now)
             self._end_alerts(frame)
         self._order.learn(frame, now)
@@ -978,7 +1008,7 @@ class Guard:
                 learn_follower(state, frame, label)
 
     def _end_alerts(self, frame: Frame) -> None:
-        """Forget an alert that the last two undamaged frames do not have (rule 9)."""
+        """Forget each alert that is missing from both frames (rule 9)."""
         for label in TRANSIENT:
             state = self.labels.get(label)
             if state is None or label in frame.groups:
@@ -988,7 +1018,7 @@ class Guard:
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that were read lately (rule 8), by label."""
-        keep_slow = max(self.timeout, FORGET_AFTER)  # the user may want longer
+        keep_slow = max(self.timeout, FORGET_AFTER)
         groups = {}
         for label, state in self.labels.items():
             limit = FORGET_FAST_AFTER if label in FAST else keep_slow
@@ -997,7 +1027,7 @@ class Guard:
         return groups
 
     def unread(self, labels: Iterable[str], now: float) -> list[str]:
-        """Return the labels that have not been read for a while."""
+        """Return the labels that have not been read for FORGET_FAST_AFTER."""
         unread = []
         for label in labels:
             state = self.labels.get(label)
@@ -1006,10 +1036,10 @@ class Guard:
         return unread
 
     def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether it is useless to wait for a power that is not known.
+        """Return whether a power that is not known will not come.
 
-        Either the meter sends no power (two undamaged frames had none), or this label,
-        which was trusted once, has not come intact for a while.
+        Either the meter sends no power (two undamaged frames had none), or this label
+        was trusted once, and has not come intact for FORGET_FAST_AFTER.
         """
         state = self.labels.get(label)
         is_lost = False
@@ -1031,7 +1061,7 @@ class Guard:
             return []
         order = list(frame.groups) if is_short(frame) else self._order.labels
         if set(IDENTITIES).isdisjoint(order):
-            return []  # half a short frame
+            return []  # half a short frame, or no identity has come yet
         known = self.known(now)
         return [known[label] for label in order if label in known]
 
@@ -1052,7 +1082,7 @@ class Guard:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is the firmware's misspelling of PAPP: both have the same value.
+# PPAP is the firmware's misspelling of PAPP: Meter sets it to the same value.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
@@ -1062,7 +1092,7 @@ FIELDS = (
 SAME_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
 NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
 NOTHING = "----"
-# An input without a meter, as the device shows it; each tag's type, too.
+# An input without a meter, as the device shows it.  It also gives each tag's type.
 EMPTY: Fields = {
     **dict.fromkeys(FIELDS, 0),
     "ADCO": "0",
@@ -1075,7 +1105,8 @@ EMPTY: Fields = {
 LOWEST_IMAX = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
 MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: the limit of every Linky
 BALANCED_WITHIN = 100  # Wh: EAST and EASF01 to 10 are confirmed in different frames
-NOTICE_MINUTES = 30  # PEJP while a moving peak (EJP's expensive hours) is announced
+# The value of PEJP while a moving peak (EJP's expensive hours) is announced.
+NOTICE_MINUTES = 30
 
 
 class Period(NamedTuple):
@@ -1128,7 +1159,7 @@ def tariff_of(option: str) -> Tariff | None:
 
 
 def indexes_of(fields: Fields) -> Fields:
-    """Return the indexes of the tariff, Wh, by tag; the fields are complete."""
+    """Return the indexes of the tariff, Wh, by tag, from complete fields."""
     tariff = tariff_of(fields["OPTARIF"]) or BASE
     return {tag: fields[tag] for tag in tariff.indexes()}
 
@@ -1162,16 +1193,17 @@ THREE_PHASE_LABELS = frozenset(
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
     """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
-    three = (
-        len(THREE_PHASE_LABELS & labels.keys()) > 1
-    )  # one label alone may come from damage
-    return ("1", "2", "3") if three else ("",)
+    found = THREE_PHASE_LABELS & labels.keys()
+    if len(found) > 1:  # a label alone may come from damage
+        return ("1", "2", "3")
+    return ("",)
 
 
 def fill(known: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields: the known ones; of the others, EMPTY's, or None if needed.
+    """Return the 31 fields, from the known fields.
 
-    Nothing is served while a field is None.
+    A field that is not known is None if it is needed, otherwise it is as in EMPTY.  No
+    field is served while a field is None.
     """
     needed = list(NEEDED)
     if tariff is not None:
@@ -1201,7 +1233,7 @@ def phase_fields(
     """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
     A single phase has its values in IINST1 and IMAX1 as well as in IINST and IMAX.  The
-    other fields stay 0, as in EMPTY: clients see three phases by an IMAX2 or an IINST2.
+    other fields stay 0, as in EMPTY: clients take an IMAX2 or IINST2 for three phases.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
@@ -1215,8 +1247,9 @@ def phase_fields(
 def translate_historic(labels: Labels) -> Fields:
     """Return the 31 fields of a historic-mode meter; a field not known yet is None.
 
-    They are the meter's labels, except for IINST and IMAX (by phase), ADPS (the highest
-    alert), PPOT (hexadecimal) and OPTARIF (some meters send EJP and a space).
+    Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
+    phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
+    and a space).
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
@@ -1238,7 +1271,8 @@ def translate_historic(labels: Labels) -> Fields:
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
     if tariff is not None and fields.get("PTEC") not in tariff.periods:
-        fields["PTEC"] = None  # of the new contract; OPTARIF is still of the old one
+        # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
+        fields["PTEC"] = None
     return fill(fields, tariff)
 
 
@@ -1296,21 +1330,24 @@ SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 class Contract(NamedTuple):
     """A contract of standard mode, or a family of contracts."""
 
-    name: str  # pattern of NGTF, as text_of() returns it
+    pattern: str  # of NGTF, as text_of() returns it
     tariff: Tariff
-    numbering: tuple[str, ...]  # the PTEC of each of the ten indexes
+    periods: tuple[str, ...]  # the PTEC of each of the ten indexes
     period_label: str  # the label that gives the period: NTARF or LTARF
     used: int  # number of indexes in use; ten if that is not known
     source: str  # the capture or the public code in which it was met
 
 
-# The first name that matches NGTF decides: NGTF belongs to the contract, while LTARF,
-# NTARF and STGE change with the hour.  A name that merely contains TEMPO, EJP or POINTE
-# is another supplier's, with other indexes.  period_label is NTARF if it is known which
-# index is which, and LTARF if only its words tell.
+# A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
+# or POINTE is another supplier's contract, with other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
+# Public code; the other sources are captures.
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
+# The first pattern that matches NGTF decides.  NGTF belongs to the contract, while
+# LTARF, NTARF and STGE change with the hour.  period_label is NTARF if it is known
+# which index is which.  Otherwise it is LTARF: its words give the period, and the
+# indexes are taken for ODD_IS_CHEAP.
 UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
 CONTRACTS = (
     Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
@@ -1332,7 +1369,9 @@ CONTRACTS = (
         "ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer; no frame seen"
     ),
     Contract("HC-12H30", HC, ODD_IS_CHEAP, "LTARF", 10, TASMOTA),
-    Contract(DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "no frame: its words"),
+    Contract(
+        DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "no frame seen: by its words"
+    ),
     UNKNOWN,
 )
 
@@ -1343,7 +1382,7 @@ def contract_of(labels: Labels) -> Contract | None:
         return None
     name = text_of(labels, "NGTF")
     # UNKNOWN, the last row, matches every name.
-    return next(row for row in CONTRACTS if re.fullmatch(row.name, name))
+    return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
 CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
@@ -1378,9 +1417,11 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
     """
     running_index = running_index_of(labels)
     in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
-    if running_index is None or (in_words and contract.period_label == "LTARF"):
+    if running_index is None:
         return in_words
-    return contract.numbering[running_index - 1]
+    if in_words and contract.period_label == "LTARF":
+        return in_words
+    return contract.periods[running_index - 1]
 
 
 def running_index_of(labels: Labels) -> int | None:
@@ -1407,7 +1448,7 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
     if contract.tariff is BASE:
         return {"BASE": int(labels["EAST"])}
     sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
-    for label, ptec in zip(EASF, contract.numbering):
+    for label, ptec in zip(EASF, contract.periods):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
 
@@ -1441,7 +1482,7 @@ def translate_standard(labels: Labels) -> Fields:
         va_per_phase = 1000 * int(labels["PREF"]) / len(phases)
         fields["ISOUSC"] = round(va_per_phase / CONTRACT_VOLTS)
     if register.overload:
-        fields["ADPS"] = max(currents)  # historic mode has the excessive current here
+        fields["ADPS"] = max(currents)  # the current, as in historic mode
     contract = contract_of(labels)
     if contract is None:
         return fill(fields, None)
@@ -1533,21 +1574,21 @@ class Meter:
         self._is_relayed = is_relayed
         # The frames that the last bytes have completed, with trusted groups only; empty
         # unless is_relayed.
-        self.verified: list[bytes] = []
+        self.for_relay: list[bytes] = []
         self._last_byte = -math.inf  # when the last bytes came
 
     def feed(self, data: bytes, now: float) -> int:
         """Take bytes that came at `now` seconds; return the number of new frames."""
         self._last_byte = now
-        self.verified = []
+        self.for_relay = []
         frames = self.decoder.feed(data)
         for frame in frames:
             is_ours = self.guard.take(frame, now)
             if self._is_relayed and is_ours and frame.whole:
-                self._verify(frame, now)
+                self._add_for_relay(frame, now)
         return len(frames)
 
-    def _verify(self, frame: Frame, now: float) -> None:
+    def _add_for_relay(self, frame: Frame, now: float) -> None:
         """Add the trusted groups of a frame, if the meter's values are served."""
         view = self.view(now)
         if view.fields is None:
@@ -1558,17 +1599,17 @@ class Meter:
             return
         groups = self.guard.trusted_groups(frame, now)
         if groups:
-            self.verified.append(encode_frame(group.raw for group in groups))
+            self.for_relay.append(encode_frame(group.raw for group in groups))
 
     def disconnected(self) -> None:
-        """Note that the link ended: the next bytes do not continue the last ones."""
+        """Note that the link ended; use what is complete of the unfinished frame."""
         for frame in self.decoder.disconnected():
             self.guard.take(frame, self._last_byte)
 
     def fields(self, now: float) -> Fields | None:
         """Return the 31 fields to serve, tag -> int or str; None: some are not known.
 
-        Needed are identity, subscription, tariff, period, the tariff's indexes, power.
+        The needed fields: identity, subscription, tariff, period, its indexes, power.
         """
         return self.view(now).fields
 
@@ -1610,7 +1651,8 @@ class Meter:
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._complete(fields, labels, now)
-        unknown = [tag for tag in FIELDS if fields[tag] is None and tag != "PPAP"]
+        needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
+        unknown = [tag for tag in needed if fields[tag] is None]
         if not unknown:
             injection = translate_injection(fields, labels)
             return View(mode, labels, fields, [], injection)
@@ -1626,7 +1668,7 @@ class Meter:
         missing = missing_labels(tags, labels)
         if missing or is_total_right(labels):
             return missing
-        # All are known, but some of the indexes are old.
+        # All are known, but EAST is not their sum: some are no longer read.
         return self.guard.unread(INDEX_LABELS, now)
 
     def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
@@ -1645,7 +1687,7 @@ class Meter:
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
-        """Return the power, VA, that the currents make: old meters send no power."""
+        """Return the power, VA, of the currents: old meters send no power."""
         if not CURRENTS & labels.keys():
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
@@ -1654,7 +1696,7 @@ class Meter:
 
 ######## Diagnosis: the causes of a bad link, in the user's words ######################
 
-# The stations that a value passes.  A reason names the station to look at.
+# The stations on the way of a value.  A reason names the station to look at.
 LINKY = "linky"
 ESP = "esp"
 ECOLINKY = "ecolinky"
@@ -1726,7 +1768,7 @@ NO_INTACT_GROUP = Reason(
     "aucun groupe n'arrive intact",
     "vérifier la vitesse, 7E1, puis le montage",
 )
-GIVEN_UP = Reason(
+ABANDONED = Reason(
     LINKY,
     "le compteur interrompt chacune de ses trames (EOT)",
     "si cela dure appeler Enedis",
@@ -1779,7 +1821,7 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-NEVER_SENT = Reason(  # only as the end of INCOMPLETE
+NEVER_SENT = Reason(  # after INCOMPLETE: "des groupes manquent (PAPP), aucun ..."
     ESP,
     "aucun n'est abîmé",
     "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
@@ -1798,6 +1840,8 @@ READ_AS_8N1 = Reason(ESP, "l'ESP lit en 8N1", "le mettre en 7E1 (rien n'est perd
 ESP_LOGS = Reason(
     ESP, "le journal de l'ESP se mêle à la TIC", "mettre Serial Log Level sur None"
 )
+
+# Templates, to be completed with %: what is missing, and what the log says.
 INCOMPLETE = "des groupes manquent (%s), %s"
 UNKNOWN_CONTRACT = (
     "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
@@ -1816,7 +1860,7 @@ CHANGED = (
     "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
     " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
 )
-LEAPED = (
+JUMPED = (
     "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
     " ajouter un nouveau matériel ou supprimer ce jour"
 )
@@ -1860,8 +1904,8 @@ ALL_THE_SAME = 0.99  # share of the bytes
 MUCH_DAMAGE = 0.05  # share of the groups
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
-A_FEW = 4  # frames; until then a missing label may just be late
-LEAP_WH = 1000  # this much more than a meter can count is worth a warning
+A_FEW_FRAMES = 4  # until then a missing label may just be late
+JUMP_WH = 1000  # an index that grows by so much more than it can is worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1884,7 +1928,7 @@ def diagnose(sample: bytes) -> Reason:
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
     if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
-        return GIVEN_UP
+        return ABANDONED
     if LABEL_IN_STREAM.search(text):
         has_separators = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
         return NO_INTACT_GROUP if has_separators else REPLACED
@@ -1921,6 +1965,7 @@ def words_of(error: OSError) -> str:
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
+    counts: of the last hour; labels: trusted now.
     Test the causes in this order: a cause also shows the symptoms of later causes.
     """
     if counts.spaces_replaced:
@@ -1928,7 +1973,7 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_begun = bool(labels) and not is_identity_alone(labels)
     is_cut = is_begun and LAST_LABELS.isdisjoint(labels)
     is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
-    if is_cut and is_one_per_frame and counts.frames > A_FEW:
+    if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
         return CUT_SHORT
     return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ALL_WELL
 
@@ -1946,7 +1991,7 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
     unknown_phases = unknown_currents(labels)
-    if unknown_phases and counts.frames > A_FEW:
+    if unknown_phases and counts.frames > A_FEW_FRAMES:
         remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
     return remarks
 
@@ -1960,9 +2005,10 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
     is_wrong = view.mode == STANDARD and not is_total_right(labels)
+    # The sum was wrong within a frame, or it is wrong although every label is known.
     if is_wrong and (is_unbalanced or not view.missing):
         return UNBALANCED
-    # If no label is missing, the labels do not give the period.
+    # If no label is missing, the words of LTARF name no period.
     missing = ", ".join(view.missing) or "une période connue"
     loss = cause_of_loss(counts, labels)
     if loss == ALL_WELL:
@@ -1992,7 +2038,70 @@ def describe_unknown_contract(labels: Labels) -> str:
     return UNKNOWN_CONTRACT % tuple(names)
 
 
-######## Link: one ESP8266, how its connections end, which lines are logged ############
+######## Link: one ESP8266, and how its connections end ################################
+
+
+class Link:
+    """The connections to one ESP8266: how they end, and bytes that are not TIC."""
+
+    BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
+    EVICTED_AFTER = 3  # brief connections in a row: another client takes them
+    FLOOD = 65536  # bytes without a valid group; no meter sends so many
+    SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.brief_connections = 0  # brief connections in a row, up to the last one
+        self.sample = b""  # the last bytes since the last valid group
+        self._byte_count = 0  # number of bytes since the last valid group
+        # When the last valid group came, or when its absence was last reported.
+        self._waiting_since = 0.0
+        self._connected_at = 0.0
+
+    def begin(self, now: float) -> None:
+        """Note a new connection."""
+        self.connections += 1
+        self._connected_at = now
+        self.note_frame(now)
+
+    def note_frame(self, now: float) -> None:
+        """Note that a frame came."""
+        self._waiting_since = now
+        self.sample = b""
+        self._byte_count = 0
+
+    def note_bytes(self, data: bytes) -> None:
+        """Note bytes that completed no frame.
+
+        Raises LinkError if they are too many: a new connection empties all buffers.
+        """
+        self.sample = (self.sample + data)[-self.SAMPLE :]
+        self._byte_count += len(data)
+        if self._byte_count > self.FLOOD:
+            raise LinkError(diagnose(self.sample))
+
+    def claim_overdue(self, patience: float, now: float) -> bool:
+        """Return whether a valid group is overdue; if so, wait `patience` s again."""
+        if now - self._waiting_since <= patience:
+            return False
+        self._waiting_since = now
+        return True
+
+    def end(self, error: Exception, now: float) -> bool:
+        """Note why the connection ended; return whether another client causes it.
+
+        An ESP8266 serves only its latest client: two clients close each other's
+        connections.
+        """
+        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
+        if closed and now - self._connected_at < self.BRIEF:
+            self.brief_connections += 1
+        else:
+            self.brief_connections = 0
+        return self.brief_connections >= self.EVICTED_AFTER
+
+
+######## Notices: what the log says about an input #####################################
 
 
 class Hourly:
@@ -2013,63 +2122,6 @@ class Hourly:
         self._logged_at.clear()
 
 
-class Link:
-    """The connections to one ESP8266: how they end, and bytes that are not TIC."""
-
-    BRIEF = 60.0  # seconds; if the ESP closes sooner, another client may have come
-    EVICTED_AFTER = 3  # brief connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a valid group; no meter sends so many
-    SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.brief = 0  # brief connections in a row, up to the last one
-        self.sample = b""  # the last bytes since the last valid group
-        self._byte_count = 0  # number of bytes since the last valid group
-        # When the last valid group came, or when its absence was last reported.
-        self._waiting_since = 0.0
-        self._connected_at = 0.0
-
-    def begin(self, now: float) -> None:
-        """Note a new connection."""
-        self.connections += 1
-        self._connected_at = now
-        self.understood(now)
-
-    def understood(self, now: float) -> None:
-        """Note that a valid group came."""
-        self._waiting_since = now
-        self.sample = b""
-        self._byte_count = 0
-
-    def not_understood(self, data: bytes) -> None:
-        """Note bytes that completed no frame; raises LinkError if they are too many."""
-        self.sample = (self.sample + data)[-self.SAMPLE :]
-        self._byte_count += len(data)
-        if self._byte_count > self.FLOOD:  # a new connection also empties all buffers
-            raise LinkError(diagnose(self.sample))
-
-    def claim_overdue(self, patience: float, now: float) -> bool:
-        """Return whether a valid group is overdue; if so, wait `patience` s again."""
-        if now - self._waiting_since <= patience:
-            return False
-        self._waiting_since = now
-        return True
-
-    def end(self, error: Exception, now: float) -> bool:
-        """Note why the connection ended; return whether another client keeps taking it.
-
-        An ESP8266 serves only its latest client: two clients close each other's
-        connections.
-        """
-        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._connected_at < self.BRIEF:
-            self.brief += 1
-        else:
-            self.brief = 0
-        return self.brief >= self.EVICTED_AFTER
-
-
 # Input 2 shows another meter, the injection of meter 1, or nothing.
 METER = "meter"
 INJECTION = "injection"
@@ -2078,14 +2130,14 @@ NO_INPUT = "none"
 Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
 
-def leaps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
+def jumps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
     """Return the tags of the indexes that fell, or grew more than a meter can count.
 
     The meter was replaced and kept its number, or the supplier has set an index.
     before, indexes: Wh by tag; seconds: between the two readings.  A tag that was not
-    there before does not leap.
+    there before does not jump.
     """
-    most = WH_PER_SECOND * max(0.0, seconds) + LEAP_WH
+    most = WH_PER_SECOND * max(0.0, seconds) + JUMP_WH
     common = [tag for tag in indexes if tag in before]
     return [tag for tag in common if not 0 <= indexes[tag] - before[tag] <= most]
 
@@ -2139,11 +2191,11 @@ class Notices:
         self._mode = mode
         self.ever_served = True
 
-    def log_leaps(self, indexes: Fields, now: float) -> None:
+    def log_jumps(self, indexes: Fields, now: float) -> None:
         """Log each index that was replaced or set; indexes: Wh by tag."""
-        before = self._indexes or indexes
-        for tag in leaps(before, indexes, now - self._indexes_time):
-            self.log_change(LEAPED % (tag, before[tag], indexes[tag]), now)
+        before = self._indexes or indexes  # there is no jump without a reading before
+        for tag in jumps(before, indexes, now - self._indexes_time):
+            self.log_change(JUMPED % (tag, before[tag], indexes[tag]), now)
         self._indexes = indexes
         self._indexes_time = now
 
@@ -2151,14 +2203,14 @@ class Notices:
         """Note that no values are served, so that their return is logged."""
         self._log_says_served = False
 
-    def log_advice(self, injects: bool, second: str) -> None:
+    def log_advice(self, injects: bool, input_2: str) -> None:
         """Log once that injection could be shown, or that the meter does not inject."""
         if self._advised:
             return
         self._advised = True
-        if injects and second == NO_INPUT:
+        if injects and input_2 == NO_INPUT:
             self._say(logging.INFO, INJECTS)
-        if not injects and second == INJECTION:
+        if not injects and input_2 == INJECTION:
             self._say(logging.WARNING, DOES_NOT_INJECT)
 
     def log_unknown_contract(self, labels: Labels) -> None:
@@ -2170,32 +2222,6 @@ class Notices:
 
 
 ######## Input: one meter, its link, its history and its day ###########################
-
-
-class Snapshot(NamedTuple):
-    """All that one input shows.  Threads can share it because it never changes."""
-
-    source: str  # host:port
-    timeout: float  # seconds after `time` for which the view may be served
-    time: float  # when the last frame was complete; -inf: before the first frame
-    view: View
-    shows_injection: bool  # input 2 shows the injection of this meter
-    last_view: View  # the last view that was served; until then, the first view
-    last_time: float  # when last_view was served; -inf: never
-    reason: Reason  # why no values are served; ALL_WELL while values are served
-    ever_served: bool
-    evictions: int  # brief connections in a row, as in Link
-    remarks: list[str]  # defects of a link that works, and changes of the meter
-    counters: Fields  # since the start, for /ecolinky.json
-    minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
-    running_minute: int  # the number of the minute after them
-    today: DayEnergy | None  # None until values are served
-
-    def view_at(self, now: float) -> View:
-        """Return the view while it is fresh, afterwards an empty view."""
-        if now - self.time <= self.timeout:
-            return self.view
-        return View(self.view.mode, {}, None, [], None)
 
 
 class Minute(NamedTuple):
@@ -2210,8 +2236,8 @@ class Minute(NamedTuple):
 class History:
     """The last 24 hours, minute by minute.
 
-    The clock of `now` numbers the minutes, so that the page can ask for the minutes
-    that it does not have yet.
+    Minute number n begins at now = 60 n.  With the numbers the page can ask for the
+    minutes that it does not have yet.
     """
 
     STEP = 60  # seconds
@@ -2270,7 +2296,7 @@ class DayEnergy(NamedTuple):
 class Day:
     """Counts the energy of a day, from the indexes alone."""
 
-    LONGEST_GAP = 60.0  # seconds across midnight: a meter counts next to nothing
+    LONGEST_GAP = 60.0  # seconds; across midnight a meter counts next to nothing
 
     def __init__(self) -> None:
         self._meter = ""  # identity and tariff
@@ -2288,39 +2314,73 @@ class Day:
         local = time.localtime(wall)
         date = time.strftime("%Y-%m-%d", local)
         gap = wall - self._last_time
-        is_same = meter == self._meter and not leaps(self._last, indexes, gap)
-        if not is_same or date != self._date:
-            # Unbroken: midnight has just passed.
-            is_unbroken = is_same and 0 <= gap <= self.LONGEST_GAP
-            self._first = dict(self._last if is_unbroken else indexes)
-            self._since = "" if is_unbroken else time.strftime("%H:%M", local)
-            self._meter = meter
-            self._date = date
+        is_same = meter == self._meter and not jumps(self._last, indexes, gap)
+        is_today = date == self._date
+        if is_same and not is_today and 0 <= gap <= self.LONGEST_GAP:
+            self._begin("", self._last)  # midnight has just passed
+        elif not is_same or not is_today:
+            self._begin(time.strftime("%H:%M", local), indexes)
+        self._meter = meter
+        self._date = date
         self._last = indexes
         self._last_time = wall
-        # An index may come later than the others, as EAIT does on a bad line.
-        self._first = {**indexes, **self._first}
-        energy = {tag: index - self._first[tag] for tag, index in indexes.items()}
+        energy: Fields = {}
+        for tag, index in indexes.items():
+            # An index may come later than the others, as EAIT does on a bad line.
+            first = self._first.setdefault(tag, index)
+            energy[tag] = index - first
         return DayEnergy(self._since, energy)
+
+    def _begin(self, since: str, indexes: Fields) -> None:
+        self._since = since
+        self._first = dict(indexes)
+
+
+class Snapshot(NamedTuple):
+    """All that one input shows.  Threads can share it because no thread changes it."""
+
+    source: str  # host:port
+    timeout: float  # seconds after `time` for which the view may be served
+    time: float  # when the last frame was complete; -inf: before the first frame
+    view: View
+    shows_injection: bool  # input 2 shows the injection of this meter
+    last_view: View  # the last view that was served; until then, the first view
+    last_time: float  # when last_view was served; -inf: never
+    reason: Reason  # why no values are served; ALL_WELL while values are served
+    ever_served: bool
+    evictions: int  # brief connections in a row, as in Link
+    remarks: list[str]  # defects of a link that works, and changes of the meter
+    counters: Fields  # since the start, for /ecolinky.json
+    minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
+    running_minute: int  # the number of the minute after them
+    today: DayEnergy | None  # None until values are served
+
+    def view_at(self, now: float) -> View:
+        """Return the view while it is fresh, afterwards an empty view."""
+        if now - self.time <= self.timeout:
+            return self.view
+        return View(self.view.mode, {}, None, [], None)
 
 
 class Input:
     """All that is known of one input, and the lines to log about it."""
 
-    FEW_FRAMES = 10  # until then no missing label is logged: it may just be late
+    # Until then no missing label is logged.  It may just be late, and a line of the log
+    # stays: wait for more than A_FEW_FRAMES.
+    FRAMES_BEFORE_LOG = 10
 
     def __init__(
         self,
         source: str,
         meter: Meter,
-        second: str,
+        input_2: str,
         say: Say,
         patience: float,
         now: float,
     ) -> None:
         self.patience = patience  # seconds that a fault must last to be reported
         self.source = source  # host:port
-        self.second = second  # input 2 is METER, INJECTION or NO_INPUT
+        self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
         self.view = self.meter.view(now)  # as of the last frame
         self._last_view = self.view  # as in Snapshot
@@ -2347,10 +2407,10 @@ class Input:
         frames = self.meter.feed(data, now)
         self.history.note_counts(self.meter.counts(), now)
         if frames:
-            self.link.understood(now)
+            self.link.note_frame(now)
             self._take_view(now)
             return True
-        self.link.not_understood(data)
+        self.link.note_bytes(data)
         if self.link.claim_overdue(self.patience, now):
             self._report(diagnose(self.link.sample), now)
             return True
@@ -2360,18 +2420,16 @@ class Input:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
-        if self.link.end(error, now):
-            self._report(EVICTED, now)
-            # _report() logs nothing while values are served.  If it has just logged a
-            # warning, this line is only a DEBUG line.
-            self.notices.log_fault(EVICTED.cause, str(EVICTED), now)
-        else:
-            self._report(reason_of(error), now)
+        is_evicted = self.link.end(error, now)
+        reason = EVICTED if is_evicted else reason_of(error)
+        self._report(reason, now, always=is_evicted)
 
     def _take_view(self, now: float) -> None:
-        none_was_ours = self.meter.last_frame < now
-        if none_was_ours:
-            # The frames belong to another meter, or hold no identity.
+        """Publish the values after new frames, or why there are none."""
+        none_was_accepted = self.meter.last_frame < now
+        if none_was_accepted:
+            # Another meter would be accepted within the patience (rule 1): these frames
+            # have no identity, or a damaged identity.
             if now - self._complete_at > self.patience:
                 self.view = self.meter.view(now)
                 self._report(NO_IDENTITY, now)
@@ -2410,33 +2468,39 @@ class Input:
         meter = fields["ADCO"] + name_of_tariff(fields)
         self._today = self._day.take(meter, indexes, wall)
 
-    def _report(self, reason: Reason, now: float, kind: str = "") -> None:
-        """Note a fault, and log it if no values are served any more.
+    def _report(
+        self, reason: Reason, now: float, kind: str = "", always: bool = False
+    ) -> None:
+        """Note a fault; log it if no values are served any more, or always.
 
-        A kind is a cause, or its template: each kind is a warning once an hour.
+        Each kind is logged as a warning once an hour; without a kind, each cause.
         """
         self.reason = reason
-        if self.view.fields is None or self.meter.is_silent(now):
+        kind = kind or reason.cause
+        # The view was fresh when it was taken; the meter may have been silent since.
+        is_served = self.view.fields is not None and not self.meter.is_silent(now)
+        if not is_served:
             self.notices.nothing_served()
-            text = str(reason) + NOTHING_SERVED
-            self.notices.log_fault(kind or reason.cause, text, now)
+            self.notices.log_fault(kind, str(reason) + NOTHING_SERVED, now)
+        elif always:
+            self.notices.log_fault(kind, str(reason), now)
 
     def _log_news(self, fields: Fields, now: float) -> None:
         """Log the news: meter, index, contract, injection, and faults of the link."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.log_served(fields["ADCO"], name_of_tariff(fields), mode, now)
-        self.notices.log_leaps(indexes_of(fields), now)
-        has_had_time = self.meter.counts().frames > self.FEW_FRAMES
+        self.notices.log_jumps(indexes_of(fields), now)
+        has_had_time = self.meter.counts().frames > self.FRAMES_BEFORE_LOG
         if has_had_time:
             self._log_faults(now)
         has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
         if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
             self.notices.log_unknown_contract(self.view.labels)
         if has_had_time or "EAIT" in self.view.labels:
-            self.notices.log_advice("EAIT" in self.view.labels, self.second)
+            self.notices.log_advice("EAIT" in self.view.labels, self._input_2)
 
     def _log_faults(self, now: float) -> None:
-        """Log the faults of a link that works."""
+        """Log the faults that lose the same labels in each frame; see also _remarks."""
         cause = cause_of_loss(self.history.last_hour(), self.view.labels)
         if cause == CUT_SHORT:
             self.notices.log_fault(CUT_SHORT.cause, str(CUT_SHORT), now)
@@ -2446,6 +2510,7 @@ class Input:
             self.notices.log_fault(PHASE_UNKNOWN, text, now)
 
     def _remarks(self) -> list[str]:
+        """Return all defects of a link that works, for the page and --check."""
         return remarks_on(self.history.last_hour(), self.view.labels)
 
     def _changes(self, now: float) -> list[str]:
@@ -2462,21 +2527,21 @@ class Input:
             "connections": self.link.connections,
         }
         minutes = self.history.minutes(now)
-        is_early = counts.frames <= self.FEW_FRAMES
-        # EAIT counts even if it came long ago: when the meter falls silent, input 2
-        # becomes stale, not absent.
+        # Input 2 is stale while EAIT may still come, and after the meter has fallen
+        # silent.  It is absent only if the meter does not inject.
+        is_early = counts.frames <= self.FRAMES_BEFORE_LOG
         may_inject = is_early or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
             time=self.meter.last_frame,
             view=self.view,
-            shows_injection=self.second == INJECTION and may_inject,
+            shows_injection=self._input_2 == INJECTION and may_inject,
             last_view=self._last_view,
             last_time=self._last_time,
             reason=self.reason,
             ever_served=self.notices.ever_served,
-            evictions=self.link.brief,
+            evictions=self.link.brief_connections,
             remarks=self._remarks() + self._changes(now),
             counters=counters,
             minutes=minutes,
@@ -2665,7 +2730,8 @@ def teleinfo_tags(request: Request) -> Fields:
 def globalstatus_tags(request: Request) -> Fields:
     """Return the tags of globalstatus.xml: status.xml plus both inputs' fields."""
     tags = status_tags(request)
-    # This restores the T2_PTEC of input 2: Domoticz does not read this document.
+    # This replaces T2_PTEC, which status_tags() has hidden from Domoticz: Domoticz does
+    # not read this document.
     tags.update(teleinfo_tags(request))
     tags.update(c0_name="C1", c1_name="C2", c0_unit="Wh", c1_unit="Wh")
     return tags
@@ -2801,7 +2867,7 @@ def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
     Return all minutes if `since` is out of range: the numbers start again when the
     machine starts.
     """
-    oldest = snapshot.running_minute - len(snapshot.minutes)
+    oldest = snapshot.running_minute - len(snapshot.minutes)  # its number
     first = since if oldest < since <= snapshot.running_minute else oldest
     minutes = snapshot.minutes[first - oldest :]
     return {
@@ -3187,7 +3253,7 @@ def lasting_mac() -> str:
     return ":".join(re.findall("..", digits))
 
 
-######## Relay: the verified TIC for other readers #####################################
+######## Relay: the trusted TIC for other readers ######################################
 
 
 # A serial reader detects the end of a frame by the start of the next frame: linkytic
@@ -3240,7 +3306,7 @@ class RelayReader:
 
 
 class Relay:
-    """The readers of one input's verified TIC; only the input's thread calls it."""
+    """The readers of one input's trusted TIC; only the input's thread calls it."""
 
     MOST_READERS = 16
 
@@ -3255,7 +3321,7 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send verified frames to all readers; each starts with a complete frame."""
+        """Send trusted frames to all readers; each starts with a complete frame."""
         self._last_frame = now
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
@@ -3308,7 +3374,7 @@ class Reader(threading.Thread):
         number: int,
         settings: InputSettings,
         store: Store,
-        second: str = METER,
+        input_2: str = METER,
         relay: Relay | None = None,
         patience: float = 20.0,
     ) -> None:
@@ -3321,7 +3387,7 @@ class Reader(threading.Thread):
         source = f"{settings.host}:{settings.port}"
         meter = Meter(settings.timeout, is_relayed=relay is not None)
         now = time.monotonic()
-        self._input = Input(source, meter, second, self._say, patience, now)
+        self._input = Input(source, meter, input_2, self._say, patience, now)
         self._publish()
 
     def _say(self, level: int, text: str) -> None:
@@ -3379,7 +3445,7 @@ class Reader(threading.Thread):
             return
         self._input.count_day(now, time.time())
         self._publish()
-        frames = self._input.meter.verified
+        frames = self._input.meter.for_relay
         if self._relay is not None and frames:
             self._relay.send(frames, now)
             for address in self._relay.addresses():
@@ -3493,6 +3559,7 @@ class Server(ThreadingHTTPServer):
             return NOT_FOUND
         inputs = served(self._store.read(), now)
         if self.device.is_second:
+            # Without input 2: an Eco-Devices without a meter.
             inputs = {1: inputs[2]} if 2 in inputs else {}
         return answer_document(name, self.device, inputs, time.localtime())
 
@@ -3513,7 +3580,7 @@ class Server(ThreadingHTTPServer):
 
         Only the accepting thread uses the list of connections.
         """
-        # Its own thread has closed a connection whose file descriptor is negative.
+        # A negative file descriptor: the connection's own thread has closed it.
         still_open = [known for known in self._connections if known.fileno() >= 0]
         if len(still_open) >= self._most_connections:
             oldest = still_open.pop(0)
@@ -3594,7 +3661,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.connection.settimeout(RequestBytes.SECONDS)  # reading has left less
+        self.connection.settimeout(RequestBytes.SECONDS)  # RequestBytes has set less
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
@@ -3745,7 +3812,7 @@ def is_decided(snapshot: Snapshot) -> bool:
     """Return whether reading an input for longer would change nothing."""
     if snapshot.evictions >= ENOUGH_EVICTIONS:
         return True
-    if snapshot.evictions:
+    if snapshot.evictions:  # the other program may come again
         return False
     if snapshot.counters["frames"] == 0:
         return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
@@ -3771,11 +3838,9 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
         failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
         return [*findings, failure]
     findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
-    frozen = old_contracts(view.labels)
-    if frozen:
-        text = (
-            f"dont {frozen // 1000} kWh d'anciens contrats, que l'écran ne montre pas"
-        )
+    old_energy = old_contracts(view.labels)
+    if old_energy:
+        text = f"dont {old_energy // 1000} kWh d'anciens contrats, que l'écran ne montre pas"
         findings.append(Finding(OK, name, text))
     return [*findings, Finding(OK, name, "ses valeurs seront transmises")]
 
@@ -3882,12 +3947,15 @@ def check_ports(settings: Settings) -> Iterator[Finding]:
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
-    """Print each finding when it is known; return 1 if a check failed, otherwise 0."""
+    """Print each finding when it is known, failures at the end.
+
+    Return 1 if a check failed, otherwise 0.
+    """
     failed = []
     for findings in (check_inputs(settings, seconds), check_ports(settings)):
         for finding in findings:
             if finding.verdict == FAILED:
-                failed.append(finding)  # print it last, where the user reads it
+                failed.append(finding)  # where the user reads first
             else:
                 tell(finding.line, sys.stdout)
     for finding in failed:
@@ -4108,7 +4176,7 @@ class Parser(argparse.ArgumentParser):
 class LogHandler(logging.Handler):
     """Writes the log, but drops a line rather than wait for a stuck reader."""
 
-    # Characters of up to 4 bytes: a ready pipe takes 4096 bytes (PIPE_BUF).
+    # Characters of up to 4 bytes: a ready pipe takes 4,096 bytes (PIPE_BUF).
     LONGEST = 1000
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -5322,4 +5390,4 @@ HOME_PAGE_HEADERS = {
 if __name__ == "__main__":
     sys.exit(run())
 
-# The last line: LAST_LINE, by which a copy that was cut off is known.
+# The last line: a copy without it was cut off (see LAST_LINE).

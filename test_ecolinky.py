@@ -1247,11 +1247,11 @@ class TranslateTests(MeterCase):
     def test_every_contract_in_the_table_names_its_source(self):
         names = [each[0] for each in self.KNOWN]
         for contract in ecolinky.CONTRACTS:
-            with self.subTest(contract.name):
+            with self.subTest(contract.pattern):
                 self.assertTrue(contract.source)
-                self.assertLessEqual(set(contract.numbering), set(ecolinky.PERIODS))
-                self.assertEqual(10, len(contract.numbering))
-                pattern = re.compile(contract.name)
+                self.assertLessEqual(set(contract.periods), set(ecolinky.PERIODS))
+                self.assertEqual(10, len(contract.periods))
+                pattern = re.compile(contract.pattern)
                 is_met = any(pattern.fullmatch(name.upper()) for name in names)
                 self.assertTrue(is_met)
                 if IS_CLONE and contract.source.startswith("standard-"):
@@ -1590,12 +1590,12 @@ class InputCase(unittest.TestCase):
         super().setUp()
         self.begin()
 
-    def begin(self, second=ecolinky.NO_INPUT, timeout=30.0):
+    def begin(self, input_2=ecolinky.NO_INPUT, timeout=30.0):
         self.now = 6000.0
         self.lines = []
         meter = ecolinky.Meter(timeout)
         say = lambda level, text: self.lines.append((level, text))  # noqa: E731
-        self.input = ecolinky.Input("esp:8888", meter, second, say, 20.0, self.now)
+        self.input = ecolinky.Input("esp:8888", meter, input_2, say, 20.0, self.now)
 
     def connect(self, *chunks, step=2.0):
         self.input.connected(self.now)
@@ -2908,7 +2908,7 @@ class EspCase(unittest.TestCase):
 
     def read(self, port, number=1, timeout=5.0, host="127.0.0.1", **options):
         settings = ecolinky.FirstInputSettings(host, port, timeout)
-        options.setdefault("second", ecolinky.NO_INPUT)
+        options.setdefault("input_2", ecolinky.NO_INPUT)
         reader = QuickReader(number, settings, self.store, patience=0.1, **options)
         self.addCleanup(reader.join, 5)
         self.addCleanup(reader.stopped.set)
@@ -3035,7 +3035,7 @@ class RelayTests(EspCase):
                 for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
                     now += silence if now == 6.0 else 2.0
                     meter.feed(chunk, now)
-                    sent += b"".join(meter.verified)
+                    sent += b"".join(meter.for_relay)
                 self.assertEqual([data] * count, [*_pieces(sent)], silence)
 
     def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
@@ -3093,9 +3093,9 @@ class RelayTests(EspCase):
                                 meter.disconnected()
                                 continue
                             meter.feed(piece, house.now)
-                            if meter.verified:
+                            if meter.for_relay:
                                 self.assertIsNotNone(meter.fields(house.now))
-                            for one in relayed_frames(b"".join(meter.verified)):
+                            for one in relayed_frames(b"".join(meter.for_relay)):
                                 sent += 1
                                 for label, data in one:
                                     if re.match("BASE|HC|BBR|EAST|EASF", label):
@@ -5420,8 +5420,8 @@ class DecodersTests(EspCase):
                 data = demo.frame(now)
                 now += len(data) * 10 / demo.baud
                 meter.feed(data, now)
-                if meter.verified:
-                    relay.send(meter.verified, now)
+                if meter.for_relay:
+                    relay.send(meter.for_relay, now)
                     sent = client.recv(65536)
                     while not sent.endswith(b"\x03\x02\n"):
                         sent += client.recv(65536)
@@ -5876,7 +5876,7 @@ def relay_of(stream, step=2.0):
     for chunk in stream:
         now += step
         meter.feed(chunk, now)
-        sent += b"".join(meter.verified)
+        sent += b"".join(meter.for_relay)
     return sent
 
 
@@ -6305,8 +6305,8 @@ def pieces_of(chunks, step=2.0):
     relay.poll(0.0)
     for number, data in enumerate(chunks):
         meter.feed(data, step * number)
-        if meter.verified and meter.fields(step * number):
-            relay.send(meter.verified, step * number)
+        if meter.for_relay and meter.fields(step * number):
+            relay.send(meter.for_relay, step * number)
     return wire.pieces
 
 
