@@ -3840,8 +3840,8 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
     old_energy = old_contracts(view.labels)
     if old_energy:
-        text = f"dont {old_energy // 1000} kWh d'anciens contrats, que l'écran ne montre pas"
-        findings.append(Finding(OK, name, text))
+        text = f"dont {old_energy // 1000} kWh d'anciens contrats"
+        findings.append(Finding(OK, name, text + ", que l'écran ne montre pas"))
     return [*findings, Finding(OK, name, "ses valeurs seront transmises")]
 
 

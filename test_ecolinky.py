@@ -685,6 +685,19 @@ class GuardTests(MeterCase):
         self.feed(historic(), historic(), data)
         self.assertServes(PAPP=790)
         self.assertEqual({"checksum": 1, "form": 0}, self.meter.decoder.refused)
+        labels = [label for label, _ in historic()]
+        neighbour = labels[labels.index("PAPP") - 1]
+        groups, _, before_damage = ecolinky.decode_groups(data.strip(b"\x02\x03"))
+        self.assertNotIn("PAPP", groups)
+        self.assertEqual({neighbour}, set(before_damage))
+
+    def test_of_as_many_groups_with_either_checksum_the_older_kind_is_refused(self):
+        older = b"BASE 010151175 "
+        older += bytes([ecolinky.checksum(older)])
+        for pieces in ([b"PAPP 00790 1", older], [older, b"PAPP 00790 1"]):
+            with self.subTest(first=pieces[0]):
+                groups, reasons, _ = ecolinky.decode_groups(b"\r\n".join(pieces))
+                self.assertEqual((["PAPP"], ["checksum"]), (list(groups), reasons))
 
     def test_a_new_contract_or_mode_is_served_within_ten_frames(self):
         hc = historic(
@@ -2303,6 +2316,13 @@ class InputTests(InputCase):
         )
         self.assertEqual(3, content["phases"])
 
+    def test_the_last_hour_has_sixty_minutes(self):
+        history = ecolinky.History(0.0)
+        for minute in range(120):
+            counts = ecolinky.NO_COUNTS._replace(frames=minute + 1)
+            history.note_counts(counts, 60.0 * minute + 30)
+        self.assertEqual(60, history.last_hour().frames)
+
 
 class DayTests(unittest.TestCase):
     """Today's energy, by the indexes."""
@@ -2436,6 +2456,12 @@ class StoreTests(unittest.TestCase):
             "10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)
         }
         self.assertEqual(expected, self.store.clients())
+
+    def test_a_client_that_reads_again_is_the_latest(self):
+        for number in [*range(8), 0, 8]:
+            self.store.note_client("10.0.0.%d" % number, 100.0)
+        expected = ["10.0.0.%d" % number for number in (2, 3, 4, 5, 6, 7, 0, 8)]
+        self.assertEqual(expected, list(self.store.clients()))
 
     def test_publishing_does_not_change_a_dictionary_already_read(self):
         publish(self.store, 1, live())
