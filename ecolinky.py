@@ -5174,6 +5174,7 @@ function chartHtml(chart, width, pointed) {
 const page = {
   answer: null,  // the last complete answer of the program
   receivedAt: 0,  // when it came
+  kept: [],  // the inputs whose history goes on
   problem: "",  // why no answer came since, in the user's words
   asking: false,  // a request is running
   charts: [],  // as the page shows them
@@ -5299,18 +5300,18 @@ function joined(old, fresh) {
 }
 
 function remember(answer) {
-  const before = page.answer ? page.answer.inputs : [];
   answer.inputs.forEach((input, i) => {
-    input.history = joined(before[i] && before[i].history, input.history);
+    input.history = joined(page.kept[i] && page.kept[i].history, input.history);
   });
   page.answer = answer;
   page.receivedAt = Date.now();
 }
 
-// The first minute that any input lacks.
+// The first minute that any input lacks; all, if the machine may have restarted.
 function firstWanted() {
-  const inputs = page.answer ? page.answer.inputs : [];
-  const ends = inputs.map(({ history }) => history.first + history.minutes.length);
+  const isSure = Date.now() - page.receivedAt < 60000;
+  page.kept = isSure && page.answer ? page.answer.inputs : [];
+  const ends = page.kept.map(({ history }) => history.first + history.minutes.length);
   return ends.length ? Math.min(...ends) : 0;
 }
 

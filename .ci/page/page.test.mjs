@@ -1041,6 +1041,17 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(last, 333);
   });
 
+  test("keeps no minute of an earlier start of the machine", async () => {
+    await open();
+    // The numbers begin again with the machine; these come within the known minutes.
+    answer.inputs[0].history = { ...samples.historyOf([333]), first: 1005 };
+    await tab.evaluate("page.receivedAt -= 61000");
+    await refresh();
+    assert.equal(asked[1], 0);
+    assert.equal(await tab.evaluate("page.answer.inputs[0].history.first"), 1005);
+    assert.equal(await tab.evaluate("page.answer.inputs[0].history.minutes.length"), 1);
+  });
+
   test("says large what to enter in Domoticz until it reads", async () => {
     answer = samples.answer(undefined, { clients: [] });
     await open();
