@@ -842,10 +842,10 @@ class FrameOrder:
         ends_alike = list(frame.groups)[-1:] == self.last_undamaged[-1:]
         return is_undamaged(frame) and ends_alike
 
-    def learn(self, frame: Frame, now: float) -> None:
+    def learn(self, frame: Frame, is_complete: bool, now: float) -> None:
         """Learn the labels of a frame, and their order."""
         labels = list(frame.groups)
-        if self.is_complete(frame):
+        if is_complete:
             self.labels = list(labels)
             if labels != self.last_undamaged:
                 # Keep a label that only the frame before had: a line can lose a whole
@@ -853,7 +853,7 @@ class FrameOrder:
                 self._insert(self.last_undamaged)
         elif not is_short(frame):
             self._insert(labels)
-        if is_undamaged(frame):
+        if is_complete or is_undamaged(frame):
             self.last_undamaged = labels
             self.last_undamaged_time = now
             self.undamaged_without_power += 1
@@ -988,14 +988,15 @@ class Guard:
 
     def _learn(self, frame: Frame, now: float) -> None:
         """Learn the order of the labels, and which labels have ended."""
-        if self._order.is_complete(frame):
+        is_complete = self._order.is_complete(frame)
+        if is_complete:
             # It has every label: the relay need not wait any longer.
             self._relay_from = min(now, self._relay_from)
             # These two compare it with the undamaged frame before, which learn()
             # replaces.
             self._learn_followers(frame, now)
             self._end_alerts(frame)
-        self._order.learn(frame, now)
+        self._order.learn(frame, is_complete, now)
 
     def _learn_followers(self, frame: Frame, now: float) -> None:
         """Learn the followers of all indexes, also of the indexes that stand still."""
