@@ -474,17 +474,20 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # a reading that differs.
 #
 # "0; 476 without" after a rule: of 250,000 simulated frames with damage, none had a
-# false index with the rule, and 476 had a false index without it.  (Seed 1, or the kind
-# of damage that is named.)  Rule 1 has no numbers, because the simulation has a single
-# meter; rules 6 to 9 are not about indexes.
+# false index with the rule, and 476 had a false index without it.  Unless a rule names
+# another kind of damage, it is that of seed 1.  Rule 1 has no numbers, because the
+# simulation has a single meter; rules 6 to 9 are not about indexes.
 #
 # 1. Identity.    A frame that carries another meter's identity changes nothing, until
-#                 eight such frames in a row: a damaged identity can come twice.
+#                 eight such frames in a row: a damaged identity can come twice.  A
+#                 frame without identity is ours, unless another identity was just read,
+#                 or a silence has just ended.
 # 2. Two readings.  A label changes only when two readings in a row agree, at most ten
 #                 seconds apart.  Rules 6 and 7 are exceptions.  Readings of an index
 #                 agree if the second is as high or a little higher.  Then the first is
 #                 trusted, because the second confirms only that the meter has reached
-#                 the first; so an index is served a frame late.
+#                 the first; so an index is served a frame late.  Powers agree if they
+#                 are near each other.  Short frames extend the ten seconds.
 #                 0; 476 without.
 # 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
 #                 reading that breaks this rule is believed only after eight readings in
@@ -494,22 +497,24 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #                 up.
 #                 Two to six frames damaged alike: 386; 1,495 without.
 # 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame, within
-#                 1 Wh.  If they do not, no index of that frame counts as a reading.
+#                 1 Wh.  If they do not, none of these eleven counts as a reading.
 #                 Two to six frames damaged alike: 0; 271 without.
 # 5. Neighbour.   An index does not count as a reading while the label that always
 #                 follows it is missing from the frame.  When the ESP's buffer
 #                 overflows, the start of one group can be joined to the end of a later
-#                 group; the groups in between vanish without damage.  If no reading
-#                 counts for 300 s, the meter no longer sends that label.
+#                 group; the groups in between vanish without damage.  If no
+#                 reading of the index counts for 300 s, the meter no longer sends the
+#                 label behind it.  If a label appears between an index and the label
+#                 behind it, the index is forgotten: it may have been joined before.
 #                 Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 # 6. Power.       A power that matches the currents is trusted immediately, any other
 #                 power by rule 2.  A house that injects draws 0 VA although a current
 #                 flows: a second 0 within 300 s is trusted, even after other powers.
-# 7. Moving values.  Currents and voltages are trusted immediately: they change all the
-#                 time, and no client adds them up.
-# 8. Silence.     A label whose trusted reading does not come again is forgotten: after
+# 7. Moving values.  Currents, voltages, the powers of phases and DATE are trusted
+#                 immediately: they change all the time, and no client adds them up.
+# 8. Silence.     A label whose trusted reading does not come again is not served: after
 #                 30 s if it changes fast, otherwise after 300 s, or later if the user's
-#                 time-out is longer.
+#                 time-out is longer.  Rule 3 still compares with it.
 # 9. End.         An alert ends when a complete frame and the undamaged frame before it
 #                 are both without it.
 #
@@ -527,7 +532,7 @@ SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all 
 SMALL_FALL_WH = 30  # a fall that must last longer (rule 3)
 SMALL_FALL_LASTS = 120  # seconds (rule 3)
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
-FORGET_AFTER = 300  # seconds (rule 8)
+FORGET_AFTER = 300  # seconds (rules 5, 6 and 8)
 # Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
 # a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
 FORGET_FAST_AFTER = 30
@@ -571,8 +576,8 @@ SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 class Candidate(NamedTuple):
     """The newest reading of a label, which is not trusted yet.
 
-    Only a power can be both.  When two readings confirm it, it is trusted and stays the
-    candidate, so that the next power can be compared with it.
+    Only a power can be trusted and a candidate.  When two readings confirm it, it is
+    trusted and stays the candidate, so that the next power can be compared with it.
     """
 
     group: Group
@@ -737,8 +742,8 @@ def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
     if not follower:
         return
     if state.follower in frame.groups and follower != state.follower:
-        # The frame that the label was learned from had A C, this frame has A B C.  So
-        # B was missing from the first, and its A may have been two groups joined.
+        # Index A, learned follower C: the frame before had A C, this frame has A B C.
+        # So B was missing from the frame before, whose A may have been A and B joined.
         state.distrust()
     state.follower = follower
 
@@ -828,9 +833,8 @@ class FrameOrder:
         self.labels: list[str] = []
         self.last_undamaged: list[str] = []  # labels of the last undamaged frame
         self.last_undamaged_time = -math.inf
-        self.undamaged_without_power = (
-            0  # undamaged frames in a row; for is_power_lost()
-        )
+        # Undamaged frames in a row, for is_power_lost().
+        self.undamaged_without_power = 0
 
     def is_complete(self, frame: Frame) -> bool:
         """Return whether a frame is undamaged and ends as the undamaged frame before.
@@ -2009,7 +2013,8 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     # The sum was wrong within a frame, or it is wrong although every label is known.
     if is_wrong and (is_unbalanced or not view.missing):
         return UNBALANCED
-    # If no label is missing, the words of LTARF name no period.
+    # If no label is missing, the period is not known: LTARF's words name none, or a
+    # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
     loss = cause_of_loss(counts, labels)
     if loss == ALL_WELL:
@@ -2426,7 +2431,7 @@ class Input:
         self._report(reason, now, always=is_evicted)
 
     def _take_view(self, now: float) -> None:
-        """Publish the values after new frames, or why there are none."""
+        """Take the values after new frames, or the reason why there are none."""
         none_was_accepted = self.meter.last_frame < now
         if none_was_accepted:
             # Another meter would be accepted within the patience (rule 1): these frames
