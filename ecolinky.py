@@ -5,7 +5,9 @@ One file, Python 3.7 or later, no dependencies.  A byte passes through the secti
 this file in their order; the threads come after the sections that they use:
 
     Decode      bytes to frames of groups with a right checksum
+    Rules       when a reading of a label is trusted
     Guard       frames to trusted groups
+    Rebuild     trusted groups to frames, for the relay
     Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the three together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
@@ -467,63 +469,73 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     return min(with_space, without_space, key=len)
 
 
-######## Guard: frames in, trusted groups out; no false index ##########################
+######## Rules: a label's readings in, its trusted reading out; no false index #########
 
-# Damage can leave a group with a right checksum and a right form.  These rules keep it
-# out.  A reading that equals the trusted reading only renews it; rules 2 to 7 are about
-# a reading that differs.
+# Damage can leave a group with a right checksum and a right form.  Nine rules keep it
+# out.  A reading is a group as it came; the trusted reading of a label is the last
+# reading that the rules accepted, and nothing else is served.  A reading that equals
+# the trusted reading only renews it: rules 2 to 7 are about a reading that differs.
+# This section has the rules about a label, the next section the rules about a frame.
 #
 # "0; 476 without" after a rule: of 250,000 simulated frames with damage, none had a
 # false index with the rule, and 476 had a false index without it.  Unless a rule names
 # another kind of damage, it is that of seed 1.  Rule 1 has no numbers, because the
 # simulation has a single meter; rules 6 to 9 are not about indexes.
 #
-# 1. Identity.    A frame that carries another meter's identity changes nothing, until
-#                 eight such frames in a row: a damaged identity can come twice.  A
-#                 frame without identity is ours, unless another identity was just read,
-#                 or a silence has just ended.
-# 2. Two readings.  A label changes only when two readings in a row agree, at most ten
-#                 seconds apart.  Rules 6 and 7 are exceptions.  Readings of an index
-#                 agree if the second is as high or a little higher.  Then the first is
-#                 trusted, because the second confirms only that the meter has reached
-#                 the first; so an index is served a frame late.  Powers agree if they
-#                 are near each other.  Short frames extend the ten seconds.
-#                 0; 476 without.
-# 3. Growth.      An index never falls, and grows no faster than 36 kVA allows.  A
-#                 reading that breaks this rule is believed only after eight readings in
-#                 a row that agree: then the trusted reading was wrong.  A change of
-#                 contract also needs eight.  A fall of 30 Wh or less must last for two
-#                 minutes: if the trusted index is a little too high, the meter catches
-#                 up.
-#                 Two to six frames damaged alike: 386; 1,495 without.
-# 4. Sum.         In standard mode EASF01 to EASF10 add up to EAST in each frame, within
-#                 1 Wh.  If they do not, none of these eleven counts as a reading.
-#                 Two to six frames damaged alike: 0; 271 without.
-# 5. Neighbour.   An index does not count as a reading while the label that always
-#                 follows it is missing from the frame.  When the ESP's buffer
-#                 overflows, the start of one group can be joined to the end of a later
-#                 group; the groups in between vanish without damage.  If no
-#                 reading of the index counts for 300 s, the meter no longer sends the
-#                 label behind it.  If a label appears between an index and the label
-#                 behind it, the index is forgotten: it may have been joined before.
-#                 Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
-# 6. Power.       A power that matches the currents is trusted immediately, any other
-#                 power by rule 2.  A house that injects draws 0 VA although a current
-#                 flows: a second 0 within 300 s is trusted, even after other powers.
-# 7. Moving values.  Currents, voltages, the powers of phases and DATE are trusted
-#                 immediately: they change all the time, and no client adds them up.
-# 8. Silence.     A label whose trusted reading does not come again is not served: after
-#                 30 s if it changes fast, otherwise after 300 s, or later if the user's
-#                 time-out is longer.  Rule 3 still compares with it.
-# 9. End.         An alert ends when a complete frame and the undamaged frame before it
-#                 are both without it.
+# 1. Identity      Identity.owner_of()
+#    A frame that carries another meter's identity changes nothing, until eight such
+#    frames in a row: a damaged identity can come twice.  A frame without identity is
+#    ours, unless another identity was just read, or a silence has just ended.
 #
-# A frame is
-#   whole         if its beginning and its end were seen (Decode);
-#   undamaged     if it is whole, has no damaged group, begins with the identity, and
-#                 has one of the labels that end a frame;
-#   complete      if it is undamaged and ends like the undamaged frame before it;
-#   short         if it has only identity and currents: a three-phase meter in overload.
+# 2. Two readings  LabelState.observe()
+#    A label changes only when two readings in a row agree, at most ten seconds apart.
+#    Short frames extend the ten seconds, because they have few labels.  Rules 6 and 7
+#    are exceptions.
+#    Readings of an index agree if the second is as high or a little higher.  Then the
+#    first is trusted, because the second confirms only that the meter has reached the
+#    first; so an index is served a frame late.
+#    Powers agree if they are near each other.  Then the second is trusted.
+#    0; 476 without.
+#
+# 3. Growth        can_grow(), is_takeover()
+#    An index never falls, and grows no faster than 36 kVA allows.  If eight readings in
+#    a row agree against this rule, the trusted reading was wrong, and they replace it.
+#    A change of contract also needs eight.  A fall of 30 Wh or less must last for two
+#    minutes as well: if the trusted index is a little too high, the meter catches up.
+#    A false index that comes twice and is higher by a few Wh passes all rules.
+#    Two to six frames damaged alike: 386; 1,495 without.
+#
+# 4. Sum           is_balanced()
+#    In standard mode EASF01 to EASF10 add up to EAST in each frame, within 1 Wh.  If
+#    they do not, none of these eleven counts as a reading.
+#    Two to six frames damaged alike: 0; 271 without.
+#
+# 5. Neighbour     may_be_joined(), learn_follower()
+#    When the ESP's buffer overflows, the start of one group can be joined to the end of
+#    a later group; the groups in between vanish without damage.  So an index does not
+#    count as a reading while the label that always follows it is missing from the
+#    frame.  If no reading of the index counts for 300 s, the meter no longer sends that
+#    label.  If a label appears between an index and the label behind it, the index is
+#    forgotten: it may have been joined before.
+#    Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
+#
+# 6. Power         Guard._take_power()
+#    A power that matches the currents is trusted immediately, any other power by
+#    rule 2.  A house that injects draws 0 VA although a current flows: a second 0
+#    within 300 s is trusted, even after other powers.
+#
+# 7. Moving values Guard._take_change()
+#    Currents, voltages, the powers of phases and DATE are trusted immediately: they
+#    change all the time, and no client adds them up.
+#
+# 8. Silence       Guard.known()
+#    A label whose trusted reading does not come again is not served: after 30 s if it
+#    changes fast, otherwise after 300 s, or later if the user's time-out is longer.
+#    Rule 3 still compares with it.
+#
+# 9. End           Guard._end_alerts()
+#    An alert ends when a complete frame and the undamaged frame before it are both
+#    without it.
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
 TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
@@ -531,19 +543,11 @@ WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 3)
 SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all at once
 SMALL_FALL_WH = 30  # a fall that must last longer (rule 3)
 SMALL_FALL_LASTS = 120  # seconds (rule 3)
-CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
-FORGET_AFTER = 300  # seconds (rules 5, 6 and 8)
-# Of fast labels.  In overload a three-phase meter sends 20 short frames of 0.65 s, then
-# a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
-FORGET_FAST_AFTER = 30
-ALL_READ_WITHIN = 60  # seconds in which every label comes intact (for the relay)
 
 IDENTITIES = ("ADCO", "ADSC")
 # SINST1: in the first version of standard mode; later the power of a phase.
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
 INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
-EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
-BALANCE = frozenset(EASF + ("EAST",))
 CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
 PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
@@ -563,21 +567,12 @@ KINDS = {
     **dict.fromkeys([*IDENTITIES, "OPTARIF", "NGTF"], DECISIVE),
 }
 
-# Forgotten early (rule 8): an old value would be drawn as a flat line.
-FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
-FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
-TRANSIENT = OVERLOADS + ("PEJP",)  # alerts, sent only while they last (rule 9)
-# Each undamaged frame has one of these at its end or near it.
-LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
-# All labels of a short frame.
-SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
-
 
 class Candidate(NamedTuple):
-    """The newest reading of a label, which is not trusted yet.
+    """The newest reading of a label, while it is not trusted.
 
-    Only a power can be trusted and a candidate.  When two readings confirm it, it is
-    trusted and stays the candidate, so that the next power can be compared with it.
+    Only the candidate of a power can be trusted as well: it stays, so that the next
+    power can be compared with it.
     """
 
     group: Group
@@ -593,12 +588,12 @@ class LabelState:
 
     While the last reading was the trusted one, there is no candidate.  observe() makes
     any other reading the candidate.  A candidate that agrees with the candidate before
-    confirms it, which may make it trusted.  Only trust() and distrust() change `group`.
+    confirms it, which may make it trusted.
     """
 
     def __init__(self, label: str) -> None:
         self.kind = KINDS.get(label, ORDINARY)
-        self.group: Group | None = None  # trusted
+        self.group: Group | None = None  # trusted; only trust() and forget() set it
         self.time = -math.inf  # when the trusted group was last read
         self.candidate: Candidate | None = None
         self.follower = ""  # of an index: the label that always follows it (rule 5)
@@ -610,7 +605,7 @@ class LabelState:
         self.time = time
         self.candidate = None
 
-    def distrust(self) -> None:
+    def forget(self) -> None:
         """Forget all readings."""
         self.group = None
         self.candidate = None
@@ -638,7 +633,6 @@ class LabelState:
         Indexes 100, 100: 100 becomes the trusted reading, and there is no candidate.
         """
         if self.kind == POWER:
-            # Powers agree without being equal: trust the newer power.
             self.trust(newer.group, newer.time)
             self.candidate = newer  # which the next power may confirm
             return
@@ -717,6 +711,80 @@ def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
     return 0 < fall <= SMALL_FALL_WH and is_recent
 
 
+def is_near(power: int, expected: int, phases: int) -> bool:
+    """Return whether a power is close enough to the expected power, both in VA.
+
+    The expected power comes from the currents of so many phases.  A meter gives them in
+    whole amperes: up to 230 VA a phase may be missing.  It is computed with 230 V, and
+    the mains may have 250 V: a twelfth more.  Two powers in a row may differ by as much
+    as a power and the current of one phase.
+    """
+    return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
+
+
+def matches_currents(power: Group, amperes: list[int]) -> bool:
+    """Return whether a power matches the currents of all phases (rule 6)."""
+    if not amperes:
+        return False
+    if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
+        return False  # a single-phase meter gives PAPP in tens, as all captures show
+    return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
+
+
+######## Guard: frames in, trusted groups out ##########################################
+
+# A frame is
+#   whole         if its beginning and its end were seen (Decode);
+#   undamaged     if it is whole, has no damaged group, begins with the identity, and
+#                 has one of the labels that end a frame;
+#   complete      if it is undamaged and ends like the undamaged frame before it;
+#   short         if it has only identity and currents, one of them an overload: a
+#                 three-phase meter in overload.
+
+CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
+FOLLOWER_LASTS = 300  # seconds for which a missing follower refuses an index (rule 5)
+ZERO_LASTS = 300  # seconds between a 0 VA and the 0 VA that confirms it (rule 6)
+HIDE_AFTER = 300  # seconds without a reading (rule 8)
+# For labels that change fast.  In overload a three-phase meter sends 20 short frames of
+# 0.65 s, then a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
+HIDE_FAST_AFTER = 30
+
+# An old value of these would be drawn as a flat line, or shown as the wrong period.
+FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
+FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
+EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
+BALANCE = frozenset(EASF + ("EAST",))
+TRANSIENT = OVERLOADS + ("PEJP",)  # alerts, sent only while they last (rule 9)
+# Each undamaged frame has one of these at its end or near it.
+LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
+# All labels of a short frame.
+SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
+
+
+def is_undamaged(frame: Frame) -> bool:
+    """Return whether a frame is undamaged, as defined above."""
+    if not frame.whole or frame.damaged:
+        return False
+    first = next(iter(frame.groups))
+    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
+
+
+def is_complete(frame: Frame, labels_before: list[str]) -> bool:
+    """Return whether a frame is complete; labels_before: of the undamaged frame before.
+
+    A flipped bit can turn an LF into STX, and so cut a frame into two undamaged halves.
+    The first half lacks the last label of the frame before, the second half lacks the
+    identity: neither is complete.
+    """
+    return is_undamaged(frame) and list(frame.groups)[-1:] == labels_before[-1:]
+
+
+def is_short(frame: Frame) -> bool:
+    """Return whether a frame is short, as defined above."""
+    labels = frame.groups.keys()
+    return labels <= SHORT_FRAME and not labels.isdisjoint(OVERLOADS)
+
+
 def is_balanced(groups: dict[str, Group]) -> bool:
     """Return whether EASF01 to EASF10 add up to EAST (rule 4), as in every capture."""
     if not groups.keys() >= BALANCE:
@@ -731,9 +799,9 @@ def may_be_joined(state: LabelState, frame: Frame, label: str, now: float) -> bo
     if not state.follower:
         return False  # none is learned yet
     if not follower_in(frame, label):
-        return False  # damage, an alert or the frame's end stands behind the index
+        return False  # damage, an alert or the frame's end comes right after the index
     is_missing = state.follower not in frame.groups
-    return is_missing and now - state.last_read() <= FORGET_AFTER
+    return is_missing and now - state.last_read() <= FOLLOWER_LASTS
 
 
 def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
@@ -744,7 +812,7 @@ def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
     if state.follower in frame.groups and follower != state.follower:
         # Index A, learned follower C: the frame before had A C, this frame has A B C.
         # So B was missing from the frame before, whose A may have been A and B joined.
-        state.distrust()
+        state.forget()
     state.follower = follower
 
 
@@ -752,25 +820,6 @@ def follower_in(frame: Frame, label: str) -> str:
     """Return the label that follows an index; empty if that is no lasting label."""
     follower = frame.follower(label)
     return "" if follower in TRANSIENT else follower
-
-
-def is_near(power: int, expected: int, phases: int) -> bool:
-    """Return whether a power is close enough to the expected power, both in VA.
-
-    The expected power is made of the currents of so many phases, in whole amperes: up
-    to 230 VA a phase are missing.  The mains may have 250 V in place of 230: a twelfth
-    more.  Two powers in a row may differ as much as those of one phase.
-    """
-    return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
-
-
-def matches_currents(power: Group, amperes: list[int]) -> bool:
-    """Return whether a power matches the currents of all phases (rule 6)."""
-    if not amperes:
-        return False
-    if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
-        return False  # a single-phase meter gives PAPP in tens, as all captures show
-    return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
 
 
 # The owner of a frame (rule 1).
@@ -810,7 +859,7 @@ class Identity:
             return OURS
         had_identity = state.group is not None
         state.observe(group, now)
-        is_trusted = state.candidate is None  # observe() trusts this identity now
+        is_trusted = state.group is not None and is_same(state.group, group)
         if had_identity:
             return NEW if is_trusted else FOREIGN
         # Until two readings agree, each frame begins anew, so that the groups of two
@@ -826,103 +875,49 @@ class Identity:
         return ""
 
 
-class FrameOrder:
-    """The labels of a meter's frames, in the meter's order."""
+class Accepted(NamedTuple):
+    """A frame of our meter, to which the guard has applied the rules."""
 
-    def __init__(self) -> None:
-        self.labels: list[str] = []
-        self.last_undamaged: list[str] = []  # labels of the last undamaged frame
-        self.last_undamaged_time = -math.inf
-        # Undamaged frames in a row, for is_power_lost().
-        self.undamaged_without_power = 0
-
-    def is_complete(self, frame: Frame) -> bool:
-        """Return whether a frame is undamaged and ends as the undamaged frame before.
-
-        A flipped bit can turn an LF into STX, and so cut a frame into two undamaged
-        halves.  The first half lacks the last label of the frame before, the second
-        half lacks the identity: neither is complete.
-        """
-        ends_alike = list(frame.groups)[-1:] == self.last_undamaged[-1:]
-        return is_undamaged(frame) and ends_alike
-
-    def learn(self, frame: Frame, is_complete: bool, now: float) -> None:
-        """Learn the labels of a frame, and their order."""
-        labels = list(frame.groups)
-        if is_complete:
-            self.labels = list(labels)
-            if labels != self.last_undamaged:
-                # Keep a label that only the frame before had: a line can lose a whole
-                # group without damage (rule 5).
-                self._insert(self.last_undamaged)
-        elif not is_short(frame):
-            self._insert(labels)
-        if is_complete or is_undamaged(frame):
-            self.last_undamaged = labels
-            self.last_undamaged_time = now
-            self.undamaged_without_power += 1
-        if not DRAWN_POWER.isdisjoint(labels):
-            self.undamaged_without_power = 0
-
-    def _insert(self, labels: Iterable[str]) -> None:
-        """Insert each new label behind the label that it follows in a frame."""
-        place = 0  # 0: no label of this frame has a known place yet
-        for label in labels:
-            if label in self.labels:
-                place = self.labels.index(label) + 1
-            elif place or label in IDENTITIES:  # at place 0 only an identity
-                self.labels.insert(place, label)
-                place += 1
-
-
-def is_undamaged(frame: Frame) -> bool:
-    """Return whether a frame is undamaged, as defined above."""
-    if not frame.whole or frame.damaged:
-        return False
-    first = next(iter(frame.groups))
-    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
-
-
-def is_short(frame: Frame) -> bool:
-    """Return whether a frame is short, as defined above."""
-    labels = frame.groups.keys()
-    return labels <= SHORT_FRAME and bool(labels & set(OVERLOADS))
+    frame: Frame
+    begins_meter: bool  # nothing was known of its meter before
+    ends_silence: bool  # no frame had come for longer than the time-out
+    is_complete: bool
 
 
 class Guard:
-    """Applies the rules to the frames of one meter, and gives the relay its groups."""
+    """Applies the rules to the frames of one meter."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
         self.identity = Identity()
-        self.last_frame = -math.inf  # when the last frame of this meter was complete
+        self.last_frame = -math.inf  # when the last frame of this meter ended
         self.unbalanced_time = -math.inf  # when rule 4 was last broken
         self.implausible = 0  # groups that rules 1 and 3 to 5 refused
-        self._relay_from = math.inf  # the relay waits until then
-        self._forget_all()
+        self._forget_meter()
 
-    def _forget_all(self) -> None:
+    def _forget_meter(self) -> None:
         """Begin with a meter about which nothing is known."""
         self.labels: dict[str, LabelState] = {}
         self.frames = 0
-        self._order = FrameOrder()
+        # The last undamaged frame: its labels in their order, and its time.
+        self._undamaged: list[str] = []
+        self._undamaged_time = -math.inf
+        self._without_power = 0  # undamaged frames in a row
 
     def is_silent(self, now: float) -> bool:
         """Return whether the meter has sent no frame for longer than the time-out."""
         return now - self.last_frame > self.timeout
 
-    def take(self, frame: Frame, now: float) -> bool:
-        """Apply the rules to a frame that ended at `now`; return whether it is ours."""
+    def take(self, frame: Frame, now: float) -> Accepted | None:
+        """Apply the rules to a frame that ended at `now`; None: it is not ours."""
         was_silent = self.is_silent(now)
         owner = self.identity.owner_of(frame, now, was_silent)
         if owner == FOREIGN:
             self.implausible += len(frame.groups)
         if owner in (FOREIGN, UNKNOWN_OWNER):
-            return False
+            return None
         if owner == NEW:
-            self._forget_all()
-        if was_silent or not self.labels:
-            self._relay_from = now + ALL_READ_WITHIN
+            self._forget_meter()
         if is_short(frame) and not was_silent:
             # A short frame has no index, so it cannot confirm one: rule 2 waits longer.
             for state in self.labels.values():
@@ -930,8 +925,13 @@ class Guard:
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        self._learn(frame, now)
-        return True
+        complete = is_complete(frame, self._undamaged)
+        if complete:
+            self._learn_followers(frame, now)
+            self._end_alerts(frame)
+        # Last, because these two compare the frame with the undamaged frame before it.
+        self._note_undamaged(frame, now)
+        return Accepted(frame, owner == NEW, was_silent, complete)
 
     def _take_groups(self, frame: Frame, now: float) -> None:
         for label, group in frame.groups.items():
@@ -975,7 +975,7 @@ class Guard:
         """Apply rule 6 to a power; return whether it is trusted."""
         is_trusted = matches_currents(power, self._amperes(now))
         if not is_trusted and int(power.data) == 0:
-            is_trusted = now - state.zero_time <= FORGET_AFTER
+            is_trusted = now - state.zero_time <= ZERO_LASTS
             state.zero_time = now
         if is_trusted:
             state.trust(power, now)
@@ -990,22 +990,10 @@ class Guard:
                 amperes.append(int(state.group.data))
         return amperes
 
-    def _learn(self, frame: Frame, now: float) -> None:
-        """Learn the order of the labels, and which labels have ended."""
-        is_complete = self._order.is_complete(frame)
-        if is_complete:
-            # It has every label: the relay need not wait any longer.
-            self._relay_from = min(now, self._relay_from)
-            # These two compare it with the undamaged frame before, which learn()
-            # replaces.
-            self._learn_followers(frame, now)
-            self._end_alerts(frame)
-        self._order.learn(frame, is_complete, now)
-
     def _learn_followers(self, frame: Frame, now: float) -> None:
         """Learn the followers of all indexes, also of the indexes that stand still."""
         labels = list(frame.groups)
-        if labels == self._order.last_undamaged:
+        if labels == self._undamaged:
             return  # nothing new
         for label in INDEXES.intersection(labels):
             state = self.labels[label]
@@ -1018,70 +1006,131 @@ class Guard:
             state = self.labels.get(label)
             if state is None or label in frame.groups:
                 continue
-            if state.last_read() < self._order.last_undamaged_time:
+            # Read before the undamaged frame came: that frame was without it.
+            if state.last_read() < self._undamaged_time:
                 del self.labels[label]
+
+    def _note_undamaged(self, frame: Frame, now: float) -> None:
+        """Note an undamaged frame, and whether frames have a power."""
+        undamaged = is_undamaged(frame)
+        if undamaged:
+            self._undamaged = list(frame.groups)
+            self._undamaged_time = now
+        if not DRAWN_POWER.isdisjoint(frame.groups):
+            self._without_power = 0
+        elif undamaged:
+            self._without_power += 1
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that were read lately (rule 8), by label."""
-        keep_slow = max(self.timeout, FORGET_AFTER)
+        keep_slow = max(self.timeout, HIDE_AFTER)
         groups = {}
         for label, state in self.labels.items():
-            limit = FORGET_FAST_AFTER if label in FAST else keep_slow
+            limit = HIDE_FAST_AFTER if label in FAST else keep_slow
             if state.group is not None and now - state.time <= limit:
                 groups[label] = state.group
         return groups
 
     def unread(self, labels: Iterable[str], now: float) -> list[str]:
-        """Return the labels that have not been read for FORGET_FAST_AFTER."""
+        """Return the labels that have not been read for HIDE_FAST_AFTER."""
         unread = []
         for label in labels:
             state = self.labels.get(label)
-            if state is None or now - state.last_read() > FORGET_FAST_AFTER:
+            if state is None or now - state.last_read() > HIDE_FAST_AFTER:
                 unread.append(label)
         return unread
 
     def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether a power that is not known will not come.
+        """Return whether to do without a power that is not known now.
 
         Either the meter sends no power (two undamaged frames had none), or this label
-        was trusted once, and has not come intact for FORGET_FAST_AFTER.
+        was trusted once, and has not come intact for HIDE_FAST_AFTER.
         """
+        if self._without_power > 1:
+            return True
         state = self.labels.get(label)
-        is_lost = False
-        if state is not None and state.group is not None:
-            is_lost = now - state.last_read() > FORGET_FAST_AFTER
-        return is_lost or self._order.undamaged_without_power > 1
+        was_trusted = state is not None and state.group is not None
+        return was_trusted and bool(self.unread([label], now))
 
-    def trusted_groups(self, frame: Frame, now: float) -> list[Group]:
-        """Return the trusted groups to relay in place of a frame that was taken.
 
-        They stand in the meter's order; a group that is damaged, or not trusted yet, is
-        replaced by the last trusted group.  The list is empty while a label is awaited:
-        Domoticz, as a reader of the relay, stores 0 for an index that its first frame
-        lacks.
+######## Rebuild: accepted frames in, frames of trusted groups out, for the relay ######
+
+
+class Rebuilder:
+    """Rebuilds the frames of one meter out of trusted groups.
+
+    Domoticz, as a reader of the relay, stores 0 for an index that its first frame
+    lacks.  So there is no frame while a label is still awaited.
+    """
+
+    # Seconds in which every label comes intact.  After a complete frame there is no
+    # need to wait for so long.
+    ALL_READ_WITHIN = 60
+
+    def __init__(self) -> None:
+        self._order: list[str] = []  # the meter's labels, in its order
+        self._last_complete: list[str] = []  # the labels of the last complete frame
+        self._all_read_at = math.inf  # by then every label has come
+
+    def take(self, accepted: Accepted, guard: Guard, now: float) -> list[Group]:
+        """Return the trusted groups in place of a frame; empty: a label is awaited.
+
+        They stand in the meter's order.  A group that is damaged or not trusted is
+        replaced by the trusted group of its label.
         """
-        if now < self._relay_from:
+        if accepted.begins_meter:
+            self._order = []
+            self._last_complete = []
+        if accepted.begins_meter or accepted.ends_silence:
+            self._all_read_at = now + self.ALL_READ_WITHIN
+        if accepted.is_complete:
+            self._all_read_at = min(now, self._all_read_at)
+        self._learn_order(accepted)
+        if now < self._all_read_at:
             return []
-        if any(self._is_awaited(label, now) for label in self._order.labels):
+        if any(self._is_awaited(label, guard, now) for label in self._order):
             return []
-        order = list(frame.groups) if is_short(frame) else self._order.labels
+        frame = accepted.frame
+        order = list(frame.groups) if is_short(frame) else self._order
         if set(IDENTITIES).isdisjoint(order):
             return []  # half a short frame, or no identity has come yet
-        known = self.known(now)
+        known = guard.known(now)
         return [known[label] for label in order if label in known]
 
-    def _is_awaited(self, label: str, now: float) -> bool:
-        """Return whether a label is read, but is not trusted yet.
+    def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
+        """Return whether a label comes, but is not trusted yet.
 
-        An index is awaited for ever.  Other labels are awaited for some time only: a
-        label that changes in each frame is never confirmed.
+        An index is awaited for as long as it comes.  Other labels are awaited for some
+        time only: a label that changes in each frame is never confirmed.
         """
-        state = self.labels.get(label)
+        state = guard.labels.get(label)
         if state is None or state.group is not None:
             return False
-        is_early = now <= self._relay_from + ALL_READ_WITHIN
-        is_read = now - state.last_read() <= ALL_READ_WITHIN
+        is_early = now <= self._all_read_at + self.ALL_READ_WITHIN
+        is_read = now - state.last_read() <= self.ALL_READ_WITHIN
         return is_read and (is_early or state.kind == INDEX)
+
+    def _learn_order(self, accepted: Accepted) -> None:
+        """Learn the labels of a frame, and their order."""
+        labels = list(accepted.frame.groups)
+        if accepted.is_complete:
+            self._order = list(labels)
+            # Keep a label that only the frame before had: a line can lose a whole group
+            # without damage (rule 5).
+            self._insert(self._last_complete)
+            self._last_complete = labels
+        elif not is_short(accepted.frame):
+            self._insert(labels)
+
+    def _insert(self, labels: Iterable[str]) -> None:
+        """Insert each new label behind the label that it follows in a frame."""
+        place = 0  # 0: no label of this frame has a known place yet
+        for label in labels:
+            if label in self._order:
+                place = self._order.index(label) + 1
+            elif place or label in IDENTITIES:  # at place 0 only an identity
+                self._order.insert(place, label)
+                place += 1
 
 
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
@@ -1576,40 +1625,47 @@ class Meter:
         self.timeout = timeout
         self.decoder = Decoder()
         self.guard = Guard(timeout)
-        self._is_relayed = is_relayed
-        # The frames that the last bytes have completed, with trusted groups only; empty
-        # unless is_relayed.
-        self.for_relay: list[bytes] = []
+        self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
+        # Frames of this meter since the last feed() began: their number, and if the
+        # meter is relayed, the frames themselves, rebuilt from trusted groups.
+        self.accepted = 0
+        self.for_relay: list[bytes] = []
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take bytes that came at `now` seconds; return the number of new frames."""
+        """Take bytes that came at `now` seconds; return the number of ended frames."""
         self._last_byte = now
+        self.accepted = 0
         self.for_relay = []
         frames = self.decoder.feed(data)
         for frame in frames:
-            is_ours = self.guard.take(frame, now)
-            if self._is_relayed and is_ours and frame.whole:
-                self._add_for_relay(frame, now)
+            self._take(frame, now)
         return len(frames)
 
-    def _add_for_relay(self, frame: Frame, now: float) -> None:
-        """Add the trusted groups of a frame, if the meter's values are served."""
-        view = self.view(now)
-        if view.fields is None:
+    def disconnected(self) -> None:
+        """Note that the link ended; use the complete groups of the unfinished frame."""
+        for frame in self.decoder.disconnected():
+            self._take(frame, self._last_byte)
+
+    def _take(self, frame: Frame, now: float) -> None:
+        accepted = self.guard.take(frame, now)
+        if accepted is None:
             return
-        # Domoticz as a TIC reader crashes on Tempo without NTARF (TeleinfoBase.cpp).
-        is_tempo = view.fields["OPTARIF"] == TEMPO.option
-        if view.mode == STANDARD and is_tempo and "NTARF" not in view.labels:
+        self.accepted += 1
+        if self._rebuilder is None:
             return
-        groups = self.guard.trusted_groups(frame, now)
-        if groups:
+        groups = self._rebuilder.take(accepted, self.guard, now)
+        if groups and frame.whole and self._may_be_relayed(now):
             self.for_relay.append(encode_frame(group.raw for group in groups))
 
-    def disconnected(self) -> None:
-        """Note that the link ended; use what is complete of the unfinished frame."""
-        for frame in self.decoder.disconnected():
-            self.guard.take(frame, self._last_byte)
+    def _may_be_relayed(self, now: float) -> bool:
+        """Return whether the relay may send the values: they are served as well."""
+        view = self.view(now)
+        if view.fields is None:
+            return False
+        # Domoticz as a TIC reader crashes on Tempo without NTARF (TeleinfoBase.cpp).
+        is_tempo = view.fields["OPTARIF"] == TEMPO.option
+        return not is_tempo or view.mode == HISTORIC or "NTARF" in view.labels
 
     def fields(self, now: float) -> Fields | None:
         """Return the 31 fields to serve, tag -> int or str; None: some are not known.
@@ -1655,7 +1711,7 @@ class Meter:
         mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        self._complete(fields, labels, now)
+        self._fill_in(fields, labels, now)
         needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
         unknown = [tag for tag in needed if fields[tag] is None]
         if not unknown:
@@ -1676,7 +1732,7 @@ class Meter:
         # All are known, but EAST is not their sum: some are no longer read.
         return self.guard.unread(INDEX_LABELS, now)
 
-    def _complete(self, fields: Fields, labels: Labels, now: float) -> None:
+    def _fill_in(self, fields: Fields, labels: Labels, now: float) -> None:
         """Fill in the fields that need more than the labels."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
@@ -2250,7 +2306,7 @@ class History:
     STEPS = 1440  # in 24 hours
 
     def __init__(self, now: float) -> None:
-        self.running = int(now // self.STEP)  # the number of the running minute
+        self._running = int(now // self.STEP)  # the number of the running minute
         self._minutes: deque[Minute] = deque(maxlen=self.STEPS)
         self._powers: list[int] = []  # VA, of the running minute
         self._is_cheap = False
@@ -2273,6 +2329,11 @@ class History:
         self._close_minutes(now)
         return tuple(self._minutes)
 
+    def running_minute(self, now: float) -> int:
+        """Return the number of the running minute."""
+        self._close_minutes(now)
+        return self._running
+
     def last_hour(self) -> Counts:
         """Return the counts of the last hour: an older fault may have been repaired."""
         steps = HOUR // self.STEP
@@ -2281,7 +2342,7 @@ class History:
         return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
-        while self.running < now // self.STEP:
+        while self._running < now // self.STEP:
             mean = None
             if self._powers:
                 mean = round(sum(self._powers) / len(self._powers))
@@ -2289,7 +2350,7 @@ class History:
             self._minutes.append(Minute(mean, self._is_cheap, lost, self._counts))
             self._powers = []
             self._counts_before = self._counts
-            self.running += 1
+            self._running += 1
 
 
 class DayEnergy(NamedTuple):
@@ -2302,7 +2363,9 @@ class DayEnergy(NamedTuple):
 class Day:
     """Counts the energy of a day, from the indexes alone."""
 
-    LONGEST_GAP = 60.0  # seconds; across midnight a meter counts next to nothing
+    # Seconds.  If midnight is in a shorter gap between two readings, the earlier one
+    # serves as the reading at midnight.
+    LONGEST_GAP = 60.0
 
     def __init__(self) -> None:
         self._meter = ""  # identity and tariff
@@ -2320,11 +2383,11 @@ class Day:
         local = time.localtime(wall)
         date = time.strftime("%Y-%m-%d", local)
         gap = wall - self._last_time
-        is_same = meter == self._meter and not jumps(self._last, indexes, gap)
+        continues = meter == self._meter and not jumps(self._last, indexes, gap)
         is_today = date == self._date
-        if is_same and not is_today and 0 <= gap <= self.LONGEST_GAP:
+        if continues and not is_today and 0 <= gap <= self.LONGEST_GAP:
             self._begin("", self._last)  # midnight has just passed
-        elif not is_same or not is_today:
+        elif not continues or not is_today:
             self._begin(time.strftime("%H:%M", local), indexes)
         self._meter = meter
         self._date = date
@@ -2347,14 +2410,15 @@ class Snapshot(NamedTuple):
 
     source: str  # host:port
     timeout: float  # seconds after `time` for which the view may be served
-    time: float  # when the last frame was complete; -inf: before the first frame
+    time: float  # when the last frame of the meter ended; -inf: there was none yet
     view: View
     shows_injection: bool  # input 2 shows the injection of this meter
     last_view: View  # the last view that was served; until then, the first view
     last_time: float  # when last_view was served; -inf: never
-    reason: Reason  # why no values are served; ALL_WELL while values are served
+    # The last fault, or ALL_WELL; why no values are served, as soon as none are served.
+    reason: Reason
     ever_served: bool
-    evictions: int  # brief connections in a row, as in Link
+    brief_connections: int  # in a row, as in Link
     remarks: list[str]  # defects of a link that works, and changes of the meter
     counters: Fields  # since the start, for /ecolinky.json
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
@@ -2371,9 +2435,9 @@ class Snapshot(NamedTuple):
 class Input:
     """All that is known of one input, and the lines to log about it."""
 
-    # Until then no missing label is logged.  It may just be late, and a line of the log
-    # stays: wait for more than A_FEW_FRAMES.
-    FRAMES_BEFORE_LOG = 10
+    # After so many frames, a label that has not come is missing.  A label may be late
+    # for more than A_FEW_FRAMES, and what is logged cannot be taken back.
+    FRAMES_FOR_ALL_LABELS = 10
 
     def __init__(
         self,
@@ -2398,21 +2462,21 @@ class Input:
         self.notices = Notices(say)
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
         # When all fields were last known, or when the connection began.
-        self._complete_at = now
+        self._all_known_at = now
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
-        self._complete_at = now
+        self._all_known_at = now
 
     def feed(self, data: bytes, now: float) -> bool:
         """Take bytes; return whether there is something new to publish.
 
         Raises LinkError if the connection should be closed.
         """
-        frames = self.meter.feed(data, now)
+        frame_count = self.meter.feed(data, now)
         self.history.note_counts(self.meter.counts(), now)
-        if frames:
+        if frame_count:
             self.link.note_frame(now)
             self._take_view(now)
             return True
@@ -2426,36 +2490,43 @@ class Input:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
-        is_evicted = self.link.end(error, now)
-        reason = EVICTED if is_evicted else reason_of(error)
-        self._report(reason, now, always=is_evicted)
+        if not self.link.end(error, now):
+            self._report(reason_of(error), now)
+            return
+        if self._is_serving(now):
+            # Two programs that take turns can go on for ever: log it at once.
+            self.notices.log_fault(EVICTED.cause, str(EVICTED), now)
+        self._report(EVICTED, now)
 
     def _take_view(self, now: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
-        none_was_accepted = self.meter.last_frame < now
-        if none_was_accepted:
-            # Another meter would be accepted within the patience (rule 1): these frames
-            # have no identity, or a damaged identity.
-            if now - self._complete_at > self.patience:
-                self.view = self.meter.view(now)
-                self._report(NO_IDENTITY, now)
-            return
-        self.view = self.meter.view(now)
-        fields = self.view.fields
-        if fields is not None:
-            self.reason = ALL_WELL
-            self._complete_at = now
-            self._last_view = self.view
-            self._last_time = now
-            self._add_power(fields, now)
-            self._log_news(fields, now)
-        elif now - self._complete_at > self.patience:
-            is_unbalanced = self.meter.was_unbalanced(now - self.patience)
-            counts = self.history.last_hour()
-            reason = why_incomplete(self.view, counts, is_unbalanced)
-            self._report(reason, now, INCOMPLETE)
-        else:
-            self.reason = TO_BE_CONFIRMED
+        is_overdue = now - self._all_known_at > self.patience
+        if self.meter.accepted:
+            self.view = self.meter.view(now)
+            if self.view.fields is not None:
+                self._take_fields(self.view.fields, now)
+            elif is_overdue:
+                self._report(self._why_incomplete(now), now, INCOMPLETE)
+            else:
+                self.reason = TO_BE_CONFIRMED
+        elif is_overdue:
+            # The guard has refused all frames since then.  It would have accepted
+            # another meter by now (rule 1): the identity is missing or damaged.
+            self.view = self.meter.view(now)
+            self._report(NO_IDENTITY, now)
+
+    def _take_fields(self, fields: Fields, now: float) -> None:
+        """Take the fields of a view that serves values."""
+        self.reason = ALL_WELL
+        self._all_known_at = now
+        self._last_view = self.view
+        self._last_time = now
+        self._add_power(fields, now)
+        self._log_news(fields, now)
+
+    def _why_incomplete(self, now: float) -> Reason:
+        is_unbalanced = self.meter.was_unbalanced(now - self.patience)
+        return why_incomplete(self.view, self.history.last_hour(), is_unbalanced)
 
     def _add_power(self, fields: Fields, now: float) -> None:
         power = fields["PAPP"]
@@ -2463,10 +2534,10 @@ class Input:
             power -= self.view.injection["PAPP"]
         self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
 
-    def count_day(self, now: float, wall: float) -> None:
-        """Count today's energy if a frame came at `now`; wall: time since the epoch."""
+    def count_day(self, wall: float) -> None:
+        """Count today's energy after feed(); wall: seconds since the epoch."""
         fields = self.view.fields
-        if fields is None or self.meter.last_frame < now:
+        if fields is None or not self.meter.accepted:
             return
         indexes = indexes_of(fields)
         if self.view.injection is not None:
@@ -2474,39 +2545,46 @@ class Input:
         meter = fields["ADCO"] + name_of_tariff(fields)
         self._today = self._day.take(meter, indexes, wall)
 
-    def _report(
-        self, reason: Reason, now: float, kind: str = "", always: bool = False
-    ) -> None:
-        """Note a fault; log it if no values are served any more, or always.
+    def _report(self, reason: Reason, now: float, kind: str = "") -> None:
+        """Note a fault; log it if no values are served any more.
 
         Each kind is logged as a warning once an hour; without a kind, each cause.
         """
         self.reason = reason
-        kind = kind or reason.cause
-        # The view was fresh when it was taken; the meter may have been silent since.
-        is_served = self.view.fields is not None and not self.meter.is_silent(now)
-        if not is_served:
+        if not self._is_serving(now):
             self.notices.nothing_served()
-            self.notices.log_fault(kind, str(reason) + NOTHING_SERVED, now)
-        elif always:
-            self.notices.log_fault(kind, str(reason), now)
+            self.notices.log_fault(
+                kind or reason.cause, f"{reason}{NOTHING_SERVED}", now
+            )
+
+    def _is_serving(self, now: float) -> bool:
+        """Return whether the last view is served: it has fields, and is fresh."""
+        return self.view.fields is not None and not self.meter.is_silent(now)
+
+    def _has_had_all_labels(self) -> bool:
+        """Return whether each label that the meter sends has had time to come."""
+        return self.meter.counts().frames > self.FRAMES_FOR_ALL_LABELS
 
     def _log_news(self, fields: Fields, now: float) -> None:
         """Log the news: meter, index, contract, injection, and faults of the link."""
         mode = MODE_NAMES[self.view.mode]
         self.notices.log_served(fields["ADCO"], name_of_tariff(fields), mode, now)
         self.notices.log_jumps(indexes_of(fields), now)
-        has_had_time = self.meter.counts().frames > self.FRAMES_BEFORE_LOG
-        if has_had_time:
+        labels = self.view.labels
+        had_time = self._has_had_all_labels()
+        if had_time:
             self._log_faults(now)
-        has_period = self.view.labels.keys() >= {"LTARF", "NTARF"}
-        if contract_of(self.view.labels) is UNKNOWN and (has_period or has_had_time):
-            self.notices.log_unknown_contract(self.view.labels)
-        if has_had_time or "EAIT" in self.view.labels:
-            self.notices.log_advice("EAIT" in self.view.labels, self._input_2)
+        names_period = labels.keys() >= {"LTARF", "NTARF"}  # as the line does
+        if contract_of(labels) is UNKNOWN and (names_period or had_time):
+            self.notices.log_unknown_contract(labels)
+        if had_time or "EAIT" in labels:
+            self.notices.log_advice("EAIT" in labels, self._input_2)
 
     def _log_faults(self, now: float) -> None:
-        """Log the faults that lose the same labels in each frame; see also _remarks."""
+        """Log the faults that lose the same labels in each frame.
+
+        The page shows all other defects (_remarks); they come and go with the Wi-Fi.
+        """
         cause = cause_of_loss(self.history.last_hour(), self.view.labels)
         if cause == CUT_SHORT:
             self.notices.log_fault(CUT_SHORT.cause, str(CUT_SHORT), now)
@@ -2532,11 +2610,9 @@ class Input:
             "refused": self.meter.refused(),
             "connections": self.link.connections,
         }
-        minutes = self.history.minutes(now)
-        # Input 2 is stale while EAIT may still come, and after the meter has fallen
-        # silent.  It is absent only if the meter does not inject.
-        is_early = counts.frames <= self.FRAMES_BEFORE_LOG
-        may_inject = is_early or self.meter.has_ever_sent("EAIT")
+        # Input 2 is absent only if the meter does not inject.  While EAIT may still
+        # come, and while the meter is silent, input 2 is there without values.
+        may_inject = not self._has_had_all_labels() or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
@@ -2547,11 +2623,11 @@ class Input:
             last_time=self._last_time,
             reason=self.reason,
             ever_served=self.notices.ever_served,
-            evictions=self.link.brief_connections,
+            brief_connections=self.link.brief_connections,
             remarks=self._remarks() + self._changes(now),
             counters=counters,
-            minutes=minutes,
-            running_minute=self.history.running,
+            minutes=self.history.minutes(now),
+            running_minute=self.history.running_minute(now),
             today=self._today,
         )
 
@@ -3449,7 +3525,7 @@ class Reader(threading.Thread):
     def _take(self, data: bytes, now: float) -> None:
         if not self._input.feed(data, now):
             return
-        self._input.count_day(now, time.time())
+        self._input.count_day(time.time())
         self._publish()
         frames = self._input.meter.for_relay
         if self._relay is not None and frames:
@@ -3816,9 +3892,9 @@ def counted(snapshot: Snapshot) -> str:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Return whether reading an input for longer would change nothing."""
-    if snapshot.evictions >= ENOUGH_EVICTIONS:
+    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
         return True
-    if snapshot.evictions:  # the other program may come again
+    if snapshot.brief_connections:  # the other program may come again
         return False
     if snapshot.counters["frames"] == 0:
         return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
@@ -3829,7 +3905,7 @@ def is_decided(snapshot: Snapshot) -> bool:
 def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     """Return the findings about an input; the last one is the verdict."""
     view = snapshot.view
-    if snapshot.evictions >= ENOUGH_EVICTIONS:
+    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
         reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
         return [Finding(FAILED, name, reason)]
     if not snapshot.counters["groups"]:

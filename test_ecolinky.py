@@ -2146,33 +2146,33 @@ class InputTests(InputCase):
         (option,) = [data for label, data in first if label == "OPTARIF"]
         other = "BBR0" if option != "BBR0" else "BBR1"
         self.connect(*[frame(first)] * 4)
-        self.input.count_day(self.now, paris(2026, 1, 15, 10))
+        self.input.count_day(paris(2026, 1, 15, 10))
         self.said()
         self.feed(*[frame(changed(first, OPTARIF=other))] * 20)
         self.assertEqual(other, self.input.view.fields["OPTARIF"])
         self.assertEqual([], self.said())
-        self.input.count_day(self.now, paris(2026, 1, 15, 11))
+        self.input.count_day(paris(2026, 1, 15, 11))
         self.assertEqual("10:00", self.snapshot().today.since)
 
     def test_a_silent_meter_does_not_make_a_midnight(self):
         self.connect(*[HC_FRAME] * 3)
         midnight = paris(2026, 1, 16)
-        self.input.count_day(self.now, midnight - 20)
+        self.input.count_day(midnight - 20)
         for second in range(-18, 20, 2):  # bytes come, but no frame
-            self.now += 2
-            self.input.count_day(self.now, midnight + second)
+            self.feed(b"#")
+            self.input.count_day(midnight + second)
         self.feed(*[HC_FRAME] * 2)
-        self.input.count_day(self.now, midnight + 100)
+        self.input.count_day(midnight + 100)
         self.assertEqual("00:01", self.snapshot().today.since)
 
     def test_todays_energy_is_shown_only_while_values_are_served(self):
-        self.input.count_day(self.now, time.time())
+        self.input.count_day(time.time())
         self.assertIsNone(self.snapshot().today)
         self.connect(*[HC_FRAME] * 3)
         wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(self.now, wall)
+        self.input.count_day(wall)
         self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
-        self.input.count_day(self.now, wall + 6)
+        self.input.count_day(wall + 6)
         energy = {"HCHC": 12, "HCHP": 0}
         expected = {"since": "14:20", "energy": energy}
         describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
@@ -2183,9 +2183,9 @@ class InputTests(InputCase):
     def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
         wall = time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1))
-        self.input.count_day(self.now, wall)
+        self.input.count_day(wall)
         self.feed(*[encoded(standard(EAIT="000000520", SINSTI="00000"))] * 3)
-        self.input.count_day(self.now, wall + 6)
+        self.input.count_day(wall + 6)
         energy = self.snapshot().today.energy
         self.assertEqual({"HCHC": 0, "HCHP": 0, "EAIT": 20}, energy)
 
@@ -4047,7 +4047,7 @@ class CheckTests(InputCase, ProgramCase):
     def test_a_first_eviction_does_not_end_the_check(self):
         self.connect(*[HC_FRAME] * 10)
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertEqual(1, self.snapshot().evictions)
+        self.assertEqual(1, self.snapshot().brief_connections)
         self.assertFalse(ecolinky.is_decided(self.snapshot()))
 
     def test_the_check_asks_for_a_second_frame_when_no_label_is_missing(self):
@@ -5749,7 +5749,7 @@ def a_snapshot(fields=None, age=0.0, **changes):
         shows_injection=False,
         reason=ecolinky.ALL_WELL,
         ever_served=fields is not None,
-        evictions=0,
+        brief_connections=0,
         remarks=[],
         counters={
             "frames": 9,
