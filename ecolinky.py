@@ -38,10 +38,12 @@ Glossary:
     identity       the meter's number, in ADCO (historic mode) or ADSC (standard mode)
     index          a counter of energy, Wh; in standard mode EAST is the total, and
                    EASF01 to EASF10 are its parts
-    power          apparent, VA: PAPP or SINSTS
-    tariff         Base, HC (off-peak), EJP (22 expensive days a year), Tempo (three
-                   colours of days)
+    power          apparent, VA: PAPP or SINSTS; ADPS and ADIR: overload alerts, A
+    injection      energy and power that the house gives to the grid: EAIT, SINSTI
+    tariff         OPTARIF: Base, HC (off-peak), EJP (22 expensive days a year), Tempo
+                   (three colours of days)
     period         PTEC: which index runs; in standard mode NTARF has its number
+    notice         DEMAIN: tomorrow's colour; PEJP: an expensive EJP period begins soon
     STGE           the status register of standard mode: overload, colours, EJP's notice
     ESP8266        a Wi-Fi chip; ESPEasy: its program, which serves the TIC over TCP
     Eco-Devices    a network box with two TIC inputs, 1 and 2, polled over HTTP
@@ -115,7 +117,7 @@ MAINS_VOLTS = 230
 CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
 
 
-######## Decode: bytes in, frames of groups whose checksum is right out ################
+######## Decode: bytes in, frames of intact groups out #################################
 
 # STX begins a frame, ETX ends it; EOT means that the meter abandons the frame.
 STX = b"\x02"
@@ -335,7 +337,7 @@ class Decoder:
         self._opened = False  # its STX has been seen
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes, in chunks of any size; return the frames that are complete."""
+        """Take bytes, in chunks of any size; return the frames that end in them."""
         if not data.isascii():
             if CR_WITH_PARITY_BIT in data:
                 self._eight_bits += 1
@@ -349,7 +351,7 @@ class Decoder:
         return frames
 
     def _marked_frames(self, data: bytes) -> list[Frame]:
-        """Return the frames that the marks in the data complete."""
+        """Return the frames that end at a mark in the data."""
         frames = []
         # split() returns text, mark, text, mark, ..., and last the unfinished text.
         parts = MARK.split(data)
@@ -376,11 +378,11 @@ class Decoder:
         return frames
 
     def _overlong_frame(self) -> list[Frame]:
-        """Return the complete groups of a text with neither mark nor identity."""
-        complete, rest = cut_at_last_line_end(self._buffer)
+        """Return the frame of a long text with neither mark nor identity."""
+        lines, rest = cut_at_last_line_end(self._buffer)
         self._buffer = rest[-self.LONGEST_BUFFER :]  # only the tail of an endless line
         self._opened = False
-        return self._frame(complete, False)
+        return self._frame(lines, False)
 
     def counts(self) -> Counts:
         """Return the counts since the start."""
@@ -395,10 +397,10 @@ class Decoder:
 
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
-        complete, _ = cut_at_last_line_end(self._buffer)
+        lines, _ = cut_at_last_line_end(self._buffer)
         self._buffer = b""
         self._opened = False
-        return self._frame(complete, False)
+        return self._frame(lines, False)
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return a list of the frame in a text, empty if there is none; count it."""
@@ -1376,7 +1378,7 @@ def text_of(labels: Labels, label: str) -> str:
 # The PTEC while index 1, 2, ... 10 runs.  An unused index has a period as well: it may
 # hold the energy of a former contract, and the served indexes must add up to EAST.
 ALL_HOURS = BASE.periods * 10
-ODD_IS_CHEAP = HC.periods * 5  # as in the calendars of all known suppliers
+ODD_IS_CHEAP = HC.periods * 5
 COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
 SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
@@ -1388,20 +1390,20 @@ class Contract(NamedTuple):
     tariff: Tariff
     periods: tuple[str, ...]  # the PTEC of each of the ten indexes
     period_label: str  # the label that gives the period: NTARF or LTARF
-    used: int  # number of indexes in use; ten if that is not known
-    source: str  # the capture or the public code in which it was met
+    used: int  # number of indexes in use, for --check; ten if it is not known
+    source: str  # for the reader of this table: where the contract was met
 
 
 # A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
 # or POINTE is another supplier's contract, with other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
-# Public code; the other sources are captures.
+# Sources: public code.  The names in small letters are captures (.ci/captures).
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
 # The first pattern that matches NGTF decides.  NGTF belongs to the contract, while
 # LTARF, NTARF and STGE change with the hour.  period_label is NTARF if it is known
 # which index is which.  Otherwise it is LTARF: its words give the period, and the
-# indexes are taken for ODD_IS_CHEAP.
+# indexes are assumed to follow ODD_IS_CHEAP, as in all known calendars.
 UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
 CONTRACTS = (
     Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
@@ -1593,7 +1595,8 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     for tag in tags:
         if tag == "PAPP":
             missing.append(standard_power(labels))
-        elif tag in STANDARD_LABELS:  # one of its labels is enough: name the first
+        elif tag in STANDARD_LABELS:
+            # One of its labels is enough: name the first that is missing.
             absent = [label for label in STANDARD_LABELS[tag] if label not in labels]
             missing += absent[:1]
         else:
@@ -2065,9 +2068,9 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     labels = view.labels
     if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    is_wrong = view.mode == STANDARD and not is_total_right(labels)
-    # The sum was wrong within a frame, or it is wrong although every label is known.
-    if is_wrong and (is_unbalanced or not view.missing):
+    has_wrong_sum = view.mode == STANDARD and not is_total_right(labels)
+    # The sum is wrong within a frame (rule 4), or although all its labels are known.
+    if has_wrong_sum and (is_unbalanced or not view.missing):
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
@@ -2133,7 +2136,7 @@ class Link:
         self._byte_count = 0
 
     def note_bytes(self, data: bytes) -> None:
-        """Note bytes that completed no frame.
+        """Note bytes that ended no frame.
 
         Raises LinkError if they are too many: a new connection empties all buffers.
         """
