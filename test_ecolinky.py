@@ -359,11 +359,34 @@ class DecodeTests(MeterCase):
         self.feed(data[30:])
         self.assertEqual({"checksum": 0, "form": 0}, self.meter.decoder.refused)
 
+    def test_a_changed_group_with_the_older_checksum_is_refused(self):
+        changed_power = encoded(historic(papp="00850"))
+        place = changed_power.index(b"\nPAPP 00850 ") + len("\nPAPP 00850 ")
+        # The older meters' checksum covers one more space (20 hex).
+        other_kind = bytes([0x20 + (changed_power[place] & 0x3F)])
+        data = changed_power[:place] + other_kind + changed_power[place + 1 :]
+        self.feed(historic(), historic(), data)
+        self.assertServes(PAPP=790)
+        self.assertEqual({"checksum": 1, "form": 0}, self.meter.decoder.refused)
+        labels = [label for label, _ in historic()]
+        neighbour = labels[labels.index("PAPP") - 1]
+        groups, _, before_damage = ecolinky.decode_groups(data.strip(b"\x02\x03"))
+        self.assertNotIn("PAPP", groups)
+        self.assertEqual({neighbour}, set(before_damage))
 
-######## Guard #########################################################################
+    def test_of_as_many_groups_with_either_checksum_the_older_kind_is_refused(self):
+        older = b"BASE 010151175 "
+        older += bytes([ecolinky.checksum(older)])
+        for pieces in ([b"PAPP 00790 1", older], [older, b"PAPP 00790 1"]):
+            with self.subTest(first=pieces[0]):
+                groups, reasons, _ = ecolinky.decode_groups(b"\r\n".join(pieces))
+                self.assertEqual((["PAPP"], ["checksum"]), (list(groups), reasons))
 
 
-class GuardTests(MeterCase):
+######## Rules #########################################################################
+
+
+class RulesTests(MeterCase):
     def test_a_false_index_with_a_right_checksum_is_never_served(self):
         for base in ("900063207", "000063204", "000093207", "000063237", "000063208"):
             with self.subTest(base=base):
@@ -519,40 +542,6 @@ class GuardTests(MeterCase):
         self.feed(historic(), historic(), historic(papp="00000", IINST="005"))
         self.assertServes(PAPP=790)
 
-    def test_an_index_whose_following_group_is_lost_does_not_change(self):
-        # The head of HCHC and the tail of HCHP, after the loss of one group's length.
-        spliced = frame(
-            changed([each for each in HC if each[0] != "HCHP"], HCHC="012356789")
-        )
-        for count in (2, 7, 50, 100):
-            with self.subTest(count=count):
-                self.afresh(*[HC_FRAME] * 3, *[spliced] * count)
-                self.assertServes(HCHC=12345678, HCHP=23456789)
-                self.feed(HC_FRAME)
-                self.assertServes(HCHC=12345678, HCHP=23456789)
-        growing = [frame(changed(HC, HCHC="0123457%02d" % n)) for n in range(3)]
-        damaged = [without("HCHP", data) for data in growing]
-        self.afresh(*[HC_FRAME] * 3, *damaged)  # a damaged group is not a lost one
-        self.assertServes(HCHC=12345701)
-
-    def test_a_loss_older_than_the_program_leaves_no_false_index(self):
-        spliced = changed([e for e in HC if e[0] != "HCHP"], HCHC="012356789")
-        lossy, clean = frame(spliced), HC_FRAME
-        for stream in (
-            [lossy] + [clean] * 400 + [lossy] * 20 + [clean] * 20,
-            [lossy] * 20 + [clean] * 20,
-            [clean] + [lossy] * 20 + [clean] * 20,
-            [clean] * 5 + [lossy] * 200 + [clean] * 20,
-            [lossy] * 400 + [clean] * 20,
-        ):
-            with self.subTest(frames=len(stream)):
-                self.afresh()
-                for data in stream:
-                    self.feed(data)
-                    if self.served("HCHC") is not None:
-                        self.assertServes(HCHC=12345678, HCHP=23456789)
-                self.assertServes(HCHC=12345678)
-
     def test_readings_far_apart_do_not_confirm_each_other(self):
         self.feed(historic(), historic(), historic(ISOUSC="45"))
         data = encoded(historic()).replace(b"ISOUSC 30 9", b"ISOUSC 30 8")
@@ -561,35 +550,6 @@ class GuardTests(MeterCase):
         self.assertServes(ISOUSC=30)
         self.feed(historic(ISOUSC="45"))
         self.assertServes(ISOUSC=45)
-
-    def test_another_identity_is_accepted_after_eight_frames(self):
-        other = historic(ADCO="027811420828", papp="05555", IINST="024")
-        self.feed(*[historic()] * 3, other, historic(), *[other] * 7)
-        self.assertServes(ADCO="027811420827", PAPP=790)
-        self.feed(other)
-        self.assertServesNothing()
-        self.feed(other)
-        self.assertServes(ADCO="027811420828", PAPP=5555)
-
-    def test_nothing_is_served_unless_the_easf_add_up_to_east(self):
-        for changes in (dict(), dict(NGTF="      BASE      ")):
-            for label in ("EASF01", "EASF02", "EAST"):
-                true = int(dict(e[:2] for e in standard())[label])
-                for error, is_served in ((-101, 0), (-100, 1), (100, 1), (101, 0)):
-                    with self.subTest(label, error=error, **changes):
-                        # Trusted from the start, as no other reading says otherwise:
-                        # EAST is damaged while an EASF is false, and vice versa.
-                        lie = standard(**{label: "%09d" % (true + error)}, **changes)
-                        of_east = label == "EAST"
-                        other = "EASF03" if of_east else "EAST"
-                        first = without(other, encoded(lie))
-                        rest = encoded(standard(**changes))
-                        rest = without(label, rest)
-                        self.afresh(first, first, rest, rest)
-                        served = self.meter.fields(self.now) is not None
-                        self.assertEqual(bool(is_served), served)
-                        view = self.meter.view(self.now)
-                        self.assertEqual([], view.missing)
 
     def test_slow_labels_need_a_second_reading_and_measurements_do_not(self):
         base = dict(EASD01="000000010", MSG2="CHUT")
@@ -610,30 +570,6 @@ class GuardTests(MeterCase):
                     (label,) = changes
                     self.assertEqual(at_once, before[label] != after[label])
                     at_once = not at_once
-
-    def test_an_easd_changes_even_if_the_easf_and_east_disagree(self):
-        wrong = dict(EASF02="000002016")
-        self.feed(*[standard(EASD01="000000010")] * 2)
-        self.feed(*[standard(EASD01="000000012", **wrong)] * 2)
-        self.assertEqual("000000012", self.meter.labels(self.now)["EASD01"])
-
-    def test_a_false_identity_blocks_frames_without_identity_for_ten_seconds(self):
-        self.feed(historic(), historic(), historic(ADCO="027811420828"))
-        without = frame(historic(ADCO=None, papp="00800"))
-        self.feed(*[without] * 5)
-        self.assertServes(PAPP=790)
-        self.feed(without)
-        self.assertServes(PAPP=800)
-
-    def test_a_false_first_identity_leaves_no_trace(self):
-        other = historic(ADCO="027811420828", **THREE)
-        self.feed(other, historic(), historic())
-        self.assertServes(ADCO="027811420827", IINST=3, IMAX=60, IMAX2=0)
-
-    def test_a_wrong_identity_does_not_erase_known_values(self):
-        other = historic(ADCO="027811420828")
-        self.feed(historic(), historic(), *[other] * 7, historic())
-        self.assertServes(ADCO="027811420827", BASE=63207)
 
     def test_a_contract_name_altered_by_damage_changes_nothing(self):
         tempo, hc = "     TEMPO      ", "H PLEINE/CREUSE "
@@ -676,29 +612,6 @@ class GuardTests(MeterCase):
         self.assertServesNothing()
         self.assertEqual(["NGTF"], self.meter.view(self.now).missing)
 
-    def test_a_changed_group_with_the_older_checksum_is_refused(self):
-        changed_power = encoded(historic(papp="00850"))
-        place = changed_power.index(b"\nPAPP 00850 ") + len("\nPAPP 00850 ")
-        # The older meters' checksum covers one more space (20 hex).
-        other_kind = bytes([0x20 + (changed_power[place] & 0x3F)])
-        data = changed_power[:place] + other_kind + changed_power[place + 1 :]
-        self.feed(historic(), historic(), data)
-        self.assertServes(PAPP=790)
-        self.assertEqual({"checksum": 1, "form": 0}, self.meter.decoder.refused)
-        labels = [label for label, _ in historic()]
-        neighbour = labels[labels.index("PAPP") - 1]
-        groups, _, before_damage = ecolinky.decode_groups(data.strip(b"\x02\x03"))
-        self.assertNotIn("PAPP", groups)
-        self.assertEqual({neighbour}, set(before_damage))
-
-    def test_of_as_many_groups_with_either_checksum_the_older_kind_is_refused(self):
-        older = b"BASE 010151175 "
-        older += bytes([ecolinky.checksum(older)])
-        for pieces in ([b"PAPP 00790 1", older], [older, b"PAPP 00790 1"]):
-            with self.subTest(first=pieces[0]):
-                groups, reasons, _ = ecolinky.decode_groups(b"\r\n".join(pieces))
-                self.assertEqual((["PAPP"], ["checksum"]), (list(groups), reasons))
-
     def test_a_new_contract_or_mode_is_served_within_ten_frames(self):
         hc = historic(
             OPTARIF="HC..", BASE=None, HCHC="000001000", HCHP="000002000", PTEC="HC.."
@@ -714,15 +627,6 @@ class GuardTests(MeterCase):
             with self.subTest(**expected):
                 self.afresh(*[before] * 3 + [after] * 10)
                 self.assertServes(**expected)
-
-    def test_easf_that_do_not_add_up_to_east_are_refused(self):
-        self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
-        self.assertServes(HCHP=2000)
-        self.assertEqual(5, self.meter.guard.implausible)
-        self.feed(*[standard(EASF02="000002016", EAST="000003014")] * 2)
-        self.assertServes(HCHP=2000)
-        self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
-        self.assertServes(HCHP=2016)  # the index grew in between
 
     def test_a_burst_after_a_stalled_network_is_accepted(self):
         self.feed(historic(), historic())
@@ -771,6 +675,122 @@ class GuardTests(MeterCase):
         self.feed(right)
         self.assertServes(ISOUSC=30)
 
+    def test_an_index_does_not_fall_when_the_meter_catches_up_in_a_leap(self):
+        self.feed(*[historic(base="000001020")] * 3)
+        for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
+            self.feed(historic(base="%09d" % base))
+        for base in (1022, 1024, 1026):
+            self.feed(historic(base="%09d" % base))
+            self.assertLessEqual(1020, self.served("BASE"))
+
+    def test_recurring_zero_powers_are_served_at_once(self):
+        for minute in range(10):
+            self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
+            if minute:
+                self.assertServes(PAPP=0)
+            self.feed(*[historic()] * 2)
+
+
+######## Guard #########################################################################
+
+
+class GuardTests(MeterCase):
+    def test_an_index_whose_following_group_is_lost_does_not_change(self):
+        # The head of HCHC and the tail of HCHP, after the loss of one group's length.
+        spliced = frame(
+            changed([each for each in HC if each[0] != "HCHP"], HCHC="012356789")
+        )
+        for count in (2, 7, 50, 100):
+            with self.subTest(count=count):
+                self.afresh(*[HC_FRAME] * 3, *[spliced] * count)
+                self.assertServes(HCHC=12345678, HCHP=23456789)
+                self.feed(HC_FRAME)
+                self.assertServes(HCHC=12345678, HCHP=23456789)
+        growing = [frame(changed(HC, HCHC="0123457%02d" % n)) for n in range(3)]
+        damaged = [without("HCHP", data) for data in growing]
+        self.afresh(*[HC_FRAME] * 3, *damaged)  # a damaged group is not a lost one
+        self.assertServes(HCHC=12345701)
+
+    def test_a_loss_older_than_the_program_leaves_no_false_index(self):
+        spliced = changed([e for e in HC if e[0] != "HCHP"], HCHC="012356789")
+        lossy, clean = frame(spliced), HC_FRAME
+        for stream in (
+            [lossy] + [clean] * 400 + [lossy] * 20 + [clean] * 20,
+            [lossy] * 20 + [clean] * 20,
+            [clean] + [lossy] * 20 + [clean] * 20,
+            [clean] * 5 + [lossy] * 200 + [clean] * 20,
+            [lossy] * 400 + [clean] * 20,
+        ):
+            with self.subTest(frames=len(stream)):
+                self.afresh()
+                for data in stream:
+                    self.feed(data)
+                    if self.served("HCHC") is not None:
+                        self.assertServes(HCHC=12345678, HCHP=23456789)
+                self.assertServes(HCHC=12345678)
+
+    def test_another_identity_is_accepted_after_eight_frames(self):
+        other = historic(ADCO="027811420828", papp="05555", IINST="024")
+        self.feed(*[historic()] * 3, other, historic(), *[other] * 7)
+        self.assertServes(ADCO="027811420827", PAPP=790)
+        self.feed(other)
+        self.assertServesNothing()
+        self.feed(other)
+        self.assertServes(ADCO="027811420828", PAPP=5555)
+
+    def test_nothing_is_served_unless_the_easf_add_up_to_east(self):
+        for changes in (dict(), dict(NGTF="      BASE      ")):
+            for label in ("EASF01", "EASF02", "EAST"):
+                true = int(dict(e[:2] for e in standard())[label])
+                for error, is_served in ((-101, 0), (-100, 1), (100, 1), (101, 0)):
+                    with self.subTest(label, error=error, **changes):
+                        # Trusted from the start, as no other reading says otherwise:
+                        # EAST is damaged while an EASF is false, and vice versa.
+                        lie = standard(**{label: "%09d" % (true + error)}, **changes)
+                        of_east = label == "EAST"
+                        other = "EASF03" if of_east else "EAST"
+                        first = without(other, encoded(lie))
+                        rest = encoded(standard(**changes))
+                        rest = without(label, rest)
+                        self.afresh(first, first, rest, rest)
+                        served = self.meter.fields(self.now) is not None
+                        self.assertEqual(bool(is_served), served)
+                        view = self.meter.view(self.now)
+                        self.assertEqual([], view.missing)
+
+    def test_an_easd_changes_even_if_the_easf_and_east_disagree(self):
+        wrong = dict(EASF02="000002016")
+        self.feed(*[standard(EASD01="000000010")] * 2)
+        self.feed(*[standard(EASD01="000000012", **wrong)] * 2)
+        self.assertEqual("000000012", self.meter.labels(self.now)["EASD01"])
+
+    def test_a_false_identity_blocks_frames_without_identity_for_ten_seconds(self):
+        self.feed(historic(), historic(), historic(ADCO="027811420828"))
+        without = frame(historic(ADCO=None, papp="00800"))
+        self.feed(*[without] * 5)
+        self.assertServes(PAPP=790)
+        self.feed(without)
+        self.assertServes(PAPP=800)
+
+    def test_a_false_first_identity_leaves_no_trace(self):
+        other = historic(ADCO="027811420828", **THREE)
+        self.feed(other, historic(), historic())
+        self.assertServes(ADCO="027811420827", IINST=3, IMAX=60, IMAX2=0)
+
+    def test_a_wrong_identity_does_not_erase_known_values(self):
+        other = historic(ADCO="027811420828")
+        self.feed(historic(), historic(), *[other] * 7, historic())
+        self.assertServes(ADCO="027811420827", BASE=63207)
+
+    def test_easf_that_do_not_add_up_to_east_are_refused(self):
+        self.feed(standard(), standard(), *[standard(EASF02="000002016")] * 5)
+        self.assertServes(HCHP=2000)
+        self.assertEqual(5, self.meter.guard.implausible)
+        self.feed(*[standard(EASF02="000002016", EAST="000003014")] * 2)
+        self.assertServes(HCHP=2000)
+        self.feed(*[standard(EASF02="000002016", EAST="000003015")] * 2)
+        self.assertServes(HCHP=2016)  # the index grew in between
+
     def test_an_alert_ends_after_two_clean_frames_in_a_row_without_it(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
             for place in range(4, 9):
@@ -817,14 +837,6 @@ class GuardTests(MeterCase):
         self.feed(clean, clean)
         self.assertServes(ADPS=0)
 
-    def test_an_index_does_not_fall_when_the_meter_catches_up_in_a_leap(self):
-        self.feed(*[historic(base="000001020")] * 3)
-        for base in (1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018):
-            self.feed(historic(base="%09d" % base))
-        for base in (1022, 1024, 1026):
-            self.feed(historic(base="%09d" % base))
-            self.assertLessEqual(1020, self.served("BASE"))
-
     def test_an_overload_after_a_silence_confirms_no_earlier_reading(self):
         self.feed(*[historic(**THREE)] * 3)
         self.feed(historic(base="000063215", **THREE))
@@ -839,13 +851,6 @@ class GuardTests(MeterCase):
         self.now += 11.0
         self.feed(historic(base="000063216", **THREE), step=0.0)
         self.assertServes(BASE=63207)
-
-    def test_recurring_zero_powers_are_served_at_once(self):
-        for minute in range(10):
-            self.feed(historic(papp="00000"), step=30.0 if minute else 2.0)
-            if minute:
-                self.assertServes(PAPP=0)
-            self.feed(*[historic()] * 2)
 
     def test_an_index_still_changes_after_the_notice_behind_it_ends(self):
         ejp = [
@@ -873,6 +878,225 @@ class GuardTests(MeterCase):
         with_it = clean[:4] + [("PEJP", "30")] + clean[4:]
         self.feed(*[clean] * 3, with_it, clean, with_it)
         self.assertServes(PEJP=30)
+
+
+######## Rebuild #######################################################################
+
+
+class RebuildTests(unittest.TestCase):
+    def test_a_clean_line_is_relayed_byte_for_byte(self):
+        for groups in (HC, EJP, TEMPO_3, standard(), SUN):
+            with self.subTest(groups[0][1]):
+                data = encoded(groups)
+                self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
+
+    def test_half_frames_and_frames_of_another_meter_are_not_relayed(self):
+        other = frame(changed(HC, ADCO="021728999999"))
+        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
+        self.assertEqual(HC_FRAME * 3, sent)
+
+    def test_a_lost_group_is_relayed_until_its_label_expires(self):
+        data = encoded(historic())
+        for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
+            with self.subTest(label):
+                sent = relay_of([data, data] + [without(label, data)] * 170)
+                names = [[each[0] for each in one] for one in relayed_frames(sent)]
+                complete = [label for label, _ in historic()]
+                less = [each for each in complete if each != label]
+                last = names.index(less)
+                self.assertEqual(seconds // 2 + 1, last, label)
+                self.assertEqual([complete] * last + [less] * (171 - last), names)
+
+    def test_a_returning_label_keeps_the_meters_order(self):
+        groups = historic()
+        groups.insert(6, ("ADPS", "031"))
+        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
+        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
+        names = [[each[0] for each in one] for one in relayed_frames(sent)]
+        in_order = [each[0] for each in groups]
+        self.assertEqual([in_order] * 3, names[-3:])
+
+    def test_a_relayed_index_is_the_confirmed_one_of_a_frame_earlier(self):
+        stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
+        sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual(["%09d" % (63207 + n) for n in range(5)], sent)
+
+    def test_short_frames_are_relayed_as_short_frames(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        sent = relay_of([whole] * 3 + [short, short, whole])
+        self.assertEqual(whole * 2 + short * 2 + whole, sent)
+        lossy = whole.replace(b"HHPHC", b"HHPHD")  # does not end the overload
+        self.assertEqual(
+            whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
+        )
+
+    def test_relaying_begins_once_every_label_of_a_whole_frame_is_trusted(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            labels = [each[0] for each in groups]
+            for label in labels:
+                with self.subTest(label, of=len(labels)):
+                    lossy = without(label, data)
+                    sent = relay_of([lossy] * 10 + [data] * 3)
+                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
+                    self.assertEqual([labels] * len(names), names)
+                    self.assertLessEqual(1, len(names))
+
+    def test_a_minute_of_labels_substitutes_for_a_whole_frame(self):
+        data = encoded(SUN)
+        always = without("SMAXSN", data)
+        lossy = without("EAIT", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * 5, names)  # after 30 frames, which is a minute
+
+    def test_a_label_that_changes_in_each_frame_does_not_delay_the_relay(self):
+        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
+            with self.subTest(label):
+                # Two readings in a row never agree.
+                changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
+                stream = [
+                    encoded(standard(EAIT="000671631", **each)) for each in changing
+                ]
+                begins = len(stream) - len(relayed_frames(relay_of(stream)))
+                self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
+
+    def test_each_frame_within_a_chunk_is_verified_separately(self):
+        stream = [encoded(SUN)] * 4
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+        lossy = without("EAIT", encoded(SUN))
+        stream = [lossy] * 4 + [encoded(SUN)] * 3
+        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+
+    def test_relaying_resumes_with_a_whole_frame_after_a_silence(self):
+        data = encoded(SUN)
+        for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
+            with self.subTest(silence=silence):
+                meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+                for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
+                    now += silence if now == 6.0 else 2.0
+                    meter.feed(chunk, now)
+                    sent += b"".join(meter.for_relay)
+                self.assertEqual([data] * count, [*_pieces(sent)], silence)
+
+    def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
+        data = frame(HC)
+        self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
+
+    def test_a_split_frame_is_relayed_whole_or_not_at_all(self):
+        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
+            data = encoded(groups)
+            for number in range(1, len(groups)):
+                with self.subTest(groups[0][1], number=number):
+                    halves = split_at(number, data)
+                    stream = [halves, data, halves, data, data, halves, data]
+                    sent = set(_pieces(relay_of(stream)))
+                    self.assertEqual({data}, sent, (groups[0], number))
+        short = frame(SHORT)
+        for number in range(1, len(SHORT)):
+            with self.subTest(number=number):
+                stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
+                for one in relayed_frames(relay_of(stream)):
+                    self.assertIn("ADCO", [label for label, _ in one])
+
+    def test_a_group_lost_without_a_trace_leaves_no_gap(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            for number in range(1, len(groups) - 1):
+                with self.subTest(groups[0][1], number=number):
+                    holed = encoded(groups[:number] + groups[number + 1 :])
+                    stream = [data, data, data, holed, data, holed, data]
+                    self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
+
+    def test_a_tempo_frame_without_its_period_is_not_relayed(self):
+        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
+        data = encoded(tempo)
+        lossy = without("NTARF", data)
+        self.assertEqual(b"", relay_of([lossy] * 60))
+        self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
+
+    def test_a_damaged_line_relays_no_false_index(self):
+        for kind in House.KINDS:
+            for number, damage in enumerate(damages()):
+                with self.subTest(kind, damage=damage.__name__):
+                    rng = random.Random(number)
+                    house = House(kind, rng)
+                    meter = ecolinky.Meter(is_relayed=True)
+                    last, truth, sent = {}, {}, 0
+                    for _ in range(100):
+                        groups, _ = house.step()
+                        truth.update(each[:2] for each in groups)
+                        _, pieces = damage(
+                            rng, frame(groups, "\t" if house.standard else " ")
+                        )
+                        for piece in pieces:
+                            if piece is CUT:
+                                meter.disconnected()
+                                continue
+                            meter.feed(piece, house.now)
+                            if meter.for_relay:
+                                self.assertIsNotNone(meter.fields(house.now))
+                            for one in relayed_frames(b"".join(meter.for_relay)):
+                                sent += 1
+                                for label, data in one:
+                                    if re.match("BASE|HC|BBR|EAST|EASF", label):
+                                        self.assertLessEqual(
+                                            int(data), int(truth[label])
+                                        )
+                                        self.assertLessEqual(
+                                            last.get(label, 0), int(data)
+                                        )
+                                        last[label] = int(data)
+                    if not damage.__name__.startswith("bit flips 1e-02"):
+                        self.assertGreater(sent, 15, (kind, damage.__name__))
+
+    def test_half_frames_never_make_the_relay_begin(self):
+        labels = [each[0] for each in standard()]
+        lossy = without("PCOUP", encoded(standard()))
+        halves = split_at(labels.index("SINSTS"), lossy)
+        self.assertEqual(b"", relay_of([halves] * 10))
+
+    def test_a_stream_without_marks_is_relayed(self):
+        data = encoded(historic()).strip(b"\x02\x03")
+        self.assertEqual(
+            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
+        )
+
+    def test_another_meter_is_relayed_once_all_its_labels_were_heard(self):
+        other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
+        lossy = without("SMAXSN", without("EAIT", other))
+        sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_one_whole_frame_of_another_meter_is_not_relayed(self):
+        other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
+        holed = encoded([each for each in other if each[0] != "EAIT"])
+        lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
+        sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
+        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
+
+    def test_nothing_is_relayed_while_an_index_is_rarely_read(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("EAIT", always)
+        for gap in (2, 12):
+            with self.subTest(gap=gap):
+                stream = ([always] + [lossy] * gap) * 10
+                sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
+                self.assertEqual(b"", sent, gap)
+
+    def test_a_label_read_late_is_awaited_for_a_minute(self):
+        always = without("SMAXSN", encoded(SUN))
+        lossy = without("PREF", always)
+        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
+        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
+        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
+        self.assertEqual([labels] * len(names), names)
+
+    def test_a_short_and_a_whole_frame_may_share_a_chunk(self):
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
+        stream = [whole] * 3 + [short, whole]
+        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
 
 
 ######## Translate #####################################################################
@@ -1844,6 +2068,27 @@ class LinkTests(InputCase):
             self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
         self.assertIn("vérifier port", str(caught.exception))
 
+    def test_a_second_client_of_the_esp_is_reported_while_values_are_served(self):
+        for times in range(1, 9):
+            self.connect(*[HC_FRAME] * 3)
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
+            self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
+        (said,) = self.said(logging.WARNING)
+        self.assertIn("un autre programme lit l'ESP, qui ne sert qu'un", said)
+        self.assertEqual("live", self.shown().state)
+
+    def test_long_connections_that_end_do_not_count_as_evictions(self):
+        for count in (31, 31, 31, 3, 3, 31, 3, 3):
+            self.connect(*[HC_FRAME] * count)
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual([], self.said(logging.WARNING))
+
+
+######## Notices #######################################################################
+
+
+class NoticesTests(InputCase):
     def test_an_unreachable_esp_is_logged_hourly_and_its_return_once(self):
         self.connect(HC_FRAME, HC_FRAME)
         self.said()
@@ -1865,22 +2110,6 @@ class LinkTests(InputCase):
         self.feed(*[frame(HC[:6])] * 15)
         self.assertEqual(1, len(self.said(logging.WARNING)))
         self.assertIn("(PAPP)", str(self.snapshot().reason))
-
-    def test_a_second_client_of_the_esp_is_reported_while_values_are_served(self):
-        for times in range(1, 9):
-            self.connect(*[HC_FRAME] * 3)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-            self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
-            self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
-        (said,) = self.said(logging.WARNING)
-        self.assertIn("un autre programme lit l'ESP, qui ne sert qu'un", said)
-        self.assertEqual("live", self.shown().state)
-
-    def test_long_connections_that_end_do_not_count_as_evictions(self):
-        for count in (31, 31, 31, 3, 3, 31, 3, 3):
-            self.connect(*[HC_FRAME] * count)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertEqual([], self.said(logging.WARNING))
 
     def test_a_new_meter_or_contract_is_a_warning_that_names_old_and_new(self):
         hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
@@ -2967,220 +3196,6 @@ class RelayTests(EspCase):
         client.settimeout(5)
         client.connect(("127.0.0.1", self.relay_port))
         return client
-
-    def test_a_clean_line_is_relayed_byte_for_byte(self):
-        for groups in (HC, EJP, TEMPO_3, standard(), SUN):
-            with self.subTest(groups[0][1]):
-                data = encoded(groups)
-                self.assertEqual(data * 3, relay_of([data] * 4), groups[0])
-
-    def test_half_frames_and_frames_of_another_meter_are_not_relayed(self):
-        other = frame(changed(HC, ADCO="021728999999"))
-        sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
-        self.assertEqual(HC_FRAME * 3, sent)
-
-    def test_a_lost_group_is_relayed_until_its_label_expires(self):
-        data = encoded(historic())
-        for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
-            with self.subTest(label):
-                sent = relay_of([data, data] + [without(label, data)] * 170)
-                names = [[each[0] for each in one] for one in relayed_frames(sent)]
-                complete = [label for label, _ in historic()]
-                less = [each for each in complete if each != label]
-                last = names.index(less)
-                self.assertEqual(seconds // 2 + 1, last, label)
-                self.assertEqual([complete] * last + [less] * (171 - last), names)
-
-    def test_a_returning_label_keeps_the_meters_order(self):
-        groups = historic()
-        groups.insert(6, ("ADPS", "031"))
-        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
-        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
-        names = [[each[0] for each in one] for one in relayed_frames(sent)]
-        in_order = [each[0] for each in groups]
-        self.assertEqual([in_order] * 3, names[-3:])
-
-    def test_a_relayed_index_is_the_confirmed_one_of_a_frame_earlier(self):
-        stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
-        sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual(["%09d" % (63207 + n) for n in range(5)], sent)
-
-    def test_short_frames_are_relayed_as_short_frames(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        sent = relay_of([whole] * 3 + [short, short, whole])
-        self.assertEqual(whole * 2 + short * 2 + whole, sent)
-        lossy = whole.replace(b"HHPHC", b"HHPHD")  # does not end the overload
-        self.assertEqual(
-            whole * 2 + short + whole, relay_of([whole] * 3 + [short, lossy])
-        )
-
-    def test_relaying_begins_once_every_label_of_a_whole_frame_is_trusted(self):
-        for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            labels = [each[0] for each in groups]
-            for label in labels:
-                with self.subTest(label, of=len(labels)):
-                    lossy = without(label, data)
-                    sent = relay_of([lossy] * 10 + [data] * 3)
-                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
-                    self.assertEqual([labels] * len(names), names)
-                    self.assertLessEqual(1, len(names))
-
-    def test_a_minute_of_labels_substitutes_for_a_whole_frame(self):
-        data = encoded(SUN)
-        always = without("SMAXSN", data)
-        lossy = without("EAIT", always)
-        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
-        stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * 5, names)  # after 30 frames, which is a minute
-
-    def test_a_label_that_changes_in_each_frame_does_not_delay_the_relay(self):
-        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
-            with self.subTest(label):
-                # Two readings in a row never agree.
-                changing = [{label: data % (number % 5 * 4000)} for number in range(60)]
-                stream = [
-                    encoded(standard(EAIT="000671631", **each)) for each in changing
-                ]
-                begins = len(stream) - len(relayed_frames(relay_of(stream)))
-                self.assertLessEqual(begins, 1 if label == "SINSTS2" else 32, label)
-
-    def test_each_frame_within_a_chunk_is_verified_separately(self):
-        stream = [encoded(SUN)] * 4
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
-        lossy = without("EAIT", encoded(SUN))
-        stream = [lossy] * 4 + [encoded(SUN)] * 3
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
-
-    def test_relaying_resumes_with_a_whole_frame_after_a_silence(self):
-        data = encoded(SUN)
-        for silence, count in ((20.0, 2 + 4), (40.0, 2 + 1)):
-            with self.subTest(silence=silence):
-                meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
-                for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
-                    now += silence if now == 6.0 else 2.0
-                    meter.feed(chunk, now)
-                    sent += b"".join(meter.for_relay)
-                self.assertEqual([data] * count, [*_pieces(sent)], silence)
-
-    def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
-        data = frame(HC)
-        self.assertEqual(data * 4, relay_of([data] * 4 + [frame(HC[:1])]))
-
-    def test_a_split_frame_is_relayed_whole_or_not_at_all(self):
-        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
-            data = encoded(groups)
-            for number in range(1, len(groups)):
-                with self.subTest(groups[0][1], number=number):
-                    halves = split_at(number, data)
-                    stream = [halves, data, halves, data, data, halves, data]
-                    sent = set(_pieces(relay_of(stream)))
-                    self.assertEqual({data}, sent, (groups[0], number))
-        short = frame(SHORT)
-        for number in range(1, len(SHORT)):
-            with self.subTest(number=number):
-                stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
-                for one in relayed_frames(relay_of(stream)):
-                    self.assertIn("ADCO", [label for label, _ in one])
-
-    def test_a_group_lost_without_a_trace_leaves_no_gap(self):
-        for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            for number in range(1, len(groups) - 1):
-                with self.subTest(groups[0][1], number=number):
-                    holed = encoded(groups[:number] + groups[number + 1 :])
-                    stream = [data, data, data, holed, data, holed, data]
-                    self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
-
-    def test_a_tempo_frame_without_its_period_is_not_relayed(self):
-        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
-        data = encoded(tempo)
-        lossy = without("NTARF", data)
-        self.assertEqual(b"", relay_of([lossy] * 60))
-        self.assertEqual(data * 17, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
-
-    def test_a_damaged_line_relays_no_false_index(self):
-        for kind in House.KINDS:
-            for number, damage in enumerate(damages()):
-                with self.subTest(kind, damage=damage.__name__):
-                    rng = random.Random(number)
-                    house = House(kind, rng)
-                    meter = ecolinky.Meter(is_relayed=True)
-                    last, truth, sent = {}, {}, 0
-                    for _ in range(100):
-                        groups, _ = house.step()
-                        truth.update(each[:2] for each in groups)
-                        _, pieces = damage(
-                            rng, frame(groups, "\t" if house.standard else " ")
-                        )
-                        for piece in pieces:
-                            if piece is CUT:
-                                meter.disconnected()
-                                continue
-                            meter.feed(piece, house.now)
-                            if meter.for_relay:
-                                self.assertIsNotNone(meter.fields(house.now))
-                            for one in relayed_frames(b"".join(meter.for_relay)):
-                                sent += 1
-                                for label, data in one:
-                                    if re.match("BASE|HC|BBR|EAST|EASF", label):
-                                        self.assertLessEqual(
-                                            int(data), int(truth[label])
-                                        )
-                                        self.assertLessEqual(
-                                            last.get(label, 0), int(data)
-                                        )
-                                        last[label] = int(data)
-                    if not damage.__name__.startswith("bit flips 1e-02"):
-                        self.assertGreater(sent, 15, (kind, damage.__name__))
-
-    def test_half_frames_never_make_the_relay_begin(self):
-        labels = [each[0] for each in standard()]
-        lossy = without("PCOUP", encoded(standard()))
-        halves = split_at(labels.index("SINSTS"), lossy)
-        self.assertEqual(b"", relay_of([halves] * 10))
-
-    def test_a_stream_without_marks_is_relayed(self):
-        data = encoded(historic()).strip(b"\x02\x03")
-        self.assertEqual(
-            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
-        )
-
-    def test_another_meter_is_relayed_once_all_its_labels_were_heard(self):
-        other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
-        lossy = without("SMAXSN", without("EAIT", other))
-        sent = relay_of([encoded(SUN)] * 3 + [lossy] * 20)
-        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
-
-    def test_one_whole_frame_of_another_meter_is_not_relayed(self):
-        other = standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840")
-        holed = encoded([each for each in other if each[0] != "EAIT"])
-        lossy = [without("SMAXSN", holed)] * 10 + [without("MSG1", holed)] * 4
-        sent = relay_of([encoded(SUN)] * 3 + lossy + [holed])
-        self.assertEqual([encoded(SUN)] * 2, [*_pieces(sent)])
-
-    def test_nothing_is_relayed_while_an_index_is_rarely_read(self):
-        always = without("SMAXSN", encoded(SUN))
-        lossy = without("EAIT", always)
-        for gap in (2, 12):
-            with self.subTest(gap=gap):
-                stream = ([always] + [lossy] * gap) * 10
-                sent = relay_of(stream, 2.0 if gap > 2 else 6.0)
-                self.assertEqual(b"", sent, gap)
-
-    def test_a_label_read_late_is_awaited_for_a_minute(self):
-        always = without("SMAXSN", encoded(SUN))
-        lossy = without("PREF", always)
-        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
-        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * len(names), names)
-
-    def test_a_short_and_a_whole_frame_may_share_a_chunk(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        stream = [whole] * 3 + [short, whole]
-        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
 
     def test_clients_of_the_relay_are_remembered(self):
         self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
