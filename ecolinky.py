@@ -4884,21 +4884,21 @@ function tariffOf(input, live, seen) {
   const { tariff } = input;
   if (!tariff) return { tariff: "", days: [], indexes: [] };
   const { since, energy } = live && input.today || { since: "", energy: {} };
-  const counted = (tag) => number(energy[tag] / 1000, 2);  // kWh
+  const counted = (wh) => number(wh / 1000, 2);  // kWh
   const time = seen.receivedAt - (input.last || input).age * 1000;
   const indexes = tariff.indexes.map(({ tag, name, running }) => ({
     tag,
     name,
-    today: counted(tag),
+    today: counted(energy[tag]),
     value: number(input.fields[tag] / 1000, 3),
     running: live && running,
   }));
   if (live && indexes.length > 1) {
-    energy.total = tariff.indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
-    indexes.push({ tag: "total", name: "Total", today: counted("total"), value: "" });
+    const total = tariff.indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
+    indexes.push({ tag: "total", name: "Total", today: counted(total), value: "" });
   }
   if (input.injection) {
-    indexes.push({ tag: "EAIT", name: "Injecté", today: counted("EAIT"),
+    indexes.push({ tag: "EAIT", name: "Injecté", today: counted(energy.EAIT),
       value: number(input.injection.BASE / 1000, 3) });
   }
   return {
