@@ -1071,7 +1071,7 @@ class Rebuilder:
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in its order
-        self._last_complete: list[str] = []  # the labels of the last complete frame
+        self._undamaged: list[str] = []  # the labels of the last undamaged frame
         self._all_read_at = math.inf  # by then every label has come
 
     def take(self, accepted: Accepted, guard: Guard, now: float) -> list[Group]:
@@ -1082,7 +1082,7 @@ class Rebuilder:
         """
         if accepted.begins_meter:
             self._order = []
-            self._last_complete = []
+            self._undamaged = []
         if accepted.begins_meter or accepted.ends_silence:
             self._all_read_at = now + self.ALL_READ_WITHIN
         if accepted.is_complete:
@@ -1119,10 +1119,11 @@ class Rebuilder:
             self._order = list(labels)
             # Keep a label that only the frame before had: a line can lose a whole group
             # without damage (rule 5).
-            self._insert(self._last_complete)
-            self._last_complete = labels
+            self._insert(self._undamaged)
         elif not is_short(accepted.frame):
             self._insert(labels)
+        if is_undamaged(accepted.frame):
+            self._undamaged = labels
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""

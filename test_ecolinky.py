@@ -1008,6 +1008,9 @@ class RebuildTests(unittest.TestCase):
                     holed = encoded(groups[:number] + groups[number + 1 :])
                     stream = [data, data, data, holed, data, holed, data]
                     self.assertEqual([data] * 6, [*_pieces(relay_of(stream))])
+                    # Not even if only the very first frame had the group.
+                    sent = relay_of([data, holed, data, data, data])
+                    self.assertEqual({data}, set(_pieces(sent)))
 
     def test_a_tempo_frame_without_its_period_is_not_relayed(self):
         tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
