@@ -852,11 +852,7 @@ class Identity:
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
         if group is None:
-            # The frame is ours, unless another meter may have come: a rival identity
-            # was just read, or a silence has just ended.
-            rival = state.candidate
-            is_contested = rival is not None and now <= rival.deadline
-            return UNKNOWN_OWNER if is_contested or was_silent else OURS
+            return UNKNOWN_OWNER if was_silent or self._is_contested(now) else OURS
         if state.renew(group, now):
             return OURS
         had_identity = state.group is not None
@@ -867,6 +863,11 @@ class Identity:
         # Until two readings agree, each frame begins anew, so that the groups of two
         # meters do not mix.
         return OURS if is_trusted else NEW
+
+    def _is_contested(self, now: float) -> bool:
+        """Return whether another meter may have come: its identity was just read."""
+        rival = self._state.candidate
+        return rival is not None and now <= rival.deadline
 
     def label(self) -> str:
         """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
@@ -921,19 +922,17 @@ class Guard:
         if owner == NEW:
             self._forget_meter()
         if is_short(frame) and not was_silent:
-            # A short frame has no index, so it cannot confirm one: rule 2 waits longer.
-            for state in self.labels.values():
-                state.extend_deadline(now - self.last_frame)
+            self._extend_deadlines(now - self.last_frame)
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        complete = is_complete(frame, self._undamaged)
-        if complete:
-            self._learn_followers(frame, now)
-            self._end_alerts(frame)
-        # Last, because these two compare the frame with the undamaged frame before it.
-        self._note_undamaged(frame, now)
+        complete = self._take_whole(frame, now)
         return Accepted(frame, owner == NEW, was_silent, complete)
+
+    def _extend_deadlines(self, seconds: float) -> None:
+        """Let rule 2 wait longer: a short frame has no index, so it confirms none."""
+        for state in self.labels.values():
+            state.extend_deadline(seconds)
 
     def _take_groups(self, frame: Frame, now: float) -> None:
         for label, group in frame.groups.items():
@@ -991,6 +990,16 @@ class Guard:
             if state.group is not None and now - state.time <= CURRENT_LASTS:
                 amperes.append(int(state.group.data))
         return amperes
+
+    def _take_whole(self, frame: Frame, now: float) -> bool:
+        """Learn what a frame shows as a whole; return whether it is complete."""
+        complete = is_complete(frame, self._undamaged)
+        if complete:
+            self._learn_followers(frame, now)
+            self._end_alerts(frame)
+        # Last, because these two compare the frame with the undamaged frame before it.
+        self._note_undamaged(frame, now)
+        return complete
 
     def _learn_followers(self, frame: Frame, now: float) -> None:
         """Learn the followers of all indexes, also of the indexes that stand still."""
@@ -1080,14 +1089,8 @@ class Rebuilder:
         They stand in the meter's order.  A group that is damaged or not trusted is
         replaced by the trusted group of its label.
         """
-        if accepted.begins_meter:
-            self._order = []
-            self._undamaged = []
-        if accepted.begins_meter or accepted.ends_silence:
-            self._all_read_at = now + self.ALL_READ_WITHIN
-        if accepted.is_complete:
-            self._all_read_at = min(now, self._all_read_at)
         self._learn_order(accepted)
+        self._wait(accepted, now)
         if now < self._all_read_at:
             return []
         if any(self._is_awaited(label, guard, now) for label in self._order):
@@ -1098,6 +1101,13 @@ class Rebuilder:
             return []  # half a short frame, or no identity has come yet
         known = guard.known(now)
         return [known[label] for label in order if label in known]
+
+    def _wait(self, accepted: Accepted, now: float) -> None:
+        """Wait for all labels of a meter that begins, or returns after a silence."""
+        if accepted.begins_meter or accepted.ends_silence:
+            self._all_read_at = now + self.ALL_READ_WITHIN
+        if accepted.is_complete:
+            self._all_read_at = min(now, self._all_read_at)
 
     def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
         """Return whether a label comes, but is not trusted yet.
@@ -1114,6 +1124,9 @@ class Rebuilder:
 
     def _learn_order(self, accepted: Accepted) -> None:
         """Learn the labels of a frame, and their order."""
+        if accepted.begins_meter:
+            self._order = []
+            self._undamaged = []
         labels = list(accepted.frame.groups)
         if accepted.is_complete:
             self._order = list(labels)
@@ -1301,15 +1314,8 @@ def phase_fields(
     return fields
 
 
-def translate_historic(labels: Labels) -> Fields:
-    """Return the 31 fields of a historic-mode meter; a field not known yet is None.
-
-    Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
-    phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
-    and a space).
-    """
-    tariff = tariff_of(labels.get("OPTARIF", ""))
-    phases = phases_of(labels)
+def same_fields(labels: Labels, tariff: Tariff | None) -> Fields:
+    """Return the fields that are labels of historic mode, with the same data."""
     tags = list(SAME_TAGS)
     # Leave out other indexes: the guard knows those of a former contract for a while.
     if tariff is not None:
@@ -1319,6 +1325,19 @@ def translate_historic(labels: Labels) -> Fields:
         if tag in labels:
             is_text = isinstance(EMPTY[tag], str)
             fields[tag] = labels[tag] if is_text else int(labels[tag])
+    return fields
+
+
+def translate_historic(labels: Labels) -> Fields:
+    """Return the 31 fields of a historic-mode meter; a field not known yet is None.
+
+    Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
+    phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
+    and a space).
+    """
+    tariff = tariff_of(labels.get("OPTARIF", ""))
+    phases = phases_of(labels)
+    fields = same_fields(labels, tariff)
     currents = phase_values(labels, phases, "IINST")
     maxima = phase_values(labels, phases, "IMAX")
     fields.update(phase_fields(phases, currents, maxima))
@@ -1543,12 +1562,20 @@ def translate_standard(labels: Labels) -> Fields:
     contract = contract_of(labels)
     if contract is None:
         return fill(fields, None)
-    fields["OPTARIF"] = contract.tariff.option
-    fields["PTEC"] = standard_period(contract, labels)
-    if register.moving_peak and fields["PTEC"] != "PM..":  # announced, not running yet
+    fields.update(contract_fields(contract, register, labels))
+    return fill(fields, contract.tariff)
+
+
+def contract_fields(
+    contract: Contract, register: StatusRegister, labels: Labels
+) -> Fields:
+    """Return the fields that depend on the contract of a standard-mode meter."""
+    ptec = standard_period(contract, labels)
+    fields: Fields = {"OPTARIF": contract.tariff.option, "PTEC": ptec}
+    if register.moving_peak and ptec != "PM..":  # announced, not running yet
         fields["PEJP"] = NOTICE_MINUTES
     fields.update(standard_indexes(contract, labels))
-    return fill(fields, contract.tariff)
+    return fields
 
 
 def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
@@ -1997,6 +2024,11 @@ def diagnose(sample: bytes) -> Reason:
     if LABEL_IN_STREAM.search(text):
         has_separators = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
         return NO_INTACT_GROUP if has_separators else REPLACED
+    return diagnose_without_label(sample, text)
+
+
+def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
+    """Diagnose a sample that holds no label; text: without the parity bits."""
     if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
         return TELNET
     _, commonest = Counter(sample).most_common(1)[0]
