@@ -851,18 +851,20 @@ class Identity:
         """
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
-        if group is None:
-            return UNKNOWN_OWNER if was_silent or self._is_contested(now) else OURS
-        if state.renew(group, now):
+        if group is None and (was_silent or self._is_contested(now)):
+            return UNKNOWN_OWNER
+        if group is None or state.renew(group, now):
             return OURS
         had_identity = state.group is not None
         state.observe(group, now)
         is_trusted = state.group is not None and is_same(state.group, group)
-        if had_identity:
-            return NEW if is_trusted else FOREIGN
-        # Until two readings agree, each frame begins anew, so that the groups of two
-        # meters do not mix.
-        return OURS if is_trusted else NEW
+        if had_identity and not is_trusted:
+            return FOREIGN
+        if is_trusted and not had_identity:
+            return OURS
+        # Another meter is trusted from now on, or the very first is not trusted yet:
+        # until then each frame begins anew, so that groups of two meters do not mix.
+        return NEW
 
     def _is_contested(self, now: float) -> bool:
         """Return whether another meter may have come: its identity was just read."""
@@ -2022,8 +2024,9 @@ def diagnose(sample: bytes) -> Reason:
     if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
         return ABANDONED
     if LABEL_IN_STREAM.search(text):
-        has_separators = LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text)
-        return NO_INTACT_GROUP if has_separators else REPLACED
+        if LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text):
+            return NO_INTACT_GROUP
+        return REPLACED
     return diagnose_without_label(sample, text)
 
 
@@ -2035,7 +2038,9 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
     if commonest > ALL_THE_SAME * len(sample):
         return STUCK
     characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
-    return NOISE if characters < MOSTLY_TEXT * len(sample) else NOT_TIC
+    if characters < MOSTLY_TEXT * len(sample):
+        return NOISE
+    return NOT_TIC
 
 
 def reason_of(error: Exception) -> Reason:
@@ -2072,7 +2077,9 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
     if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
         return CUT_SHORT
-    return OFTEN_DAMAGED if counts.damaged > MUCH_DAMAGE * counts.groups else ALL_WELL
+    if counts.damaged > MUCH_DAMAGE * counts.groups:
+        return OFTEN_DAMAGED
+    return ALL_WELL
 
 
 def remarks_on(counts: Counts, labels: Labels) -> list[str]:
