@@ -851,9 +851,9 @@ class Identity:
         """
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
-        if group is None and (was_silent or self._is_contested(now)):
-            return UNKNOWN_OWNER
-        if group is None or state.renew(group, now):
+        if group is None:
+            return self._owner_without_identity(now, was_silent)
+        if state.renew(group, now):
             return OURS
         had_identity = state.group is not None
         state.observe(group, now)
@@ -866,10 +866,13 @@ class Identity:
         # until then each frame begins anew, so that groups of two meters do not mix.
         return NEW
 
-    def _is_contested(self, now: float) -> bool:
-        """Return whether another meter may have come: its identity was just read."""
+    def _owner_without_identity(self, now: float, was_silent: bool) -> str:
+        """Return the owner of a frame without identity."""
         rival = self._state.candidate
-        return rival is not None and now <= rival.deadline
+        is_contested = rival is not None and now <= rival.deadline
+        if is_contested or was_silent:  # another meter may have come
+            return UNKNOWN_OWNER
+        return OURS
 
     def label(self) -> str:
         """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
