@@ -1085,7 +1085,6 @@ class Rebuilder:
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in its order
-        self._undamaged: list[str] = []  # the labels of the last undamaged frame
         self._all_read_at = math.inf  # by then every label has come
 
     def take(self, accepted: Accepted, guard: Guard, now: float) -> list[Group]:
@@ -1094,8 +1093,7 @@ class Rebuilder:
         They stand in the meter's order.  A group that is damaged or not trusted is
         replaced by the trusted group of its label.
         """
-        self._learn_order(accepted)
-        self._wait(accepted, now)
+        self._learn(accepted, now)
         if now < self._all_read_at:
             return []
         if any(self._is_awaited(label, guard, now) for label in self._order):
@@ -1106,13 +1104,6 @@ class Rebuilder:
             return []  # half a short frame, or no identity has come yet
         known = guard.known(now)
         return [known[label] for label in order if label in known]
-
-    def _wait(self, accepted: Accepted, now: float) -> None:
-        """Wait for all labels of a meter that begins, or returns after a silence."""
-        if accepted.begins_meter or accepted.ends_silence:
-            self._all_read_at = now + self.ALL_READ_WITHIN
-        if accepted.is_complete:
-            self._all_read_at = min(now, self._all_read_at)
 
     def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
         """Return whether a label comes, but is not trusted yet.
@@ -1127,21 +1118,22 @@ class Rebuilder:
         is_read = now - state.last_read() <= self.ALL_READ_WITHIN
         return is_read and (is_early or state.kind == INDEX)
 
-    def _learn_order(self, accepted: Accepted) -> None:
-        """Learn the labels of a frame, and their order."""
+    def _learn(self, accepted: Accepted, now: float) -> None:
+        """Learn the meter's labels, their order, and when all of them have come."""
         if accepted.begins_meter:
             self._order = []
-            self._undamaged = []
+        if accepted.begins_meter or accepted.ends_silence:
+            self._all_read_at = now + self.ALL_READ_WITHIN
         labels = list(accepted.frame.groups)
         if accepted.is_complete:
-            self._order = list(labels)
-            # Keep a label that only the frame before had: a line can lose a whole group
-            # without damage (rule 5).
-            self._insert(self._undamaged)
+            self._all_read_at = min(now, self._all_read_at)
+            # Take the order of this frame, and insert the labels that it lacks: a line
+            # can lose a whole group without damage (rule 5).
+            known = self._order
+            self._order = labels
+            self._insert(known)
         elif not is_short(accepted.frame):
             self._insert(labels)
-        if is_undamaged(accepted.frame):
-            self._undamaged = labels
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""
@@ -2380,8 +2372,9 @@ class History:
         self._close_minutes(now)
         return self._running
 
-    def last_hour(self) -> Counts:
+    def last_hour(self, now: float) -> Counts:
         """Return the counts of the last hour: an older fault may have been repaired."""
+        self._close_minutes(now)
         steps = HOUR // self.STEP
         if len(self._minutes) < steps:
             return self._counts
@@ -2572,7 +2565,7 @@ class Input:
 
     def _why_incomplete(self, now: float) -> Reason:
         is_unbalanced = self.meter.was_unbalanced(now - self.patience)
-        return why_incomplete(self.view, self.history.last_hour(), is_unbalanced)
+        return why_incomplete(self.view, self.history.last_hour(now), is_unbalanced)
 
     def _add_power(self, fields: Fields, now: float) -> None:
         power = fields["PAPP"]
@@ -2631,7 +2624,7 @@ class Input:
 
         The page shows all other defects (_remarks); they come and go with the Wi-Fi.
         """
-        cause = cause_of_loss(self.history.last_hour(), self.view.labels)
+        cause = cause_of_loss(self.history.last_hour(now), self.view.labels)
         if cause == CUT_SHORT:
             self.notices.log_fault(CUT_SHORT.cause, str(CUT_SHORT), now)
         unknown = unknown_currents(self.view.labels)
@@ -2639,9 +2632,9 @@ class Input:
             text = PHASE_UNKNOWN % ", ".join(unknown)
             self.notices.log_fault(PHASE_UNKNOWN, text, now)
 
-    def _remarks(self) -> list[str]:
+    def _remarks(self, now: float) -> list[str]:
         """Return all defects of a link that works, for the page and --check."""
-        return remarks_on(self.history.last_hour(), self.view.labels)
+        return remarks_on(self.history.last_hour(now), self.view.labels)
 
     def _changes(self, now: float) -> list[str]:
         change = self.notices.recent_change(now)
@@ -2670,7 +2663,7 @@ class Input:
             reason=self.reason,
             ever_served=self.notices.ever_served,
             brief_connections=self.link.brief_connections,
-            remarks=self._remarks() + self._changes(now),
+            remarks=self._remarks(now) + self._changes(now),
             counters=counters,
             minutes=self.history.minutes(now),
             running_minute=self.history.running_minute(now),

@@ -1012,6 +1012,20 @@ class RebuildTests(unittest.TestCase):
                     sent = relay_of([data, holed, data, data, data])
                     self.assertEqual({data}, set(_pieces(sent)))
 
+    def test_a_group_seen_only_in_a_damaged_first_frame_leaves_no_gap(self):
+        for groups in (HC, EJP, TEMPO_3, SUN):
+            data = encoded(groups)
+            labels = [each[0] for each in groups]
+            for label, following in zip(labels[1:-2], labels[2:]):
+                if label in ecolinky.TRANSIENT:
+                    continue  # two frames without an alert end it
+                with self.subTest(groups[0][1], label=label):
+                    holed = encoded([each for each in groups if each[0] != label])
+                    first = without(following, data)
+                    sent = relay_of([first, holed, holed, data, data, data])
+                    for one in relayed_frames(sent):
+                        self.assertEqual(sorted(labels), sorted(e[0] for e in one))
+
     def test_a_tempo_frame_without_its_period_is_not_relayed(self):
         tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
         data = encoded(tempo)
@@ -2548,12 +2562,19 @@ class InputTests(InputCase):
         )
         self.assertEqual(3, content["phases"])
 
+    def test_a_remark_on_a_fault_ends_after_an_hour_even_if_the_esp_is_away(self):
+        self.connect(*[bytes(byte | 0x80 for byte in HC_FRAME)] * 3)
+        self.assertIn("8N1", "".join(self.snapshot().remarks))
+        self.now += 3720
+        self.lose(socket.timeout())
+        self.assertEqual([], self.snapshot().remarks)
+
     def test_the_last_hour_has_sixty_minutes(self):
         history = ecolinky.History(0.0)
         for minute in range(120):
             counts = ecolinky.NO_COUNTS._replace(frames=minute + 1)
             history.note_counts(counts, 60.0 * minute + 30)
-        self.assertEqual(60, history.last_hour().frames)
+        self.assertEqual(60, history.last_hour(3660.0).frames)
 
 
 class DayTests(unittest.TestCase):
