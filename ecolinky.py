@@ -9,7 +9,7 @@ this file in their order; the threads come after the sections that they use:
     Guard       frames to trusted groups
     Rebuild     trusted groups to frames, for the relay
     Translate   trusted labels to the 31 fields of an Eco-Devices
-    Meter       the three together: all that is known of one meter
+    Meter       the parts above together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
     Link        one ESP8266, and how its connections end
     Notices     what the log says about an input
@@ -33,6 +33,8 @@ Glossary:
     Linky          the French electricity meter; PREF (kVA) or ISOUSC (A): the
                    power that the household has subscribed to
     TIC            what a meter sends all the time: frames, one each second or two
+    mode           historic, of older meters too, or standard, of the Linky alone; each
+                   has its own labels, and the supplier switches the mode
     frame          the groups between STX and ETX; the first group is the identity
     group          a label, its data and a checksum: "PAPP 00790 1"
     identity       the meter's number, in ADCO (historic mode) or ADSC (standard mode)
@@ -43,7 +45,7 @@ Glossary:
     tariff         OPTARIF: Base, HC (off-peak), EJP (22 expensive days a year), Tempo
                    (three colours of days)
     period         PTEC: which index runs; in standard mode NTARF has its number
-    notice         DEMAIN: tomorrow's colour; PEJP: an expensive EJP period begins soon
+    announcement   DEMAIN: tomorrow's colour; PEJP: an expensive EJP period begins soon
     STGE           the status register of standard mode: overload, colours, EJP's notice
     ESP8266        a Wi-Fi chip; ESPEasy: its program, which serves the TIC over TCP
     Eco-Devices    a network box with two TIC inputs, 1 and 2, polled over HTTP
@@ -270,7 +272,7 @@ def decode_group(piece: bytes) -> Group | Refused:
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
-    if separator not in FORMS:  # noise, or a damaged group
+    if separator not in FORMS:  # no group, or a damaged group
         return Refused("form" if raw else "debris")
     # The sum covers the last HT of standard mode; the last space of historic mode, only
     # in some older meters.  So sum_has_space is always False in standard mode.
@@ -286,13 +288,15 @@ def decode_group(piece: bytes) -> Group | Refused:
         return Refused("form")
     if not is_right:
         return Refused("checksum")
+    # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".
     stamp, _, value = data.rpartition("\t")
-    if label == "DATE":  # its data is empty
+    if label == "DATE":  # nothing stands after its HT
         value = stamp
     return Group(label, value, raw, sum_has_space)
 
 
 def _refuse_label(label: str, is_right: bool) -> Refused:
+    """Return why a label that this mode does not know is rejected."""
     is_known = label in KNOWN_LABELS  # of the other mode: the separator is damaged
     if is_right and not is_known and ANY_LABEL.fullmatch(label):
         return Refused("unknown")
@@ -362,7 +366,7 @@ class Decoder:
             if text and mark != EOT:
                 # The identity also begins a frame, because some servers drop STX.
                 begins = self._opened or bool(IDENTITY_FIRST.match(text))
-                frames += self._frame(text, begins)
+                frames += self._frame(text, whole=begins)  # it ends at the mark
             self._opened = mark == STX
         return frames
 
@@ -467,7 +471,7 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     if not with_space:
         return []
     without_space = [label for label in groups if label not in with_space]
-    # Of two lists with the same length, min() returns the first.
+    # Of two lists with the same length, min() returns the first: the rarer kind.
     return min(with_space, without_space, key=len)
 
 
@@ -480,19 +484,21 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # This section has the rules about a label, the next section the rules about a frame.
 #
 # "0; 476 without" after a rule: of 250,000 simulated frames with damage, none had a
-# false index with the rule, and 476 had a false index without it.  Unless a rule names
-# another kind of damage, it is that of seed 1.  Rule 1 has no numbers, because the
-# simulation has a single meter; rules 6 to 9 are not about indexes.
+# false index with the rule, and 476 had a false index without it (.ci/bench.py damage,
+# seed 1 and all kinds of damage, unless the rule says otherwise).  Rule 1 has no
+# numbers, because the simulation has a single meter; rules 6 to 9 are not about
+# indexes.
 #
 # 1. Identity      Identity.owner_of()
-#    A frame that carries another meter's identity changes nothing, until eight such
-#    frames in a row: a damaged identity can come twice.  A frame without identity is
-#    ours, unless another identity was just read, or a silence has just ended.
+#    A frame that carries another meter's identity is refused, until eight such frames
+#    in a row: the same damage can come a few times.  Then everything begins anew.
+#    A frame without identity is ours, unless another identity was just read, or no
+#    frame has been ours for longer than the time-out.
 #
 # 2. Two readings  LabelState.observe()
 #    A label changes only when two readings in a row agree, at most ten seconds apart.
-#    Short frames extend the ten seconds, because they have few labels.  Rules 6 and 7
-#    are exceptions.
+#    Short frames (defined in Guard) extend the ten seconds, because they have few
+#    labels.  Rules 6 and 7 are exceptions.
 #    Readings of an index agree if the second is as high or a little higher.  Then the
 #    first is trusted, because the second confirms only that the meter has reached the
 #    first; so an index is served a frame late.
@@ -500,44 +506,54 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    0; 476 without.
 #
 # 3. Growth        can_grow(), is_takeover()
-#    An index never falls, and grows no faster than 36 kVA allows.  If eight readings in
-#    a row agree against this rule, the trusted reading was wrong, and they replace it.
-#    A change of contract also needs eight.  A fall of 30 Wh or less must last for two
-#    minutes as well: if the trusted index is a little too high, the meter catches up.
+#    An index never falls, and grows no faster than 36 kVA allows, with a tolerance of
+#    10 Wh.  A reading that breaks this rule is trusted only after eight readings in a
+#    row that agree with each other: then the trusted reading was wrong.  A contract
+#    (OPTARIF, NGTF) also needs eight, as an identity does.
+#    A fall of 30 Wh or less must last for two minutes as well: if the trusted index is
+#    a little too high, the meter catches up.
 #    A false index that comes twice and is higher by a few Wh passes all rules.
 #    Two to six frames damaged alike: 386; 1,495 without.
 #
 # 4. Sum           is_balanced()
 #    In standard mode EASF01 to EASF10 add up to EAST in each frame, within 1 Wh.  If
-#    they do not, none of these eleven counts as a reading.
+#    all eleven are in a frame and do not add up, none of them counts as a reading.
 #    Two to six frames damaged alike: 0; 271 without.
 #
-# 5. Neighbour     may_be_joined(), learn_follower()
-#    When the ESP's buffer overflows, the start of one group can be joined to the end of
-#    a later group; the groups in between vanish without damage.  So an index does not
-#    count as a reading while the label that always follows it is missing from the
-#    frame.  If no reading of the index counts for 300 s, the meter no longer sends that
-#    label.  If a label appears between an index and the label behind it, the index is
-#    forgotten: it may have been joined before.
+# 5. Neighbour     Followers
+#    When the ESP's buffer overflows, bytes vanish without damage: the start of a group
+#    is joined to the end of a later group, and the groups in between are gone.
+#        sent        HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
+#        received    HCHC 0123                    89012 1    PTEC HC.. S
+#    The checksum can be right by chance, but HCHP is missing.  So an index does not
+#    count as a reading while its follower, the label that always comes right behind it,
+#    is missing from the frame.  There are two exceptions:
+#    - A damaged group, an alert or the end of the frame comes right behind the index.
+#      This explains why the follower is not there: nothing has vanished without damage.
+#    - No reading of the index has counted for 300 s.  Then the meter is taken to send
+#      the follower no longer.
+#    If another label appears between an index and its follower, the index is forgotten:
+#    it may have been joined until now, always in the same place.
 #    Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 #
 # 6. Power         Guard._take_power()
-#    A power that matches the currents is trusted immediately, any other power by
-#    rule 2.  A house that injects draws 0 VA although a current flows: a second 0
-#    within 300 s is trusted, even after other powers.
+#    A power that matches the currents of the last six seconds is trusted immediately,
+#    any other power by rule 2.  A house that injects draws 0 VA although a current
+#    flows.  Such a 0 is trusted if another 0 came at most 300 s before, whatever came
+#    between them.
 #
 # 7. Moving values Guard._take_change()
-#    Currents, voltages, the powers of phases and DATE are trusted immediately: they
-#    change all the time, and no client adds them up.
+#    Currents, overloads, voltages, the powers of phases and DATE are trusted
+#    immediately: they change all the time, and no client adds them up.
 #
 # 8. Silence       Guard.known()
-#    A label whose trusted reading does not come again is not served: after 30 s if it
-#    changes fast, otherwise after 300 s, or later if the user's time-out is longer.
-#    Rule 3 still compares with it.
+#    A label whose trusted reading does not come again is not served any more: after
+#    30 s if it changes fast or gives the period, otherwise after 300 s or the user's
+#    time-out, whichever is longer.  Rule 3 still compares with it.
 #
 # 9. End           Guard._end_alerts()
-#    An alert ends when a complete frame and the undamaged frame before it are both
-#    without it.
+#    An alert (ADPS, ADIR, PEJP) ends when a complete frame and the undamaged frame
+#    before it are both without it, and so are all frames between them.
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
 TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
@@ -573,8 +589,8 @@ KINDS = {
 class Candidate(NamedTuple):
     """The newest reading of a label, while it is not trusted.
 
-    Only the candidate of a power can be trusted as well: it stays, so that the next
-    power can be compared with it.
+    Exception: a power that is confirmed becomes trusted and remains the candidate, so
+    that the next power can be compared with it.
     """
 
     group: Group
@@ -598,8 +614,8 @@ class LabelState:
         self.group: Group | None = None  # trusted; only trust() and forget() set it
         self.time = -math.inf  # when the trusted group was last read
         self.candidate: Candidate | None = None
-        self.follower = ""  # of an index: the label that always follows it (rule 5)
-        self.zero_time = -math.inf  # of a power: when 0 last came against the currents
+        # Of a power: when it was last 0 although a current flowed (rule 6).
+        self.zero_time = -math.inf
 
     def trust(self, group: Group, time: float) -> None:
         """Trust a reading."""
@@ -640,9 +656,10 @@ class LabelState:
             return
         if earlier.is_plausible or is_takeover(self, earlier, newer):
             self.trust(earlier.group, earlier.time)
-        # trust() has dropped the candidate.  If the newer reading still differs, it is
-        # the candidate again: an index has grown, or rule 3 wants more readings.
-        if not self.renew(newer.group, newer.time):
+        # trust() and renew() drop the candidate.  If the newer reading still differs,
+        # it is the candidate again: an index has grown, or rule 3 wants more readings.
+        is_newer_trusted = self.renew(newer.group, newer.time)
+        if not is_newer_trusted:
             self.candidate = newer
 
     def extend_deadline(self, seconds: float) -> None:
@@ -716,10 +733,10 @@ def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is close enough to the expected power, both in VA.
 
-    The expected power comes from the currents of so many phases.  A meter gives them in
-    whole amperes: up to 230 VA a phase may be missing.  It is computed with 230 V, and
-    the mains may have 250 V: a twelfth more.  Two powers in a row may differ by as much
-    as a power and the current of one phase.
+    The expected power is 230 V times the currents of so many phases.  A meter gives the
+    currents in whole amperes: up to 230 VA a phase may be missing.  The mains may have
+    250 V: a twelfth more.  Two powers in a row are compared like the power and the
+    current of one phase.
     """
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
@@ -738,13 +755,13 @@ def matches_currents(power: Group, amperes: list[int]) -> bool:
 # A frame is
 #   whole         if its beginning and its end were seen (Decode);
 #   undamaged     if it is whole, has no damaged group, begins with the identity, and
-#                 has one of the labels that end a frame;
+#                 has a label that stands at the end of a frame or near it;
 #   complete      if it is undamaged and ends like the undamaged frame before it;
-#   short         if it has only identity and currents, one of them an overload: a
-#                 three-phase meter in overload.
+#   short         if it has only identity, currents and an overload: a three-phase
+#                 meter in overload sends such frames.
 
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
-FOLLOWER_LASTS = 300  # seconds for which a missing follower refuses an index (rule 5)
+FOLLOWER_LASTS = 300  # seconds for which a missing label refuses an index (rule 5)
 ZERO_LASTS = 300  # seconds between a 0 VA and the 0 VA that confirms it (rule 6)
 HIDE_AFTER = 300  # seconds without a reading (rule 8)
 # For labels that change fast.  In overload a three-phase meter sends 20 short frames of
@@ -774,9 +791,9 @@ def is_undamaged(frame: Frame) -> bool:
 def is_complete(frame: Frame, labels_before: list[str]) -> bool:
     """Return whether a frame is complete; labels_before: of the undamaged frame before.
 
-    A flipped bit can turn an LF into STX, and so cut a frame into two undamaged halves.
-    The first half lacks the last label of the frame before, the second half lacks the
-    identity: neither is complete.
+    A flipped bit can turn an LF into STX, and so cut a frame into two halves without
+    damage.  The first half lacks the last label of the frame before, the second half
+    lacks the identity: neither is complete.
     """
     return is_undamaged(frame) and list(frame.groups)[-1:] == labels_before[-1:]
 
@@ -796,31 +813,40 @@ def is_balanced(groups: dict[str, Group]) -> bool:
     return difference <= 1  # an EASF may advance before EAST is sent
 
 
-def may_be_joined(state: LabelState, frame: Frame, label: str, now: float) -> bool:
-    """Return whether an index may be two groups joined (rule 5)."""
-    if not state.follower:
-        return False  # none is learned yet
-    if not follower_in(frame, label):
-        return False  # damage, an alert or the frame's end comes right after the index
-    is_missing = state.follower not in frame.groups
-    return is_missing and now - state.last_read() <= FOLLOWER_LASTS
+class Followers:
+    """Knows the follower of each index, the label that always comes right behind it.
+
+    Learn from every frame in which an index counts as a reading, and from every
+    complete frame, because most indexes stand still and are not read anew (rule 5).
+    """
+
+    def __init__(self) -> None:
+        self._follower_of: dict[str, str] = {}  # index -> label
+
+    def is_missing(self, index: str, frame: Frame) -> bool:
+        """Return whether a frame has lost the follower of an index without damage."""
+        if not follower_in(frame, index):
+            return False  # damage, an alert or the frame's end explains it
+        follower = self._follower_of.get(index)
+        return follower is not None and follower not in frame.groups
+
+    def learn(self, index: str, frame: Frame) -> bool:
+        """Learn the follower of an index; return whether another label appeared there.
+
+        Index A, learned follower C: the frames before had A C, this frame has A B C.
+        So the frames before may have lost B, and their A may have been A and B joined.
+        """
+        follower = follower_in(frame, index)
+        if not follower:
+            return False
+        before = self._follower_of.get(index)
+        self._follower_of[index] = follower
+        return before != follower and before in frame.groups
 
 
-def learn_follower(state: LabelState, frame: Frame, label: str) -> None:
-    """Learn which label follows an index, from a frame that rule 5 lets pass."""
-    follower = follower_in(frame, label)
-    if not follower:
-        return
-    if state.follower in frame.groups and follower != state.follower:
-        # Index A, learned follower C: the frame before had A C, this frame has A B C.
-        # So B was missing from the frame before, whose A may have been A and B joined.
-        state.forget()
-    state.follower = follower
-
-
-def follower_in(frame: Frame, label: str) -> str:
+def follower_in(frame: Frame, index: str) -> str:
     """Return the label that follows an index; empty if that is no lasting label."""
-    follower = frame.follower(label)
+    follower = frame.follower(index)
     return "" if follower in TRANSIENT else follower
 
 
@@ -832,7 +858,10 @@ UNKNOWN_OWNER = "unknown"
 
 
 class Identity:
-    """Decides which meter's frames are accepted (rule 1)."""
+    """Decides which meter's frames are accepted (rule 1).
+
+    The Guard has another state of the same label, because the identity is served too.
+    """
 
     def __init__(self) -> None:
         self._state = LabelState("ADCO")  # for ADSC as well, which is of the same kind
@@ -848,6 +877,9 @@ class Identity:
             no                         yes                              OURS
             yes                        no                               FOREIGN
             yes                        yes                              NEW
+
+        The first line: until two readings of the identity agree, each frame begins a
+        new meter, so that the groups of two meters do not mix.
         """
         state = self._state
         group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
@@ -862,8 +894,6 @@ class Identity:
             return FOREIGN
         if is_trusted and not had_identity:
             return OURS
-        # Another meter is trusted from now on, or the very first is not trusted yet:
-        # until then each frame begins anew, so that groups of two meters do not mix.
         return NEW
 
     def _owner_without_identity(self, now: float, was_silent: bool) -> str:
@@ -906,7 +936,8 @@ class Guard:
     def _forget_meter(self) -> None:
         """Begin with a meter about which nothing is known."""
         self.labels: dict[str, LabelState] = {}
-        self.frames = 0
+        self.frames = 0  # of this meter
+        self._followers = Followers()
         # The last undamaged frame: its labels in their order, and its time.
         self._undamaged: list[str] = []
         self._undamaged_time = -math.inf
@@ -964,7 +995,7 @@ class Guard:
             if not self._is_reading(state, frame, group.label, now):
                 self.implausible += 1
                 return
-            learn_follower(state, frame, group.label)
+            self._learn_follower(state, frame, group.label)
         if not state.observe(group, now):
             self.implausible += 1
 
@@ -975,7 +1006,19 @@ class Guard:
         if label in BALANCE and not is_balanced(frame.groups):
             self.unbalanced_time = now
             return False
-        return not may_be_joined(state, frame, label, now)
+        return not self._may_be_joined(state, frame, label, now)
+
+    def _may_be_joined(
+        self, state: LabelState, frame: Frame, label: str, now: float
+    ) -> bool:
+        """Return whether an index may be two groups joined (rule 5)."""
+        is_read = now - state.last_read() <= FOLLOWER_LASTS
+        return is_read and self._followers.is_missing(label, frame)
+
+    def _learn_follower(self, state: LabelState, frame: Frame, label: str) -> None:
+        """Learn the follower of an index that is not joined (rule 5)."""
+        if self._followers.learn(label, frame):
+            state.forget()
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
         """Apply rule 6 to a power; return whether it is trusted."""
@@ -988,7 +1031,7 @@ class Guard:
         return is_trusted
 
     def _amperes(self, now: float) -> list[int]:
-        """Return the currents that were read in the last seconds."""
+        """Return the currents of the last seconds; the power comes after them."""
         amperes = []
         for label in CURRENTS.intersection(self.labels):
             state = self.labels[label]
@@ -1007,14 +1050,14 @@ class Guard:
         return complete
 
     def _learn_followers(self, frame: Frame, now: float) -> None:
-        """Learn the followers of all indexes, also of the indexes that stand still."""
+        """Learn the followers of all indexes of a complete frame."""
         labels = list(frame.groups)
         if labels == self._undamaged:
             return  # nothing new
         for label in INDEXES.intersection(labels):
             state = self.labels[label]
-            if not may_be_joined(state, frame, label, now):
-                learn_follower(state, frame, label)
+            if not self._may_be_joined(state, frame, label, now):
+                self._learn_follower(state, frame, label)
 
     def _end_alerts(self, frame: Frame) -> None:
         """Forget each alert that is missing from both frames (rule 9)."""
@@ -1022,7 +1065,7 @@ class Guard:
             state = self.labels.get(label)
             if state is None or label in frame.groups:
                 continue
-            # Read before the undamaged frame came: that frame was without it.
+            # If it was last read before the undamaged frame, that frame was without it.
             if state.last_read() < self._undamaged_time:
                 del self.labels[label]
 
@@ -1057,7 +1100,7 @@ class Guard:
         return unread
 
     def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether to do without a power that is not known now.
+        """Return whether a power that is not known will not come: use the currents.
 
         Either the meter sends no power (two undamaged frames had none), or this label
         was trusted once, and has not come intact for HIDE_FAST_AFTER.
@@ -1079,9 +1122,9 @@ class Rebuilder:
     lacks.  So there is no frame while a label is still awaited.
     """
 
-    # Seconds in which every label comes intact.  After a complete frame there is no
-    # need to wait for so long.
-    ALL_READ_WITHIN = 60
+    ALL_READ_WITHIN = 60  # seconds in which every label comes intact once
+    AWAITED_FOR = 60  # seconds, after these, in which every label becomes trusted
+    READ_WITHIN = 60  # seconds; a label that was not read for longer has ended
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in its order
@@ -1101,21 +1144,21 @@ class Rebuilder:
         frame = accepted.frame
         order = list(frame.groups) if is_short(frame) else self._order
         if set(IDENTITIES).isdisjoint(order):
-            return []  # half a short frame, or no identity has come yet
+            return []  # half of a short frame, or an identity that never came intact
         known = guard.known(now)
         return [known[label] for label in order if label in known]
 
     def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
-        """Return whether a label comes, but is not trusted yet.
+        """Return whether a label is being read, but is not trusted yet.
 
-        An index is awaited for as long as it comes.  Other labels are awaited for some
-        time only: a label that changes in each frame is never confirmed.
+        An index is awaited for as long as it comes.  Other labels are awaited for a
+        minute only: a label that changes in each frame is never confirmed.
         """
         state = guard.labels.get(label)
         if state is None or state.group is not None:
             return False
-        is_early = now <= self._all_read_at + self.ALL_READ_WITHIN
-        is_read = now - state.last_read() <= self.ALL_READ_WITHIN
+        is_early = now <= self._all_read_at + self.AWAITED_FOR
+        is_read = now - state.last_read() <= self.READ_WITHIN
         return is_read and (is_early or state.kind == INDEX)
 
     def _learn(self, accepted: Accepted, now: float) -> None:
@@ -1149,7 +1192,7 @@ class Rebuilder:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is the firmware's misspelling of PAPP: Meter sets it to the same value.
+# PPAP is the firmware's misspelling of PAPP, and has the same value.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
@@ -1226,8 +1269,8 @@ def tariff_of(option: str) -> Tariff | None:
 
 
 def indexes_of(fields: Fields) -> Fields:
-    """Return the indexes of the tariff, Wh, by tag, from complete fields."""
-    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    """Return the indexes of the tariff, Wh, by tag, from fields that are all known."""
+    tariff = tariff_of(fields["OPTARIF"]) or BASE  # their tariff is never None
     return {tag: fields[tag] for tag in tariff.indexes()}
 
 
@@ -1300,7 +1343,7 @@ def phase_fields(
     """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
     A single phase has its values in IINST1 and IMAX1 as well as in IINST and IMAX.  The
-    other fields stay 0, as in EMPTY: clients take an IMAX2 or IINST2 for three phases.
+    other fields stay 0, as in EMPTY: IMAX2 or IINST2 would mean three phases.
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
@@ -1330,7 +1373,7 @@ def translate_historic(labels: Labels) -> Fields:
 
     Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
-    and a space).
+    and a space), PTEC (not known while it is of another tariff).
     """
     tariff = tariff_of(labels.get("OPTARIF", ""))
     phases = phases_of(labels)
@@ -1414,7 +1457,7 @@ class Contract(NamedTuple):
 # A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
 # or POINTE is another supplier's contract, with other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
-# Sources: public code.  The names in small letters are captures (.ci/captures).
+# Sources: public code; names like standard-1ph-base-1 are captures (.ci/captures).
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
 # The first pattern that matches NGTF decides.  NGTF belongs to the contract, while
@@ -1602,9 +1645,9 @@ def phase_count(fields: Fields) -> int:
     return 3 if fields["IMAX2"] else 1  # never 0 on three phases: at least LOWEST_IMAX
 
 
-######## Meter: the three parts together ###############################################
+######## Meter: the parts above together ###############################################
 
-# The labels of standard mode that a tag is made of, except for the tags of indexes.
+# The labels of standard mode that give a tag.  Not here: the tags of indexes.
 STANDARD_LABELS = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
@@ -1621,7 +1664,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
         if tag == "PAPP":
             missing.append(standard_power(labels))
         elif tag in STANDARD_LABELS:
-            # One of its labels is enough: name the first that is missing.
+            # PTEC has two labels.  Either may give it: name the first that is missing.
             absent = [label for label in STANDARD_LABELS[tag] if label not in labels]
             missing += absent[:1]
         else:
@@ -1647,7 +1690,7 @@ class View(NamedTuple):
 class Meter:
     """One TIC input: decoder, guard and translation; stale after `timeout` seconds."""
 
-    WAIT_FOR_SUBSCRIPTION = 15  # frames
+    WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 
     def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
         self.timeout = timeout
@@ -1655,8 +1698,8 @@ class Meter:
         self.guard = Guard(timeout)
         self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
-        # Frames of this meter since the last feed() began: their number, and if the
-        # meter is relayed, the frames themselves, rebuilt from trusted groups.
+        # Of the frames that the last feed() ended, the frames of this meter: their
+        # number, and if it is relayed, these frames rebuilt from trusted groups.
         self.accepted = 0
         self.for_relay: list[bytes] = []
 
@@ -1751,7 +1794,11 @@ class Meter:
     def _missing(
         self, tags: list[str], mode: str | None, labels: Labels, now: float
     ) -> list[str]:
-        """Return the labels that are missing for these tags."""
+        """Return the labels that are missing for these tags.
+
+        None is missing if the period is not known although its labels are: see
+        why_incomplete().
+        """
         if mode != STANDARD:  # the tags of historic mode are its labels
             return [tag for tag in tags if tag not in labels]
         missing = missing_labels(tags, labels)
@@ -1761,7 +1808,7 @@ class Meter:
         return self.guard.unread(INDEX_LABELS, now)
 
     def _fill_in(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Fill in the fields that need more than the labels."""
+        """Replace the fields that the labels do not give, or would give wrongly."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
@@ -1769,8 +1816,8 @@ class Meter:
         if fields["PAPP"] is None and self.guard.is_power_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
-            # A current without power: the house injects.  Domoticz would make a drawn
-            # power of the current.
+            # A current without power: the house injects.  Domoticz would take the
+            # current for a drawn power.
             fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
         fields["PPAP"] = fields["PAPP"]
 
@@ -1910,7 +1957,9 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-NEVER_SENT = Reason(  # after INCOMPLETE: "des groupes manquent (PAPP), aucun ..."
+# A template: the missing labels, and the cause of the Reason that explains it.
+INCOMPLETE = "des groupes manquent (%s), %s"
+NEVER_SENT = Reason(
     ESP,
     "aucun n'est abîmé",
     "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
@@ -1930,44 +1979,21 @@ ESP_LOGS = Reason(
     ESP, "le journal de l'ESP se mêle à la TIC", "mettre Serial Log Level sur None"
 )
 
-# Templates, to be completed with %: what is missing, and what the log says.
-INCOMPLETE = "des groupes manquent (%s), %s"
+# Templates of remarks: defects of a link that works.
 UNKNOWN_CONTRACT = (
     "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
     " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
 )
 PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
 
+# Errors of this machine, its ports and its files.
 BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
-NOT_OUR_ADDRESS_YET = (
-    "[http] address %s n'est pas encore une adresse de cette machine, nouvel essai"
-    " chaque seconde"
-)
-NOTHING_SERVED = " ; aucune valeur n'est transmise"
-SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
-CHANGED = (
-    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
-    " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
-)
-JUMPED = (
-    "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
-    " ajouter un nouveau matériel ou supprimer ce jour"
-)
-INJECTS = (
-    "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
-    " [teleinfo2]"
-)
-DOES_NOT_INJECT = (
-    "injection = yes, mais ce compteur n'envoie pas EAIT, rien n'est transmis sur"
-    " second_port"
-)
 LINK_ERRORS = {
     errno.ECONNREFUSED: NOTHING_LISTENS,
     errno.ECONNRESET: CUT_BY_ESP,
     errno.EHOSTUNREACH: AWAY,
     errno.ENETUNREACH: OFFLINE,
 }
-# Errors of this machine's ports and files.
 SYSTEM_ERRORS = {
     errno.EADDRINUSE: "déjà pris",
     errno.EACCES: "interdit",
@@ -1976,7 +2002,7 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
-# A stream without a valid group may still hold labels.  A label with its separator
+# A stream without a intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
@@ -1990,11 +2016,10 @@ TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, a
 MUCH_TELNET = 0.05  # commands per byte
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
-MUCH_DAMAGE = 0.05  # share of the groups
+MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
 A_FEW_FRAMES = 4  # until then a missing label may just be late
-JUMP_WH = 1000  # an index that grows by so much more than it can is worth a warning
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -2012,7 +2037,7 @@ class ClosedByEsp(LinkError):
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a non-empty sample that holds no valid group."""
+    """Diagnose a non-empty sample that holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     if LABEL_ABOVE_36_KVA.search(text):
         return ABOVE_36_KVA
@@ -2044,7 +2069,7 @@ def reason_of(error: Exception) -> Reason:
         return error.reason
     if isinstance(error, socket.gaierror):
         return UNKNOWN_NAME
-    if isinstance(error, (socket.timeout, TimeoutError)):
+    if isinstance(error, (socket.timeout, TimeoutError)):  # from connecting only
         return AWAY
     if isinstance(error, ConnectionResetError):
         return CUT_BY_ESP
@@ -2103,9 +2128,9 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     labels = view.labels
     if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    has_wrong_sum = view.mode == STANDARD and not is_total_right(labels)
+    lacks_total = view.mode == STANDARD and not is_total_right(labels)
     # The sum is wrong within a frame (rule 4), or although all its labels are known.
-    if has_wrong_sum and (is_unbalanced or not view.missing):
+    if lacks_total and (is_unbalanced or not view.missing):
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
@@ -2146,15 +2171,15 @@ class Link:
 
     BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a valid group; no meter sends so many
+    FLOOD = 65536  # bytes without a intact group; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
         self.connections = 0
         self.brief_connections = 0  # brief connections in a row, up to the last one
-        self.sample = b""  # the last bytes since the last valid group
-        self._byte_count = 0  # number of bytes since the last valid group
-        # When the last valid group came, or when its absence was last reported.
+        self.sample = b""  # the last bytes since the last intact group
+        self._byte_count = 0  # number of bytes since the last intact group
+        # When the last intact group came, or when its absence was last reported.
         self._waiting_since = 0.0
         self._connected_at = 0.0
 
@@ -2181,7 +2206,7 @@ class Link:
             raise LinkError(diagnose(self.sample))
 
     def claim_overdue(self, patience: float, now: float) -> bool:
-        """Return whether a valid group is overdue; if so, wait `patience` s again."""
+        """Return whether a intact group is overdue; if so, wait `patience` s again."""
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
@@ -2203,6 +2228,25 @@ class Link:
 
 ######## Notices: what the log says about an input #####################################
 
+NOTHING_SERVED = " ; aucune valeur n'est transmise"
+SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
+CHANGED = (
+    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
+    " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
+)
+JUMPED = (
+    "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
+    " ajouter un nouveau matériel ou supprimer ce jour"
+)
+INJECTS = (
+    "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
+    " [teleinfo2]"
+)
+DOES_NOT_INJECT = (
+    "injection = yes, mais ce compteur n'envoie pas EAIT, rien n'est transmis sur"
+    " second_port"
+)
+
 
 class Hourly:
     """Limits the log to one line of each kind per hour."""
@@ -2222,18 +2266,21 @@ class Hourly:
         self._logged_at.clear()
 
 
-# Input 2 shows another meter, the injection of meter 1, or nothing.
+# What input 2 shows: another meter, the injection of meter 1, or nothing.
 METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
 Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
+JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
+
 
 def jumps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
     """Return the tags of the indexes that fell, or grew more than a meter can count.
 
-    The meter was replaced and kept its number, or the supplier has set an index.
+    A jump means that the meter was replaced and kept its number, or that the supplier
+    has set an index.
     before, indexes: Wh by tag; seconds: between the two readings.  A tag that was not
     there before does not jump.
     """
@@ -2275,7 +2322,10 @@ class Notices:
         return self._change if now - self._change_time < DAY else ""
 
     def log_served(self, identity: str, tariff: str, mode: str, now: float) -> None:
-        """Log which meter's values are served, unless the log already says it."""
+        """Log which meter's values are served, unless the log already says it.
+
+        Call it before log_jumps(): another meter has other indexes.
+        """
         meter = (identity, tariff)
         is_other = meter != self._meter
         if self._log_says_served and not is_other and mode == self._mode:
@@ -2283,23 +2333,27 @@ class Notices:
         self._log_says_served = True
         self._hourly.forget()  # a failure after good values is news
         self._say(logging.INFO, SERVED % (identity, mode, tariff))
-        if is_other and self.ever_served:
-            self.log_change(CHANGED % (self._meter + meter), now)
-        if is_other:
-            self._indexes = {}  # they belong to another meter or contract
-        self._meter = meter
         self._mode = mode
+        if is_other:
+            self._change_meter(meter, now)
         self.ever_served = True
+
+    def _change_meter(self, meter: tuple[str, str], now: float) -> None:
+        """Begin with another meter or contract; log the change, if it is one."""
+        if self.ever_served:
+            self.log_change(CHANGED % (self._meter + meter), now)
+        self._meter = meter
+        self._indexes = {}
 
     def log_jumps(self, indexes: Fields, now: float) -> None:
         """Log each index that was replaced or set; indexes: Wh by tag."""
-        before = self._indexes or indexes  # there is no jump without a reading before
+        before = self._indexes
         for tag in jumps(before, indexes, now - self._indexes_time):
             self.log_change(JUMPED % (tag, before[tag], indexes[tag]), now)
         self._indexes = indexes
         self._indexes_time = now
 
-    def nothing_served(self) -> None:
+    def note_nothing_served(self) -> None:
         """Note that no values are served, so that their return is logged."""
         self._log_says_served = False
 
@@ -2402,8 +2456,8 @@ class DayEnergy(NamedTuple):
 class Day:
     """Counts the energy of a day, from the indexes alone."""
 
-    # Seconds.  If midnight is in a shorter gap between two readings, the earlier one
-    # serves as the reading at midnight.
+    # Seconds.  If midnight falls between two readings that are closer than this, the
+    # earlier reading serves as the reading at midnight.
     LONGEST_GAP = 60.0
 
     def __init__(self) -> None:
@@ -2454,8 +2508,7 @@ class Snapshot(NamedTuple):
     shows_injection: bool  # input 2 shows the injection of this meter
     last_view: View  # the last view that was served; until then, the first view
     last_time: float  # when last_view was served; -inf: never
-    # The last fault, or ALL_WELL; why no values are served, as soon as none are served.
-    reason: Reason
+    reason: Reason  # the last fault, even while values are still served; or ALL_WELL
     ever_served: bool
     brief_connections: int  # in a row, as in Link
     remarks: list[str]  # defects of a link that works, and changes of the meter
@@ -2472,7 +2525,12 @@ class Snapshot(NamedTuple):
 
 
 class Input:
-    """All that is known of one input, and the lines to log about it."""
+    """All that is known of one input, and the lines to log about it.
+
+    A fault is always noted as the reason, which the page shows.  It is logged only if
+    no values are served any more: most faults pass before that.  An eviction is logged
+    at once, because two programs that evict each other never stop.
+    """
 
     # After so many frames, a label that has not come is missing.  A label may be late
     # for more than A_FEW_FRAMES, and what is logged cannot be taken back.
@@ -2529,28 +2587,28 @@ class Input:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
-        if not self.link.end(error, now):
-            self._report(reason_of(error), now)
-            return
-        if self._is_serving(now):
-            # Two programs that take turns can go on for ever: log it at once.
+        is_evicted = self.link.end(error, now)
+        if is_evicted and self._is_serving(now):
+            self.reason = EVICTED
             self.notices.log_fault(EVICTED.cause, str(EVICTED), now)
-        self._report(EVICTED, now)
+        elif is_evicted:
+            self._report(EVICTED, now)
+        else:
+            self._report(reason_of(error), now)
 
     def _take_view(self, now: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
-        is_overdue = now - self._all_known_at > self.patience
         if self.meter.accepted:
             self.view = self.meter.view(now)
             if self.view.fields is not None:
                 self._take_fields(self.view.fields, now)
-            elif is_overdue:
+            elif now - self._all_known_at > self.patience:
                 self._report(self._why_incomplete(now), now, INCOMPLETE)
             else:
                 self.reason = TO_BE_CONFIRMED
-        elif is_overdue:
-            # The guard has refused all frames since then.  It would have accepted
-            # another meter by now (rule 1): the identity is missing or damaged.
+        elif now - max(self.meter.last_frame, self._all_known_at) > self.patience:
+            # All frames of this time were refused, although the guard would have
+            # accepted another meter (rule 1): the identity is missing or damaged.
             self.view = self.meter.view(now)
             self._report(NO_IDENTITY, now)
 
@@ -2591,7 +2649,7 @@ class Input:
         """
         self.reason = reason
         if not self._is_serving(now):
-            self.notices.nothing_served()
+            self.notices.note_nothing_served()
             self.notices.log_fault(
                 kind or reason.cause, f"{reason}{NOTHING_SERVED}", now
             )
@@ -2613,7 +2671,7 @@ class Input:
         had_time = self._has_had_all_labels()
         if had_time:
             self._log_faults(now)
-        names_period = labels.keys() >= {"LTARF", "NTARF"}  # as the line does
+        names_period = labels.keys() >= {"LTARF", "NTARF"}  # for UNKNOWN_CONTRACT
         if contract_of(labels) is UNKNOWN and (names_period or had_time):
             self.notices.log_unknown_contract(labels)
         if had_time or "EAIT" in labels:
@@ -3377,10 +3435,11 @@ def lasting_mac() -> str:
 ######## Relay: the trusted TIC for other readers ######################################
 
 
-# A serial reader detects the end of a frame by the start of the next frame: linkytic
-# and serial-teleinfo look for CR ETX STX LF in one line, and wait a second for it.  A
-# meter pauses for 33 ms at most, but the relay gets a frame only when it is complete.
-# So each piece that the relay sends ends with the start of the next frame.
+# Each piece that the relay sends ends with the start of the next frame:
+#     groups of a frame, CR ETX, STX LF
+# For linkytic and serial-teleinfo, a frame has ended when the next frame starts: they
+# wait a second for it.  A meter starts the next frame within 33 ms, but the relay gets
+# the next frame only when it has ended, a second or two later.
 START = STX + b"\n"
 
 
@@ -3398,7 +3457,7 @@ class RelayReader:
         self.connection.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
-        self._opening = START  # of the first frame
+        self._opening = START  # of the first frame; empty once it is sent
         self._untaken = b""  # the rest of the last piece
         self._taken_at = now  # when the reader last took bytes
 
@@ -4358,6 +4417,12 @@ def devices_of(settings: Settings) -> list[Device]:
     mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
     first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
     return [first] + [second_device(first, port) for port in settings.ports[1:]]
+
+
+NOT_OUR_ADDRESS_YET = (
+    "[http] address %s n'est pas encore une adresse de cette machine, nouvel essai"
+    " chaque seconde"
+)
 
 
 def wait_for_address(address: str) -> None:

@@ -1989,6 +1989,13 @@ class DiagnosisTests(InputCase):
                 self.assertIn(expected, str(self.snapshot().reason))
                 self.assertIn(expected, "".join(self.said(logging.WARNING)))
 
+    def test_a_single_damaged_identity_does_not_replace_the_reason(self):
+        self.connect(*[frame(HC[:8])] * 30)
+        reason = self.snapshot().reason
+        self.feed(frame(changed(HC[:8], ADCO="021728999999")))
+        self.assertEqual(reason, self.snapshot().reason)
+        self.assertNotIn("n'arrive jamais intact", "".join(self.said()))
+
     def test_a_missing_identity_is_reported(self):
         for groups in (HC, standard()):
             for count in (0, 5):
