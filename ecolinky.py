@@ -3264,7 +3264,7 @@ ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
 LEAST_TIMEOUT = 5  # seconds; a frame can take 3
-HIGHEST = 65535  # port number, or seconds
+HIGHEST = 65535  # of a port number, and of a time-out in seconds
 SECONDS = Form(
     "[0-9]{1,5}([.][0-9]+)?",
     f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
@@ -3739,7 +3739,7 @@ class Server(ThreadingHTTPServer):
             return NOT_FOUND
         inputs = served(self._store.read(), now)
         if self.device.is_second:
-            # Without input 2: an Eco-Devices without a meter.
+            # The second box shows input 2 as its input 1, or no meter at all.
             inputs = {1: inputs[2]} if 2 in inputs else {}
         return answer_document(name, self.device, inputs, time.localtime())
 
@@ -4659,8 +4659,9 @@ summary { cursor: pointer; }
 .stale .day { background: none; color: inherit; }
 
 /* The gauge, with the power in the middle. */
-.gauge { position: relative; max-width: 310px; margin: 10px auto 0; }
-.gauge { text-align: center; }
+.gauge {
+  position: relative; max-width: 310px; margin: 10px auto 0; text-align: center;
+}
 .gauge svg { display: block; }
 .gauge path {
   fill: none; stroke: var(--line); stroke-width: 13; stroke-linecap: round;
@@ -4823,7 +4824,7 @@ function duration(seconds) {
 
 //////// Model: plain values that the page shows of an input //////////////////////////
 
-// `input`: from the answer; if it has no fields now, with its last fields.
+// `input`: from the answer; without fields now, with its last (see paintCards).
 // `seen`: when the answer came (receivedAt), the time (now), whether the program
 // answers (connected; if not, nothing is live), the clients, the program's uptime.
 function model(input, seen) {
@@ -4858,18 +4859,20 @@ function model(input, seen) {
 // The four stations of a value, each good, bad or not known (soft), with one fact.
 function wayOf(input, live, lastFrame, seen) {
   const { station, cause } = input.fault;
-  const mark = (isWell) => isWell && seen.connected ? "good" : "soft";
-  const at = (name, isWell, fact) => station === name && seen.connected && !live
-    ? { mark: "bad", fact: cause } : { mark: mark(isWell), fact };
-  const isHeard = input.age !== null;
-  const frame = isHeard ? "trame " + ago(lastFrame, seen.now) : "pas encore entendu";
-  const ecolinky = seen.connected
-    ? at("ecolinky", true, "en marche depuis " + duration(seen.uptime))
-    : { mark: "bad", fact: "ne répond pas" };
+  const of = (name, isWell, fact) => {
+    if (!seen.connected) return { mark: "soft", fact };
+    if (station === name && !live) return { mark: "bad", fact: cause };
+    return { mark: isWell ? "good" : "soft", fact };
+  };
+  const frame = input.age === null
+    ? "pas encore entendu" : "trame " + ago(lastFrame, seen.now);
+  const isEspWell = live || station === "linky";  // the meter's fault came through it
+  const running = "en marche depuis " + duration(seen.uptime);
+  const down = { mark: "bad", fact: "ne répond pas" };
   return [
-    { name: "Linky", ...at("linky", live, frame) },
-    { name: "ESP8266", ...at("esp", live || station === "linky", input.source) },
-    { name: "ecolinky", ...ecolinky },
+    { name: "Linky", ...of("linky", live, frame) },
+    { name: "ESP8266", ...of("esp", isEspWell, input.source) },
+    { name: "ecolinky", ...seen.connected ? of("ecolinky", true, running) : down },
     { name: "Domoticz", ...domoticzOf(seen, live) },
   ];
 }
@@ -5189,7 +5192,7 @@ function instructions(answer, host) {
     «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}.</p>`;
 }
 
-// Once Domoticz reads the values, the instructions are folded into the footer.
+// The instructions again, folded, for when Domoticz already reads the values.
 function footer(answer, host) {
   const relays = answer.inputs.filter((input) => input.relay_port).map((input) =>
     html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
@@ -5387,7 +5390,7 @@ function patchChildren(old, fresh) {
 }
 
 function patch(old, fresh) {
-  if (old.isEqualNode(fresh) || old.className === "chart") return;  // see drawChart()
+  if (old.isEqualNode(fresh) || old.className === "chart") return;  // drawn apart
   if (old.nodeName !== fresh.nodeName) {
     old.replaceWith(fresh);
   } else if (old.nodeType === Node.TEXT_NODE) {
@@ -5476,11 +5479,11 @@ function paint() {
   document.body.dataset.ready = "1";
 }
 
-// Append an answer's minutes to the minutes of the last answer.
+// Append an answer's minutes to those of the last answer.
 function joined(old, fresh) {
-  const overlap = old ? fresh.first - old.first : -1;
-  if (overlap < 0 || overlap > old.minutes.length) return fresh;
-  const all = [...old.minutes.slice(0, overlap), ...fresh.minutes];
+  const before = old ? fresh.first - old.first : -1;  // old minutes before the fresh
+  if (before < 0 || before > old.minutes.length) return fresh;
+  const all = [...old.minutes.slice(0, before), ...fresh.minutes];
   const minutes = all.slice(-MOST_MINUTES);
   return { ...fresh, minutes, first: old.first + all.length - minutes.length };
 }
@@ -5495,8 +5498,8 @@ function remember(answer) {
 
 // The first minute that any input lacks; all, if the machine may have restarted.
 function firstWanted() {
-  const isSure = Date.now() - page.receivedAt < 60000;
-  page.kept = isSure && page.answer ? page.answer.inputs : [];
+  const isRecent = Date.now() - page.receivedAt < MINUTE_MS;
+  page.kept = isRecent && page.answer ? page.answer.inputs : [];
   const ends = page.kept.map(({ history }) => history.first + history.minutes.length);
   return ends.length ? Math.min(...ends) : 0;
 }
