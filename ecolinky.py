@@ -5479,9 +5479,9 @@ function paint() {
   document.body.dataset.ready = "1";
 }
 
-// Append an answer's minutes to those of the last answer.
+// Append an answer's minutes to the last answer's.
 function joined(old, fresh) {
-  const before = old ? fresh.first - old.first : -1;  // old minutes before the fresh
+  const before = old ? fresh.first - old.first : -1;  // old minutes to keep
   if (before < 0 || before > old.minutes.length) return fresh;
   const all = [...old.minutes.slice(0, before), ...fresh.minutes];
   const minutes = all.slice(-MOST_MINUTES);
