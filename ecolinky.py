@@ -482,12 +482,7 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # reading that the rules accepted, and nothing else is served.  A reading that equals
 # the trusted reading only renews it: rules 2 to 7 are about a reading that differs.
 # This section has the rules about a label, the next section the rules about a frame.
-#
-# "0; 476 without" after a rule: of 250,000 simulated frames with damage, none had a
-# false index with the rule, and 476 had a false index without it (.ci/bench.py damage,
-# seed 1 and all kinds of damage, unless the rule says otherwise).  Rule 1 has no
-# numbers, because the simulation has a single meter; rules 6 to 9 are not about
-# indexes.
+# Behind the name of a rule stands the place of its code.
 #
 # 1. Identity      Identity.owner_of()
 #    A frame that carries another meter's identity is refused, until eight such frames
@@ -497,28 +492,25 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #
 # 2. Two readings  LabelState.observe()
 #    A label changes only when two readings in a row agree, at most ten seconds apart.
-#    Short frames (defined in Guard) extend the ten seconds, because they have few
-#    labels.  Rules 6 and 7 are exceptions.
-#    Readings of an index agree if the second is as high or a little higher.  Then the
-#    first is trusted, because the second confirms only that the meter has reached the
-#    first; so an index is served a frame late.
-#    Powers agree if they are near each other.  Then the second is trusted.
-#    0; 476 without.
+#    (Rules 6 and 7 are exceptions.)
+#    Readings of an index agree if the second is as high or a little higher.  The second
+#    proves that the meter has reached the first, so the first is trusted: an index is
+#    served a frame late.  Powers agree if they are near each other, and the second is
+#    trusted.
+#    A three-phase meter in overload sends frames that have few labels.  The ten seconds
+#    are extended by the time that these short frames take.
 #
 # 3. Growth        can_grow(), is_takeover()
 #    An index never falls, and grows no faster than 36 kVA allows, with a tolerance of
 #    10 Wh.  A reading that breaks this rule is trusted only after eight readings in a
 #    row that agree with each other: then the trusted reading was wrong.  A contract
 #    (OPTARIF, NGTF) also needs eight, as an identity does.
-#    A fall of 30 Wh or less must last for two minutes as well: if the trusted index is
-#    a little too high, the meter catches up.
-#    A false index that comes twice and is higher by a few Wh passes all rules.
-#    Two to six frames damaged alike: 386; 1,495 without.
+#    A fall of 30 Wh or less must also last for two minutes.  A trusted index can be too
+#    high by so little: instead of falling, it waits until the meter has caught up.
 #
 # 4. Sum           is_balanced()
 #    In standard mode EASF01 to EASF10 add up to EAST in each frame, within 1 Wh.  If
 #    all eleven are in a frame and do not add up, none of them counts as a reading.
-#    Two to six frames damaged alike: 0; 271 without.
 #
 # 5. Neighbour     Followers
 #    When the ESP's buffer overflows, bytes vanish without damage: the start of a group
@@ -534,7 +526,6 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #      the follower no longer.
 #    If another label appears between an index and its follower, the index is forgotten:
 #    it may have been joined until now, always in the same place.
-#    Whole groups lost, 500,000 frames, seed 2: 0; 211 without.
 #
 # 6. Power         Guard._take_power()
 #    A power that matches the currents of the last six seconds is trusted immediately,
@@ -554,6 +545,17 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # 9. End           Guard._end_alerts()
 #    An alert (ADPS, ADIR, PEJP) ends when a complete frame and the undamaged frame
 #    before it are both without it, and so are all frames between them.
+#
+# What the rules about indexes are worth: frames with a false index in a simulation of
+# damaged lines (python3 .ci/bench.py damage), with a rule and without it.
+#
+#     rule  damage                               frames     with    without
+#     2     all kinds, --seed 1                 250,000        0        476
+#     3     the same in two to six frames        25,000      386      1,495
+#     4     the same, in standard mode            5,000        0        271
+#     5     whole groups lost, --seed 2          50,000        0        211
+#
+# The 386: a false index that comes twice and is higher by a few Wh passes all rules.
 
 CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
 TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
@@ -717,7 +719,10 @@ def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
 
 
 def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
-    """Return whether eight readings that break rule 3 replace the trusted reading."""
+    """Return whether eight readings that break rule 3 replace the trusted reading.
+
+    earlier: the reading before the last reading, which would become trusted.
+    """
     return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
 
 
@@ -941,7 +946,7 @@ class Guard:
         # The last undamaged frame: its labels in their order, and its time.
         self._undamaged: list[str] = []
         self._undamaged_time = -math.inf
-        self._without_power = 0  # undamaged frames in a row
+        self._without_power = 0  # undamaged frames in a row, for is_power_lost()
 
     def is_silent(self, now: float) -> bool:
         """Return whether the meter has sent no frame for longer than the time-out."""
@@ -962,7 +967,7 @@ class Guard:
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        complete = self._take_whole(frame, now)
+        complete = self._learn(frame, now)
         return Accepted(frame, owner == NEW, was_silent, complete)
 
     def _extend_deadlines(self, seconds: float) -> None:
@@ -1039,8 +1044,8 @@ class Guard:
                 amperes.append(int(state.group.data))
         return amperes
 
-    def _take_whole(self, frame: Frame, now: float) -> bool:
-        """Learn what a frame shows as a whole; return whether it is complete."""
+    def _learn(self, frame: Frame, now: float) -> bool:
+        """Learn from the labels that a frame has; return whether it is complete."""
         complete = is_complete(frame, self._undamaged)
         if complete:
             self._learn_followers(frame, now)
@@ -1312,8 +1317,8 @@ def phases_of(labels: Labels) -> tuple[str, ...]:
 def fill(known: Fields, tariff: Tariff | None) -> Fields:
     """Return the 31 fields, from the known fields.
 
-    A field that is not known is None if it is needed, otherwise it is as in EMPTY.  No
-    field is served while a field is None.
+    A field that is not known is None if it is needed, otherwise it is as in EMPTY.
+    While one field is None, nothing is served.
     """
     needed = list(NEEDED)
     if tariff is not None:
@@ -1632,7 +1637,7 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
     zeros = [0] * len(phases)
     fields.update(phase_fields(phases, [current] * len(phases), zeros))
-    # These, the maxima among them, are the same for both directions.
+    # These are the same for both directions; the maxima replace the zeros.
     for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
         fields[tag] = drawn[tag]
     fields["PAPP"] = power
@@ -1683,7 +1688,7 @@ class View(NamedTuple):
     mode: str | None  # HISTORIC or STANDARD; None: not known yet
     labels: Labels  # the trusted labels; empty while the meter is silent
     fields: Fields | None  # the 31 fields to serve; None: some are not known
-    missing: list[str]  # the labels that those fields need
+    missing: list[str]  # the labels without which `fields` is None
     injection: Fields | None  # the 31 fields of the injected energy, if there is any
 
 
@@ -1730,7 +1735,7 @@ class Meter:
             self.for_relay.append(encode_frame(group.raw for group in groups))
 
     def _may_be_relayed(self, now: float) -> bool:
-        """Return whether the relay may send the values: they are served as well."""
+        """Return whether the relay may send a frame: only while values are served."""
         view = self.view(now)
         if view.fields is None:
             return False
@@ -1804,7 +1809,8 @@ class Meter:
         missing = missing_labels(tags, labels)
         if missing or is_total_right(labels):
             return missing
-        # All are known, but EAST is not their sum: some are no longer read.
+        # All are known, but EAST is not their sum.  Probably some of them are no longer
+        # read, but not hidden yet: these are missing.
         return self.guard.unread(INDEX_LABELS, now)
 
     def _fill_in(self, fields: Fields, labels: Labels, now: float) -> None:
@@ -2002,7 +2008,7 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
-# A stream without a intact group may still hold labels.  A label with its separator
+# A stream without an intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
     b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
@@ -2093,8 +2099,9 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     if counts.spaces_replaced:
         return REPLACED
     is_begun = bool(labels) and not is_identity_alone(labels)
+    # The end of the frames is always missing, and a cut damages one group per frame.
     is_cut = is_begun and LAST_LABELS.isdisjoint(labels)
-    is_one_per_frame = counts.damaged <= counts.frames  # a cut damages one group
+    is_one_per_frame = counts.damaged <= counts.frames
     if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
         return CUT_SHORT
     if counts.damaged > MUCH_DAMAGE * counts.groups:
@@ -2171,7 +2178,7 @@ class Link:
 
     BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
-    FLOOD = 65536  # bytes without a intact group; no meter sends so many
+    FLOOD = 65536  # bytes without an intact group; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
@@ -2206,7 +2213,7 @@ class Link:
             raise LinkError(diagnose(self.sample))
 
     def claim_overdue(self, patience: float, now: float) -> bool:
-        """Return whether a intact group is overdue; if so, wait `patience` s again."""
+        """Return whether an intact group is overdue; if so, wait `patience` s again."""
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
@@ -2527,9 +2534,15 @@ class Snapshot(NamedTuple):
 class Input:
     """All that is known of one input, and the lines to log about it.
 
-    A fault is always noted as the reason, which the page shows.  It is logged only if
-    no values are served any more: most faults pass before that.  An eviction is logged
-    at once, because two programs that evict each other never stop.
+    The page shows `reason` in each situation; the log has fewer lines:
+
+        served     all fields are known; the reason is ALL_WELL
+        awaited    frames come, but fields are missing; the reason is TO_BE_CONFIRMED
+        overdue    awaited for longer than `patience`; the reason is logged
+        no link    the last view is served until it is stale; then the reason is logged
+
+    An eviction is logged at once, because two programs that evict each other go on for
+    ever.
     """
 
     # After so many frames, a label that has not come is missing.  A label may be late
@@ -2545,7 +2558,7 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        self.patience = patience  # seconds that a fault must last to be reported
+        self.patience = patience  # seconds until missing fields are a fault
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
@@ -2645,7 +2658,8 @@ class Input:
     def _report(self, reason: Reason, now: float, kind: str = "") -> None:
         """Note a fault; log it if no values are served any more.
 
-        Each kind is logged as a warning once an hour; without a kind, each cause.
+        kind: faults of one kind share one warning per hour; if empty, the cause is the
+        kind.
         """
         self.reason = reason
         if not self._is_serving(now):
@@ -3501,7 +3515,7 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send trusted frames to all readers; each starts with a complete frame."""
+        """Send trusted frames to all readers; a new reader gets whole frames only."""
         self._last_frame = now
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
@@ -3660,7 +3674,7 @@ class RequestBytes(io.RawIOBase):
     """
 
     LONGEST = 16384  # bytes of a request
-    AT_ONCE = 8192  # bytes; less than LONGEST, as they may hold the next requests
+    AT_ONCE = 8192  # bytes to read at once; they may hold the next requests as well
     SECONDS = 30.0  # for a request to begin, and again for it to be complete
 
     def __init__(self, connection: socket.socket) -> None:
