@@ -317,7 +317,7 @@ class Counts(NamedTuple):
         """Return the counts since an earlier moment."""
         return Counts(*[after - earlier for after, earlier in zip(self, before)])
 
-    def lost(self) -> int:
+    def lost_percent(self) -> int:
         """Return the damaged groups in percent, rounded up."""
         return math.ceil(100 * self.damaged / max(1, self.groups + self.damaged))
 
@@ -367,7 +367,7 @@ class Decoder:
                 # The identity also begins a frame, because some servers drop STX.
                 begins = self._opened or bool(IDENTITY_FIRST.match(text))
                 frames += self._frame(text, whole=begins)  # it ends at the mark
-            self._opened = mark == STX
+            self._opened = mark == STX  # for the next text
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
@@ -376,7 +376,7 @@ class Decoder:
         if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
         self._buffer = b"\n" + texts.pop()  # split() has taken the line end
-        frames = self._frame(before, False)  # its beginning was not seen
+        frames = self._frame(before, False)  # empty, or its beginning was not seen
         for text in texts:
             frames += self._frame(text, True)
         return frames
@@ -1465,10 +1465,12 @@ DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).
 # Sources: public code; names like standard-1ph-base-1 are captures (.ci/captures).
 LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
 TASMOTA = "NicolasBernaerts/tasmota"
-# The first pattern that matches NGTF decides.  NGTF belongs to the contract, while
-# LTARF, NTARF and STGE change with the hour.  period_label is NTARF if it is known
-# which index is which.  Otherwise it is LTARF: its words give the period, and the
-# indexes are assumed to follow ODD_IS_CHEAP, as in all known calendars.
+# Four labels decide which index is served as which, and the period:
+#     NGTF           gives the contract: the first pattern that matches
+#     NTARF, STGE    give the number of the running index, hence the period
+#     LTARF          gives the period in words: only for a contract of which it is not
+#                    known which index is which (period_label is LTARF).  Its indexes are
+#                    assumed to follow ODD_IS_CHEAP, as in all known calendars.
 UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
 CONTRACTS = (
     Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
@@ -1576,10 +1578,10 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
 
 def label_of_power(labels: Labels) -> str:
     """Return the label of the drawn power."""
-    return standard_power(labels) if "ADSC" in labels else "PAPP"
+    return label_of_standard_power(labels) if "ADSC" in labels else "PAPP"
 
 
-def standard_power(labels: Labels) -> str:
+def label_of_standard_power(labels: Labels) -> str:
     """Return the label of the drawn power in standard mode."""
     return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the first version
 
@@ -1667,7 +1669,7 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     missing = []
     for tag in tags:
         if tag == "PAPP":
-            missing.append(standard_power(labels))
+            missing.append(label_of_standard_power(labels))
         elif tag in STANDARD_LABELS:
             # PTEC has two labels.  Either may give it: name the first that is missing.
             absent = [label for label in STANDARD_LABELS[tag] if label not in labels]
@@ -2446,7 +2448,7 @@ class History:
             mean = None
             if self._powers:
                 mean = round(sum(self._powers) / len(self._powers))
-            lost = self._counts.since(self._counts_before).lost()
+            lost = self._counts.since(self._counts_before).lost_percent()
             self._minutes.append(Minute(mean, self._is_cheap, lost, self._counts))
             self._powers = []
             self._counts_before = self._counts
