@@ -1468,9 +1468,9 @@ TASMOTA = "NicolasBernaerts/tasmota"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
 #     NTARF, STGE    give the number of the running index, hence the period
-#     LTARF          gives the period in words: only for a contract of which it is not
-#                    known which index is which (period_label is LTARF).  Its indexes are
-#                    assumed to follow ODD_IS_CHEAP, as in all known calendars.
+#     LTARF          gives the period in words: only for contracts whose numbers are not
+#                    known (period_label is LTARF).  Their indexes are assumed to follow
+#                    ODD_IS_CHEAP, as in all known calendars.
 UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
 CONTRACTS = (
     Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
