@@ -518,10 +518,10 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        sent        HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
 #        received    HCHC 0123                    89012 1    PTEC HC.. S
 #    The checksum can be right by chance, but HCHP is missing.  So an index does not
-#    count as a reading while its follower, the label that always comes right behind it,
-#    is missing from the frame.  There are two exceptions:
-#    - A damaged group, an alert or the end of the frame comes right behind the index.
-#      This explains why the follower is not there: nothing has vanished without damage.
+#    count as a reading while its follower, the label that always comes right behind it
+#    (an alert apart), is missing from the frame.  There are two exceptions:
+#    - A damaged group comes right behind the index: it may be the follower, so nothing
+#      has vanished without damage.
 #    - No reading of the index has counted for 300 s.  Then the meter is taken to send
 #      the follower no longer.
 #    If another label appears between an index and its follower, the index is forgotten:
@@ -830,8 +830,8 @@ class Followers:
 
     def is_missing(self, index: str, frame: Frame) -> bool:
         """Return whether a frame has lost the follower of an index without damage."""
-        if not follower_in(frame, index):
-            return False  # damage, an alert or the frame's end explains it
+        if index in frame.before_damage:
+            return False  # the damaged group may be the follower
         follower = self._follower_of.get(index)
         return follower is not None and follower not in frame.groups
 
@@ -850,9 +850,14 @@ class Followers:
 
 
 def follower_in(frame: Frame, index: str) -> str:
-    """Return the label that follows an index; empty if that is no lasting label."""
+    """Return the label behind an index, except alerts, which come and go.
+
+    Empty: damage or the frame's end comes first.
+    """
     follower = frame.follower(index)
-    return "" if follower in TRANSIENT else follower
+    while follower in TRANSIENT:
+        follower = frame.follower(follower)
+    return follower
 
 
 # The owner of a frame (rule 1).

@@ -711,6 +711,25 @@ class GuardTests(MeterCase):
         self.afresh(*[HC_FRAME] * 3, *damaged)  # a damaged group is not a lost one
         self.assertServes(HCHC=12345701)
 
+    def test_no_index_changes_while_groups_behind_it_are_lost(self):
+        # Each index of each contract, joined so that it falls or grows by a little.
+        alert = historic(**THREE, ADPS="031")
+        for groups in (HC, EJP, TEMPO_3, historic(), alert, standard(), SUN):
+            for place, (label, data, *_) in enumerate(groups[:-1]):
+                if label not in ecolinky.INDEXES:
+                    continue
+                for count, growth in itertools.product((1, 2, 3), (-1000, 5)):
+                    lost = groups[place + 1 : place + 1 + count]
+                    if {each[0] for each in lost} <= set(ecolinky.TRANSIENT):
+                        continue  # nobody can know that an alert was lost
+                    with self.subTest(groups[0][1], label=label, lost=lost, by=growth):
+                        joined = (label, "%09d" % max(0, int(data) + growth))
+                        rest = groups[place + 1 + count :]
+                        spliced = [*groups[:place], joined, *rest]
+                        self.afresh(*[groups] * 3, *[spliced] * 20)
+                        known = self.meter.labels(self.now)
+                        self.assertEqual(data, known.get(label, data))
+
     def test_a_loss_older_than_the_program_leaves_no_false_index(self):
         spliced = changed([e for e in HC if e[0] != "HCHP"], HCHC="012356789")
         lossy, clean = frame(spliced), HC_FRAME
