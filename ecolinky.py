@@ -493,10 +493,12 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # 2. Two readings  LabelState.observe()
 #    A label changes only when two readings in a row agree, at most ten seconds apart.
 #    (Rules 6 and 7 are exceptions.)
-#    Readings of an index agree if the second is as high or a little higher.  The second
-#    proves that the meter has reached the first, so the first is trusted: an index is
-#    served a frame late.  Powers agree if they are near each other, and the second is
-#    trusted.
+#    Readings of an index agree if the second is as high or a little higher.  Then the
+#    first is trusted, because the second proves only that the meter has reached the
+#    first.  So an index is served a frame late:
+#        read         100    100    101    103    103
+#        trusted        -    100    100    101    103
+#    Powers agree if they are near each other, and the second is trusted.
 #    A three-phase meter in overload sends frames that have few labels.  The ten seconds
 #    are extended by the time that these short frames take.
 #
@@ -505,8 +507,9 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    10 Wh.  A reading that breaks this rule is trusted only after eight readings in a
 #    row that agree with each other: then the trusted reading was wrong.  A contract
 #    (OPTARIF, NGTF) also needs eight, as an identity does.
-#    A fall of 30 Wh or less must also last for two minutes.  A trusted index can be too
-#    high by so little: instead of falling, it waits until the meter has caught up.
+#    A fall of 30 Wh or less must also last for two minutes.  If 105 is trusted and the
+#    meter sends 100, then 105 was false.  It stays 105 until the meter has also counted
+#    105, or for two minutes: an index that waits is better than an index that falls.
 #
 # 4. Sum           is_balanced()
 #    In standard mode EASF01 to EASF10 add up to EAST in each frame, within 1 Wh.  If
@@ -520,12 +523,12 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    The checksum can be right by chance, but HCHP is missing.  So an index does not
 #    count as a reading while its follower, the label that always comes right behind it
 #    (an alert apart), is missing from the frame.  There are two exceptions:
-#    - A damaged group comes right behind the index: it may be the follower, so nothing
-#      has vanished without damage.
+#    - Damage or the end of the frame comes right behind the index.  This explains why
+#      the follower is not there: nothing has vanished without damage.
 #    - No reading of the index has counted for 300 s.  Then the meter is taken to send
 #      the follower no longer.
-#    If another label appears between an index and its follower, the index is forgotten:
-#    it may have been joined until now, always in the same place.
+#    If all frames had HCHC PTEC and a frame has HCHC HCHP PTEC, then HCHC is forgotten:
+#    all those frames may have lost HCHP, and may have had a joined HCHC.
 #
 # 6. Power         Guard._take_power()
 #    A power that matches the currents of the last six seconds is trusted immediately,
@@ -543,8 +546,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    time-out, whichever is longer.  Rule 3 still compares with it.
 #
 # 9. End           Guard._end_alerts()
-#    An alert (ADPS, ADIR, PEJP) ends when a complete frame and the undamaged frame
-#    before it are both without it, and so are all frames between them.
+#    An alert (ADPS, ADIR, PEJP) ends when two undamaged frames are without it, of which
+#    the second is complete, and no frame between the two has it.
 #
 # What the rules about indexes are worth: frames with a false index in a simulation of
 # damaged lines (python3 .ci/bench.py damage), with a rule and without it.
@@ -616,7 +619,7 @@ class LabelState:
         self.group: Group | None = None  # trusted; only trust() and forget() set it
         self.time = -math.inf  # when the trusted group was last read
         self.candidate: Candidate | None = None
-        # Of a power: when it was last 0 although a current flowed (rule 6).
+        # Of a power: when it was last 0 and did not match the currents (rule 6).
         self.zero_time = -math.inf
 
     def trust(self, group: Group, time: float) -> None:
@@ -739,9 +742,8 @@ def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is close enough to the expected power, both in VA.
 
     The expected power is 230 V times the currents of so many phases.  A meter gives the
-    currents in whole amperes: up to 230 VA a phase may be missing.  The mains may have
-    250 V: a twelfth more.  Two powers in a row are compared like the power and the
-    current of one phase.
+    currents in whole amperes: up to 230 VA per phase are lost.  The mains may have
+    250 V: a twelfth more.  For two powers in a row the tolerance is that of one phase.
     """
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
@@ -830,16 +832,16 @@ class Followers:
 
     def is_missing(self, index: str, frame: Frame) -> bool:
         """Return whether a frame has lost the follower of an index without damage."""
-        if index in frame.before_damage:
-            return False  # the damaged group may be the follower
+        if not frame.follower(index):
+            return False  # damage or the frame's end explains it
         follower = self._follower_of.get(index)
         return follower is not None and follower not in frame.groups
 
     def learn(self, index: str, frame: Frame) -> bool:
         """Learn the follower of an index; return whether another label appeared there.
 
-        Index A, learned follower C: the frames before had A C, this frame has A B C.
-        So the frames before may have lost B, and their A may have been A and B joined.
+        If the label before is still in the frame, but behind another label, the frames
+        before may have lost that other label (the last paragraph of rule 5).
         """
         follower = follower_in(frame, index)
         if not follower:
@@ -880,7 +882,7 @@ class Identity:
         """Record the identity of a frame; return the owner of the frame.
 
         was_silent: no frame has come for longer than the time-out.  The owner of a
-        frame with another identity than the trusted identity:
+        frame whose identity is not the trusted identity:
 
             an identity was trusted    this identity becomes trusted    owner
             no                         no                               NEW
@@ -972,7 +974,7 @@ class Guard:
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        complete = self._learn(frame, now)
+        complete = self._compare(frame, now)
         return Accepted(frame, owner == NEW, was_silent, complete)
 
     def _extend_deadlines(self, seconds: float) -> None:
@@ -1005,7 +1007,7 @@ class Guard:
             if not self._is_reading(state, frame, group.label, now):
                 self.implausible += 1
                 return
-            self._learn_follower(state, frame, group.label)
+            self._learn_followers([group.label], frame, now)
         if not state.observe(group, now):
             self.implausible += 1
 
@@ -1024,11 +1026,6 @@ class Guard:
         """Return whether an index may be two groups joined (rule 5)."""
         is_read = now - state.last_read() <= FOLLOWER_LASTS
         return is_read and self._followers.is_missing(label, frame)
-
-    def _learn_follower(self, state: LabelState, frame: Frame, label: str) -> None:
-        """Learn the follower of an index that is not joined (rule 5)."""
-        if self._followers.learn(label, frame):
-            state.forget()
 
     def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
         """Apply rule 6 to a power; return whether it is trusted."""
@@ -1049,25 +1046,26 @@ class Guard:
                 amperes.append(int(state.group.data))
         return amperes
 
-    def _learn(self, frame: Frame, now: float) -> bool:
-        """Learn from the labels that a frame has; return whether it is complete."""
+    def _compare(self, frame: Frame, now: float) -> bool:
+        """Compare a frame with the undamaged frame before; return if it is complete."""
         complete = is_complete(frame, self._undamaged)
         if complete:
-            self._learn_followers(frame, now)
             self._end_alerts(frame)
-        # Last, because these two compare the frame with the undamaged frame before it.
+        if complete and list(frame.groups) != self._undamaged:
+            self._learn_followers(INDEXES.intersection(frame.groups), frame, now)
         self._note_undamaged(frame, now)
         return complete
 
-    def _learn_followers(self, frame: Frame, now: float) -> None:
-        """Learn the followers of all indexes of a complete frame."""
-        labels = list(frame.groups)
-        if labels == self._undamaged:
-            return  # nothing new
-        for label in INDEXES.intersection(labels):
+    def _learn_followers(
+        self, indexes: Iterable[str], frame: Frame, now: float
+    ) -> None:
+        """Learn the followers of indexes that are not joined (rule 5)."""
+        for label in indexes:
             state = self.labels[label]
-            if not self._may_be_joined(state, frame, label, now):
-                self._learn_follower(state, frame, label)
+            if self._may_be_joined(state, frame, label, now):
+                continue
+            if self._followers.learn(label, frame):
+                state.forget()
 
     def _end_alerts(self, frame: Frame) -> None:
         """Forget each alert that is missing from both frames (rule 9)."""
@@ -1075,12 +1073,12 @@ class Guard:
             state = self.labels.get(label)
             if state is None or label in frame.groups:
                 continue
-            # If it was last read before the undamaged frame, that frame was without it.
+            # Not read in the undamaged frame before, nor in a frame since.
             if state.last_read() < self._undamaged_time:
                 del self.labels[label]
 
     def _note_undamaged(self, frame: Frame, now: float) -> None:
-        """Note an undamaged frame, and whether frames have a power."""
+        """Remember an undamaged frame, and how many had no power."""
         undamaged = is_undamaged(frame)
         if undamaged:
             self._undamaged = list(frame.groups)
@@ -1132,9 +1130,11 @@ class Rebuilder:
     lacks.  So there is no frame while a label is still awaited.
     """
 
-    ALL_READ_WITHIN = 60  # seconds in which every label comes intact once
-    AWAITED_FOR = 60  # seconds, after these, in which every label becomes trusted
-    READ_WITHIN = 60  # seconds; a label that was not read for longer has ended
+    # All in seconds.  A meter begins; ALL_READ_WITHIN later each label has come intact
+    # at least once; AWAITED_FOR later each label is trusted that ever will be.
+    ALL_READ_WITHIN = 60  # or until a complete frame, which has all labels
+    AWAITED_FOR = 60
+    READ_WITHIN = 60  # a label that has not come for longer is not awaited any more
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in its order
@@ -1202,7 +1202,7 @@ class Rebuilder:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is the firmware's misspelling of PAPP, and has the same value.
+# PPAP is the firmware's misspelling of PAPP: Meter and translate_injection() copy it.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
@@ -1710,9 +1710,8 @@ class Meter:
         self.guard = Guard(timeout)
         self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
-        # Of the frames that the last feed() ended, the frames of this meter: their
-        # number, and if it is relayed, these frames rebuilt from trusted groups.
-        self.accepted = 0
+        self.accepted = 0  # number of frames of this meter that the last feed() ended
+        # These frames, rebuilt from trusted groups; empty if the meter is not relayed.
         self.for_relay: list[bytes] = []
 
     def feed(self, data: bytes, now: float) -> int:
@@ -1794,7 +1793,7 @@ class Meter:
         mode = MODES.get(self.guard.identity.label())
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        self._fill_in(fields, labels, now)
+        self._amend(fields, labels, now)
         needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
         unknown = [tag for tag in needed if fields[tag] is None]
         if not unknown:
@@ -1808,7 +1807,7 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        None is missing if the period is not known although its labels are: see
+        The list is empty if only the period is not known, although its labels are: see
         why_incomplete().
         """
         if mode != STANDARD:  # the tags of historic mode are its labels
@@ -1820,7 +1819,7 @@ class Meter:
         # read, but not hidden yet: these are missing.
         return self.guard.unread(INDEX_LABELS, now)
 
-    def _fill_in(self, fields: Fields, labels: Labels, now: float) -> None:
+    def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""
         if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
@@ -2201,10 +2200,10 @@ class Link:
         """Note a new connection."""
         self.connections += 1
         self._connected_at = now
-        self.note_frame(now)
+        self.wait_for_group(now)
 
-    def note_frame(self, now: float) -> None:
-        """Note that a frame came."""
+    def wait_for_group(self, now: float) -> None:
+        """Wait anew for an intact group: a frame has come, or a connection begins."""
         self._waiting_since = now
         self.sample = b""
         self._byte_count = 0
@@ -2219,8 +2218,8 @@ class Link:
         if self._byte_count > self.FLOOD:
             raise LinkError(diagnose(self.sample))
 
-    def claim_overdue(self, patience: float, now: float) -> bool:
-        """Return whether an intact group is overdue; if so, wait `patience` s again."""
+    def claim_report(self, patience: float, now: float) -> bool:
+        """Return whether to report that no group came for `patience` s; wait again."""
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
@@ -2552,8 +2551,8 @@ class Input:
     ever.
     """
 
-    # After so many frames, a label that has not come is missing.  A label may be late
-    # for more than A_FEW_FRAMES, and what is logged cannot be taken back.
+    # Frames after which a label that has not come is logged as missing.  The page calls
+    # it missing after A_FEW_FRAMES, because the page can take that back.
     FRAMES_FOR_ALL_LABELS = 10
 
     def __init__(
@@ -2594,11 +2593,11 @@ class Input:
         frame_count = self.meter.feed(data, now)
         self.history.note_counts(self.meter.counts(), now)
         if frame_count:
-            self.link.note_frame(now)
+            self.link.wait_for_group(now)
             self._take_view(now)
             return True
         self.link.note_bytes(data)
-        if self.link.claim_overdue(self.patience, now):
+        if self.link.claim_report(self.patience, now):
             self._report(diagnose(self.link.sample), now)
             return True
         return False
@@ -2627,8 +2626,8 @@ class Input:
             else:
                 self.reason = TO_BE_CONFIRMED
         elif now - max(self.meter.last_frame, self._all_known_at) > self.patience:
-            # All frames of this time were refused, although the guard would have
-            # accepted another meter (rule 1): the identity is missing or damaged.
+            # All frames of this time were refused.  If they were another meter's, the
+            # guard would have accepted it (rule 1), so they have no intact identity.
             self.view = self.meter.view(now)
             self._report(NO_IDENTITY, now)
 
@@ -2834,7 +2833,7 @@ class Device(NamedTuple):
     hostname: str
     mac: str
     port: int  # of its HTTP server
-    is_second: bool  # shows only input 2, as its input 1
+    is_second: bool  # the Server gives it input 2 as its input 1
 
 
 class Request(NamedTuple):
@@ -3456,11 +3455,11 @@ def lasting_mac() -> str:
 ######## Relay: the trusted TIC for other readers ######################################
 
 
-# Each piece that the relay sends ends with the start of the next frame:
+# linkytic and serial-teleinfo notice the end of a frame only when the next frame
+# starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the relay
+# gets the next frame only when it has ended, a second or two later.  So each piece that
+# the relay sends ends with the start of the next frame:
 #     groups of a frame, CR ETX, STX LF
-# For linkytic and serial-teleinfo, a frame has ended when the next frame starts: they
-# wait a second for it.  A meter starts the next frame within 33 ms, but the relay gets
-# the next frame only when it has ended, a second or two later.
 START = STX + b"\n"
 
 

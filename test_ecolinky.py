@@ -720,11 +720,13 @@ class GuardTests(MeterCase):
                     continue
                 for count, growth in itertools.product((1, 2, 3), (-1000, 5)):
                     lost = groups[place + 1 : place + 1 + count]
+                    rest = groups[place + 1 + count :]
                     if {each[0] for each in lost} <= set(ecolinky.TRANSIENT):
                         continue  # nobody can know that an alert was lost
+                    if not rest:
+                        continue  # the end of the frame is lost
                     with self.subTest(groups[0][1], label=label, lost=lost, by=growth):
                         joined = (label, "%09d" % max(0, int(data) + growth))
-                        rest = groups[place + 1 + count :]
                         spliced = [*groups[:place], joined, *rest]
                         self.afresh(*[groups] * 3, *[spliced] * 20)
                         known = self.meter.labels(self.now)
