@@ -3456,9 +3456,9 @@ def lasting_mac() -> str:
 
 
 # linkytic and serial-teleinfo notice the end of a frame only when the next frame
-# starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the relay
-# gets the next frame only when it has ended, a second or two later.  So each piece that
-# the relay sends ends with the start of the next frame:
+# starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the
+# relay gets the next frame only when it has ended, a second or two later.  So each
+# piece that the relay sends ends with the start of the next frame:
 #     groups of a frame, CR ETX, STX LF
 START = STX + b"\n"
 
