@@ -26,7 +26,8 @@ this file in their order; the threads come after the sections that they use:
     Home page   HTML, CSS and JavaScript, which read /ecolinky.json
 
 Decode to Documents are pure, except for the Store's lock: no socket, no thread, no
-clock, no log.  Time is an argument, `now`, in seconds of the monotonic clock.
+clock, no log.  Time is an argument: `now`, in seconds of the monotonic clock, or
+`wall`, in seconds since the epoch.
 
 Glossary:
 
@@ -126,14 +127,15 @@ STX = b"\x02"
 ETX = b"\x03"
 EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
-LINE_ENDS = re.compile(b"[\r\n]+")
 # The line end before an identity: a frame begins there if its STX is lost.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
 # A text that begins with an identity.
 IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
 # A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
-CR_WITH_PARITY_BIT = b"\x8d"  # proves an ESP set to 8 bits: every frame has a CR
+# CR is 0D hex, to which even parity adds 80.  Each frame has a CR, so 8D proves that
+# the ESP is set to 8 bits.
+CR_WITH_PARITY_BIT = b"\x8d"
 # Control characters that damage leaves around a group: captures have 0B, 0E or 0F in
 # place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
@@ -492,13 +494,14 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #
 # 2. Two readings  LabelState.observe()
 #    A label changes only when two readings in a row agree, at most ten seconds apart.
-#    (Rules 6 and 7 are exceptions.)
+#    (Rules 3, 6 and 7 have exceptions.)
 #    Readings of an index agree if the second is as high or a little higher.  Then the
 #    first is trusted, because the second proves only that the meter has reached the
 #    first.  So an index is served a frame late:
 #        read         100    100    101    103    103
 #        trusted        -    100    100    101    103
-#    Powers agree if they are near each other, and the second is trusted.
+#    Powers agree if they are near each other.  Then the second is trusted, and can
+#    confirm the next power.
 #    A three-phase meter in overload sends frames that have few labels.  The ten seconds
 #    are extended by the time that these short frames take.
 #
@@ -532,9 +535,9 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #
 # 6. Power         Guard._take_power()
 #    A power that matches the currents of the last six seconds is trusted immediately,
-#    any other power by rule 2.  A house that injects draws 0 VA although a current
-#    flows.  Such a 0 is trusted if another 0 came at most 300 s before, whatever came
-#    between them.
+#    any other power by rule 2.  (A single-phase PAPP that is no multiple of ten matches
+#    nothing.)  A house that injects draws 0 VA although a current flows.  Such a 0 is
+#    trusted immediately if the power had also changed to 0 in the 300 s before.
 #
 # 7. Moving values Guard._take_change()
 #    Currents, overloads, voltages, the powers of phases and DATE are trusted
@@ -542,8 +545,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #
 # 8. Silence       Guard.known()
 #    A label whose trusted reading does not come again is not served any more: after
-#    30 s if it changes fast or gives the period, otherwise after 300 s or the user's
-#    time-out, whichever is longer.  Rule 3 still compares with it.
+#    30 s if it changes fast, or gives the period or an alert, otherwise after 300 s or
+#    the user's time-out, whichever is longer.  Rule 3 still compares with it.
 #
 # 9. End           Guard._end_alerts()
 #    An alert (ADPS, ADIR, PEJP) ends when two undamaged frames are without it, of which
@@ -743,7 +746,8 @@ def is_near(power: int, expected: int, phases: int) -> bool:
 
     The expected power is 230 V times the currents of so many phases.  A meter gives the
     currents in whole amperes: up to 230 VA per phase are lost.  The mains may have
-    250 V: a twelfth more.  For two powers in a row the tolerance is that of one phase.
+    250 V: a twelfth more than 230.  For two powers in a row the tolerance is that of
+    one phase.
     """
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
@@ -769,7 +773,7 @@ def matches_currents(power: Group, amperes: list[int]) -> bool:
 
 CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
 FOLLOWER_LASTS = 300  # seconds for which a missing label refuses an index (rule 5)
-ZERO_LASTS = 300  # seconds between a 0 VA and the 0 VA that confirms it (rule 6)
+ZERO_LASTS = 300  # seconds in which a second change to 0 VA is trusted (rule 6)
 HIDE_AFTER = 300  # seconds without a reading (rule 8)
 # For labels that change fast.  In overload a three-phase meter sends 20 short frames of
 # 0.65 s, then a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
@@ -829,6 +833,8 @@ class Followers:
 
     def __init__(self) -> None:
         self._follower_of: dict[str, str] = {}  # index -> label
+        # All labels of the last complete frame: the same labels teach nothing new.
+        self.learned_from: list[str] = []
 
     def is_missing(self, index: str, frame: Frame) -> bool:
         """Return whether a frame has lost the follower of an index without damage."""
@@ -881,7 +887,7 @@ class Identity:
     def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
         """Record the identity of a frame; return the owner of the frame.
 
-        was_silent: no frame has come for longer than the time-out.  The owner of a
+        was_silent: no frame was ours for longer than the time-out.  The owner of a
         frame whose identity is not the trusted identity:
 
             an identity was trusted    this identity becomes trusted    owner
@@ -930,7 +936,7 @@ class Accepted(NamedTuple):
 
     frame: Frame
     begins_meter: bool  # nothing was known of its meter before
-    ends_silence: bool  # no frame had come for longer than the time-out
+    ends_silence: bool  # no frame was ours for longer than the time-out
     is_complete: bool
 
 
@@ -969,7 +975,7 @@ class Guard:
             return None
         if owner == NEW:
             self._forget_meter()
-        if is_short(frame) and not was_silent:
+        if is_short(frame) and not was_silent:  # after a silence nothing is confirmed
             self._extend_deadlines(now - self.last_frame)
         self.last_frame = now
         self.frames += 1
@@ -1051,8 +1057,10 @@ class Guard:
         complete = is_complete(frame, self._undamaged)
         if complete:
             self._end_alerts(frame)
-        if complete and list(frame.groups) != self._undamaged:
-            self._learn_followers(INDEXES.intersection(frame.groups), frame, now)
+        labels = list(frame.groups)
+        if complete and labels != self._followers.learned_from:
+            self._learn_followers(INDEXES.intersection(labels), frame, now)
+            self._followers.learned_from = labels
         self._note_undamaged(frame, now)
         return complete
 
@@ -1108,7 +1116,7 @@ class Guard:
         return unread
 
     def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether a power that is not known will not come: use the currents.
+        """Return whether a power that is not known now cannot be expected any more.
 
         Either the meter sends no power (two undamaged frames had none), or this label
         was trusted once, and has not come intact for HIDE_FAST_AFTER.
@@ -1179,7 +1187,7 @@ class Rebuilder:
             self._all_read_at = now + self.ALL_READ_WITHIN
         labels = list(accepted.frame.groups)
         if accepted.is_complete:
-            self._all_read_at = min(now, self._all_read_at)
+            self._all_read_at = min(now, self._all_read_at)  # the wait ends
             # Take the order of this frame, and insert the labels that it lacks: a line
             # can lose a whole group without damage (rule 5).
             known = self._order
@@ -1190,7 +1198,8 @@ class Rebuilder:
 
     def _insert(self, labels: Iterable[str]) -> None:
         """Insert each new label behind the label that it follows in a frame."""
-        place = 0  # 0: no label of this frame has a known place yet
+        # While it is 0, no label of this frame has a known place: leave them out.
+        place = 0
         for label in labels:
             if label in self._order:
                 place = self._order.index(label) + 1
@@ -1603,7 +1612,7 @@ def translate_standard(labels: Labels) -> Fields:
     fields: Fields = {
         "ADCO": labels.get("ADSC"),
         "DEMAIN": NOTHING if tomorrow is None else tomorrow.word,
-        "PAPP": number_of(labels, label_of_power(labels)),
+        "PAPP": number_of(labels, label_of_standard_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
     if "PREF" in labels:  # kVA
@@ -2014,6 +2023,7 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "c'est un dossier",
 }
 
+LINE_ENDS = re.compile(b"[\r\n]+")
 # A stream without an intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
@@ -2081,7 +2091,8 @@ def reason_of(error: Exception) -> Reason:
         return error.reason
     if isinstance(error, socket.gaierror):
         return UNKNOWN_NAME
-    if isinstance(error, (socket.timeout, TimeoutError)):  # from connecting only
+    # From connecting: the Reader turns a time-out of reading into a LinkError.
+    if isinstance(error, (socket.timeout, TimeoutError)):
         return AWAY
     if isinstance(error, ConnectionResetError):
         return CUT_BY_ESP
@@ -2105,7 +2116,8 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     if counts.spaces_replaced:
         return REPLACED
     is_begun = bool(labels) and not is_identity_alone(labels)
-    # The end of the frames is always missing, and a cut damages one group per frame.
+    # The symptoms of CUT_SHORT: no label of a frame's end is known, and at most one
+    # group per frame is damaged, by the cut.
     is_cut = is_begun and LAST_LABELS.isdisjoint(labels)
     is_one_per_frame = counts.damaged <= counts.frames
     if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
@@ -2142,7 +2154,7 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
     lacks_total = view.mode == STANDARD and not is_total_right(labels)
-    # The sum is wrong within a frame (rule 4), or although all its labels are known.
+    # The sum is wrong within a frame (rule 4), or it is wrong and no label is missing.
     if lacks_total and (is_unbalanced or not view.missing):
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
@@ -2353,7 +2365,7 @@ class Notices:
 
     def _change_meter(self, meter: tuple[str, str], now: float) -> None:
         """Begin with another meter or contract; log the change, if it is one."""
-        if self.ever_served:
+        if self.ever_served:  # the meter before
             self.log_change(CHANGED % (self._meter + meter), now)
         self._meter = meter
         self._indexes = {}
@@ -2495,6 +2507,7 @@ class Day:
             self._begin("", self._last)  # midnight has just passed
         elif not continues or not is_today:
             self._begin(time.strftime("%H:%M", local), indexes)
+        # Otherwise the same day goes on.
         self._meter = meter
         self._date = date
         self._last = indexes
@@ -2568,7 +2581,9 @@ class Input:
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
-        self.view = self.meter.view(now)  # as of the last frame
+        self.view = self.meter.view(
+            now
+        )  # as of the last frame, or the connection's end
         self._last_view = self.view  # as in Snapshot
         self._last_time = -math.inf
         self.link = Link()
@@ -2625,11 +2640,18 @@ class Input:
                 self._report(self._why_incomplete(now), now, INCOMPLETE)
             else:
                 self.reason = TO_BE_CONFIRMED
-        elif now - max(self.meter.last_frame, self._all_known_at) > self.patience:
-            # All frames of this time were refused.  If they were another meter's, the
-            # guard would have accepted it (rule 1), so they have no intact identity.
+        elif self._all_were_refused(now):
             self.view = self.meter.view(now)
             self._report(NO_IDENTITY, now)
+
+    def _all_were_refused(self, now: float) -> bool:
+        """Return whether all frames were refused for longer than `patience`.
+
+        In this time the guard would have accepted another meter (after eight frames, by
+        rule 1).  So the frames have no intact identity.
+        """
+        accepted_at = max(self.meter.last_frame, self._all_known_at)
+        return now - accepted_at > self.patience
 
     def _take_fields(self, fields: Fields, now: float) -> None:
         """Take the fields of a view that serves values."""
@@ -2691,8 +2713,8 @@ class Input:
         had_time = self._has_had_all_labels()
         if had_time:
             self._log_faults(now)
-        names_period = labels.keys() >= {"LTARF", "NTARF"}  # for UNKNOWN_CONTRACT
-        if contract_of(labels) is UNKNOWN and (names_period or had_time):
+        has_period_labels = labels.keys() >= {"LTARF", "NTARF"}  # for UNKNOWN_CONTRACT
+        if contract_of(labels) is UNKNOWN and (has_period_labels or had_time):
             self.notices.log_unknown_contract(labels)
         if had_time or "EAIT" in labels:
             self.notices.log_advice("EAIT" in labels, self._input_2)
