@@ -659,15 +659,15 @@ class LabelState:
         Indexes 100, 100: 100 becomes the trusted reading, and there is no candidate.
         """
         if self.kind == POWER:
-            self.trust(newer.group, newer.time)
-            self.candidate = newer  # which the next power may confirm
-            return
-        if earlier.is_plausible or is_takeover(self, earlier, newer):
-            self.trust(earlier.group, earlier.time)
-        # trust() and renew() drop the candidate.  If the newer reading still differs,
-        # it is the candidate again: an index has grown, or rule 3 wants more readings.
-        is_newer_trusted = self.renew(newer.group, newer.time)
-        if not is_newer_trusted:
+            confirmed = newer
+        elif earlier.is_plausible or is_takeover(self, earlier, newer):
+            confirmed = earlier
+        else:
+            return  # rule 3 wants more readings
+        self.trust(confirmed.group, confirmed.time)  # there is no candidate now
+        # The newer reading is a candidate again if it can confirm the next power, or if
+        # it is not the trusted reading: an index has grown.
+        if self.kind == POWER or not self.renew(newer.group, newer.time):
             self.candidate = newer
 
     def extend_deadline(self, seconds: float) -> None:
@@ -980,7 +980,11 @@ class Guard:
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        complete = self._compare(frame, now)
+        complete = is_complete(frame, self._undamaged)
+        if complete:
+            self._end_alerts(frame)
+            self._learn_all_followers(frame, now)
+        self._note_undamaged(frame, now)  # last: the steps above need the frame before
         return Accepted(frame, owner == NEW, was_silent, complete)
 
     def _extend_deadlines(self, seconds: float) -> None:
@@ -1052,17 +1056,12 @@ class Guard:
                 amperes.append(int(state.group.data))
         return amperes
 
-    def _compare(self, frame: Frame, now: float) -> bool:
-        """Compare a frame with the undamaged frame before; return if it is complete."""
-        complete = is_complete(frame, self._undamaged)
-        if complete:
-            self._end_alerts(frame)
+    def _learn_all_followers(self, frame: Frame, now: float) -> None:
+        """Learn from a complete frame, unless it teaches nothing new."""
         labels = list(frame.groups)
-        if complete and labels != self._followers.learned_from:
+        if labels != self._followers.learned_from:
             self._learn_followers(INDEXES.intersection(labels), frame, now)
             self._followers.learned_from = labels
-        self._note_undamaged(frame, now)
-        return complete
 
     def _learn_followers(
         self, indexes: Iterable[str], frame: Frame, now: float
@@ -3480,8 +3479,9 @@ def lasting_mac() -> str:
 # linkytic and serial-teleinfo notice the end of a frame only when the next frame
 # starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the
 # relay gets the next frame only when it has ended, a second or two later.  So each
-# piece that the relay sends ends with the start of the next frame:
-#     groups of a frame, CR ETX, STX LF
+# piece that the relay sends ends with the start of the next frame (START, STX LF):
+#     opening of a new reader    piece                     next piece
+#     STX LF                     groups CR ETX, STX LF     groups CR ETX, STX LF
 START = STX + b"\n"
 
 
@@ -3506,9 +3506,9 @@ class RelayReader:
     def send(self, piece: bytes, now: float) -> bool:
         """Send a piece without waiting; return whether the reader still takes bytes.
 
-        A piece is complete frames, without the START of the first frame but with the
-        START of the next.  If the reader has not taken all of the last piece, send the
-        rest of it and drop the new piece: the reader never sees a frame cut in two.
+        A piece is as drawn above, for one frame or more.  If the reader has not taken
+        all of the last piece, send the rest of it and drop the new piece: the reader
+        never sees a frame cut in two.
         """
         data = self._untaken
         if not data:
