@@ -1638,13 +1638,21 @@ def contract_fields(
     return fields
 
 
+INJECTION_LABELS = ("EAIT", "SINSTI")
+
+
+def lacking_for_injection(labels: Labels) -> list[str]:
+    """Return the labels without which no injection can be shown."""
+    return [label for label in INJECTION_LABELS if label not in labels]
+
+
 def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     """Return the fields of an input that shows injected energy; None: there is none.
 
     EAIT is the injected energy, SINSTI its power.  `drawn` are the fields of the input
     that shows the drawn energy of the same meter.
     """
-    if "EAIT" not in labels or "SINSTI" not in labels:
+    if lacking_for_injection(labels):
         return None
     power = int(labels["SINSTI"])
     phases = phases_of(labels)
@@ -1777,10 +1785,6 @@ class Meter:
         """Return whether a frame since then had EASF that do not add up to EAST."""
         return self.guard.unbalanced_time >= since
 
-    def has_ever_sent(self, label: str) -> bool:
-        """Return whether this meter has sent a label."""
-        return label in self.guard.labels
-
     def counts(self) -> Counts:
         """Return the decoder's counters since the start."""
         return self.decoder.counts()
@@ -1898,8 +1902,9 @@ CUT_BY_ESP = Reason(
 )
 EVICTED = Reason(
     ESP,
-    "un autre programme lit l'ESP, qui ne sert qu'un lecteur",
-    "arrêter cet autre programme (nc, second ecolinky, autre domotique)",
+    "un autre programme lit sans doute l'ESP, qui ne sert qu'un lecteur",
+    "arrêter cet autre programme (nc, second ecolinky, autre domotique), sinon vérifier"
+    " l'alimentation de l'ESP",
 )
 NO_BYTE = Reason(
     ESP,
@@ -1984,6 +1989,7 @@ NEVER_SENT = Reason(
     "aucun n'est abîmé",
     "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
 )
+RARELY_DAMAGED = NEVER_SENT._replace(cause="presque aucun n'est abîmé")
 CUT_SHORT = Reason(
     ESP,
     "la fin des trames manque",
@@ -2019,7 +2025,7 @@ SYSTEM_ERRORS = {
     errno.EACCES: "interdit",
     errno.EADDRNOTAVAIL: "cette adresse n'est pas celle de cette machine",
     errno.ENOENT: "introuvable",
-    errno.EISDIR: "c'est un dossier",
+    errno.EISDIR: "est un dossier",
 }
 
 LINE_ENDS = re.compile(b"[\r\n]+")
@@ -2040,6 +2046,7 @@ ALL_THE_SAME = 0.99  # share of the bytes
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
+A_FEW_MINUTES = 3  # to find out why groups are missing now
 A_FEW_FRAMES = 4  # until then a missing label may just be late
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
@@ -2147,6 +2154,7 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
 def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     """Return why a meter's groups are not enough to serve values.
 
+    counts: of the last minutes.
     is_unbalanced: in a recent frame the sum of the EASF was not EAST.
     """
     labels = view.labels
@@ -2160,8 +2168,10 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
     loss = cause_of_loss(counts, labels)
-    if loss == ALL_WELL:
-        loss = OFTEN_DAMAGED if counts.damaged else NEVER_SENT
+    if loss == ALL_WELL and 2 * counts.damaged >= counts.frames:
+        loss = OFTEN_DAMAGED  # perhaps the same group in each frame
+    elif loss == ALL_WELL:
+        loss = RARELY_DAMAGED if counts.damaged else NEVER_SENT
     return loss._replace(cause=INCOMPLETE % (missing, loss.cause))
 
 
@@ -2267,7 +2277,7 @@ INJECTS = (
     " [teleinfo2]"
 )
 DOES_NOT_INJECT = (
-    "injection = yes, mais ce compteur n'envoie pas EAIT, rien n'est transmis sur"
+    "injection = yes, mais ce compteur n'envoie pas %s, rien n'est transmis sur"
     " second_port"
 )
 
@@ -2381,15 +2391,15 @@ class Notices:
         """Note that no values are served, so that their return is logged."""
         self._log_says_served = False
 
-    def log_advice(self, injects: bool, input_2: str) -> None:
-        """Log once that injection could be shown, or that the meter does not inject."""
+    def log_advice(self, lacking: list[str], input_2: str) -> None:
+        """Log once that injection could be shown, or cannot; lacking: its labels."""
         if self._advised:
             return
         self._advised = True
-        if injects and input_2 == NO_INPUT:
+        if not lacking and input_2 == NO_INPUT:
             self._say(logging.INFO, INJECTS)
-        if not injects and input_2 == INJECTION:
-            self._say(logging.WARNING, DOES_NOT_INJECT)
+        if lacking and input_2 == INJECTION:
+            self._say(logging.WARNING, DOES_NOT_INJECT % ", ".join(lacking))
 
     def log_unknown_contract(self, labels: Labels) -> None:
         """Log each new unknown contract: only its total is served."""
@@ -2452,8 +2462,11 @@ class History:
 
     def last_hour(self, now: float) -> Counts:
         """Return the counts of the last hour: an older fault may have been repaired."""
+        return self.recent(HOUR // self.STEP, now)
+
+    def recent(self, steps: int, now: float) -> Counts:
+        """Return the counts of so many minutes, the running minute included."""
         self._close_minutes(now)
-        steps = HOUR // self.STEP
         if len(self._minutes) < steps:
             return self._counts
         return self._counts.since(self._minutes[-steps].counts)
@@ -2663,7 +2676,8 @@ class Input:
 
     def _why_incomplete(self, now: float) -> Reason:
         is_unbalanced = self.meter.was_unbalanced(now - self.patience)
-        return why_incomplete(self.view, self.history.last_hour(now), is_unbalanced)
+        counts = self.history.recent(A_FEW_MINUTES, now)
+        return why_incomplete(self.view, counts, is_unbalanced)
 
     def _add_power(self, fields: Fields, now: float) -> None:
         power = fields["PAPP"]
@@ -2671,10 +2685,14 @@ class Input:
             power -= self.view.injection["PAPP"]
         self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
 
+    def has_taken_fields(self) -> bool:
+        """Return whether the last feed() brought fields to serve."""
+        return self.meter.accepted > 0 and self.view.fields is not None
+
     def count_day(self, wall: float) -> None:
         """Count today's energy after feed(); wall: seconds since the epoch."""
         fields = self.view.fields
-        if fields is None or not self.meter.accepted:
+        if fields is None or not self.has_taken_fields():
             return
         indexes = indexes_of(fields)
         if self.view.injection is not None:
@@ -2715,8 +2733,9 @@ class Input:
         has_period_labels = labels.keys() >= {"LTARF", "NTARF"}  # for UNKNOWN_CONTRACT
         if contract_of(labels) is UNKNOWN and (has_period_labels or had_time):
             self.notices.log_unknown_contract(labels)
-        if had_time or "EAIT" in labels:
-            self.notices.log_advice("EAIT" in labels, self._input_2)
+        lacking = lacking_for_injection(labels)
+        if had_time or not lacking:
+            self.notices.log_advice(lacking, self._input_2)
 
     def _log_faults(self, now: float) -> None:
         """Log the faults that lose the same labels in each frame.
@@ -2748,15 +2767,12 @@ class Input:
             "refused": self.meter.refused(),
             "connections": self.link.connections,
         }
-        # Input 2 is absent only if the meter does not inject.  While EAIT may still
-        # come, and while the meter is silent, input 2 is there without values.
-        may_inject = not self._has_had_all_labels() or self.meter.has_ever_sent("EAIT")
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
             time=self.meter.last_frame,
             view=self.view,
-            shows_injection=self._input_2 == INJECTION and may_inject,
+            shows_injection=self._input_2 == INJECTION,
             last_view=self._last_view,
             last_time=self._last_time,
             reason=self.reason,
@@ -3395,6 +3411,9 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
+READING_KEYS = ("port", "timeout", "relay_port")  # they need a host
+
+
 def _cross_check(settings: Settings) -> None:
     """Raise ConfigError if two values contradict each other."""
     second = settings.teleinfo2
@@ -3402,10 +3421,12 @@ def _cross_check(settings: Settings) -> None:
         raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
     if second.host and second[:2] == settings.teleinfo1[:2]:  # host and port
         raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
-    if second.relay_port and not second.host:
-        raise ConfigError(
-            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
-        )
+    for key, default in SecondInputSettings()._asdict().items():
+        is_set = getattr(second, key) != default
+        if is_set and key in READING_KEYS and not second.host:
+            raise ConfigError(
+                f"[teleinfo2] {key} sans host, ôter l'un ou donner l'autre"
+            )
     names: dict[int, str] = {}
     for name, port in settings.named_ports:
         if port in names:
@@ -3428,7 +3449,7 @@ def _syntax_complaint(error: configparser.Error) -> str:
     elif isinstance(error, configparser.DuplicateSectionError):
         advice = f"[{error.section}] est déjà plus haut, n'en garder qu'un"
     elif isinstance(error, configparser.MissingSectionHeaderError):
-        advice = "une [section] manque au-dessus, comme [teleinfo1]"
+        advice = "une [section] manque au-dessus, comme [teleinfo1] avec ses crochets"
     elif isinstance(error, configparser.ParsingError):
         line = error.errors[0][0]
     return f"ligne {line}, {advice}"
@@ -3447,6 +3468,8 @@ def read_settings(path: str, demo: bool = False) -> Settings:
             text = file.read()
     except OSError as error:
         advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
+        if error.errno == errno.EACCES:
+            advice = "en permettre la lecture (chmod a+r)"
         if os.path.exists(path + ".txt"):  # Windows hides file extensions
             advice = f"mais {path}.txt est là, ôter .txt de son nom"
         raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
@@ -3533,9 +3556,9 @@ class Relay:
     MOST_READERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
-        self.timeout = timeout  # seconds without a frame; then dismiss all readers
+        self.timeout = timeout  # seconds without values; then dismiss all readers
         self._readers: list[RelayReader] = []
-        self._last_frame = now
+        self._last_served = now
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((address, port))
@@ -3543,8 +3566,13 @@ class Relay:
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> None:
-        """Send trusted frames to all readers; a new reader gets whole frames only."""
-        self._last_frame = now
+        """Send trusted frames to all readers; a new reader gets whole frames only.
+
+        frames: empty while the values are served, but a label is still awaited.
+        """
+        self._last_served = now
+        if not frames:
+            return
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
             if not reader.send(piece, now):
@@ -3555,9 +3583,9 @@ class Relay:
         return [reader.address for reader in self._readers]
 
     def poll(self, now: float) -> None:
-        """Accept new readers; if the meter is silent, dismiss all readers.
+        """Accept new readers; if no values are served any more, dismiss all readers.
 
-        The end of the connection signals the silence to a reader.
+        The end of the connection tells this to a reader.
         """
         # accept() raises BlockingIOError when no reader waits.  Other errors of a new
         # reader must not disturb the meter either.
@@ -3565,7 +3593,7 @@ class Relay:
             while len(self._readers) < self.MOST_READERS:
                 connection, address = self._listener.accept()
                 self._readers.append(RelayReader(connection, address[0], now))
-        if now - self._last_frame > self.timeout:
+        if now - self._last_served > self.timeout:
             for reader in list(self._readers):
                 self._dismiss(reader)
 
@@ -3667,16 +3695,19 @@ class Reader(threading.Thread):
             return
         self._input.count_day(time.time())
         self._publish()
-        frames = self._input.meter.for_relay
-        if self._relay is not None and frames:
-            self._relay.send(frames, now)
-            for address in self._relay.addresses():
+        if self._relay is not None and self._input.has_taken_fields():
+            self._send(self._relay, self._input.meter.for_relay, now)
+
+    def _send(self, relay: Relay, frames: list[bytes], now: float) -> None:
+        relay.send(frames, now)
+        if frames:
+            for address in relay.addresses():
                 self._store.note_client(address, now)
 
     def _publish(self) -> None:
         snapshot = self._input.snapshot(time.monotonic())
         self._store.publish(self._number, snapshot)
-        log.debug("%s : %s", self.name, snapshot.view.fields)
+        log.debug("%s : %s", self.name, snapshot.view.fields or snapshot.reason)
 
 
 ######## Server: the threads that answer HTTP ##########################################
@@ -4148,9 +4179,11 @@ def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, seconds)
         yield from judge(name, snapshot)
-        is_heard = snapshot.view.fields is not None
-        if settings.second == INJECTION and is_heard and not snapshot.view.injection:
-            yield Finding(WARNING, "teleinfo2", DOES_NOT_INJECT)
+        is_served = snapshot.view.fields is not None
+        lacking = lacking_for_injection(snapshot.view.labels)
+        if settings.second == INJECTION and is_served and lacking:
+            text = DOES_NOT_INJECT % ", ".join(lacking)
+            yield Finding(WARNING, "teleinfo2", text)
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:
@@ -4371,7 +4404,7 @@ Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
   --config FICHIER  les réglages (sinon : ecolinky.ini à côté d'ecolinky.py)
   --check           examiner la liaison et dire ce qui ne va pas
   --demo [MODE]     un compteur simulé : historic, standard, tempo ou three-phase
-  --verbose         montrer chaque trame et chaque requête
+  --verbose         montrer les valeurs de chaque trame, et chaque requête
   --version         dire la version"""
 LEVEL_NAMES = {
     logging.DEBUG: "détail",

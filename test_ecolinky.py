@@ -2010,6 +2010,19 @@ class DiagnosisTests(InputCase):
                 self.assertIn(expected, str(self.snapshot().reason))
                 self.assertIn(expected, "".join(self.said(logging.WARNING)))
 
+    def test_few_damaged_groups_are_not_blamed_for_a_label_that_never_comes(self):
+        groups = [each for each in HC if each[0] != "PTEC"]
+        once = without("ADCO", encoded(groups))
+        for few, words in (([], "aucun"), ([once], "presque aucun")):
+            with self.subTest(words):
+                self.begin()
+                self.connect(*[encoded(groups)] * 30, *few, *[encoded(groups)] * 30)
+                expected = "des groupes manquent (PTEC), %s n'est abîmé, l'ESP" % words
+                self.assertIn(expected, str(self.snapshot().reason))
+        self.feed(*[without("PTEC", HC_FRAME)] * 200)
+        expected = "des groupes manquent (PTEC), beaucoup de groupes sont abîmés"
+        self.assertIn(expected, str(self.snapshot().reason))
+
     def test_a_single_damaged_identity_does_not_replace_the_reason(self):
         self.connect(*[frame(HC[:8])] * 30)
         reason = self.snapshot().reason
@@ -2120,7 +2133,9 @@ class LinkTests(InputCase):
             self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
             self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
         (said,) = self.said(logging.WARNING)
-        self.assertIn("un autre programme lit l'ESP, qui ne sert qu'un", said)
+        self.assertIn(
+            "un autre programme lit sans doute l'ESP, qui ne sert qu'un", said
+        )
         self.assertEqual("live", self.shown().state)
 
     def test_long_connections_that_end_do_not_count_as_evictions(self):
@@ -2303,7 +2318,7 @@ class InputTests(InputCase):
                 "mettre injection = yes dans [teleinfo2]",
                 "absent",
             ),
-            (injection, HC_FRAME, "n'envoie pas EAIT", "absent"),
+            (injection, HC_FRAME, "n'envoie pas EAIT, SINSTI", "stale"),
             (injection, encoded(SUN), None, "live"),
             (meter, encoded(SUN), None, "absent"),
         ):
@@ -2317,6 +2332,21 @@ class InputTests(InputCase):
                 if state == "live":
                     fields = self.shown(2).fields
                     self.assertEqual((671631, 1840), (fields["BASE"], fields["PAPP"]))
+
+    def test_injection_that_comes_late_was_never_zero(self):
+        self.begin(ecolinky.INJECTION)
+        late = without("EAIT", encoded(SUN))
+        self.connect()
+        for data in [late] * 40 + [encoded(SUN)] * 4:
+            self.feed(data)
+            self.assertNotEqual("absent", self.shown(2).state)
+        self.assertEqual(671631, self.shown(2).fields["BASE"])
+
+    def test_a_missing_power_of_the_injection_is_named(self):
+        self.begin(ecolinky.INJECTION)
+        self.connect(*[without("SINSTI", encoded(SUN))] * 20)
+        (said,) = [text for text in self.said() if "injection" in text]
+        self.assertIn("n'envoie pas SINSTI, rien n'est transmis", said)
 
     def test_the_injection_of_a_silent_meter_is_stale_rather_than_absent(self):
         self.begin(ecolinky.INJECTION)
@@ -3069,6 +3099,8 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port sont égaux"),
     (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
     (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
+    (HOST + "[teleinfo2]\nport = 8889\n", "[teleinfo2] port sans host"),
+    (HOST + "[teleinfo2]\ntimeout = 60\ninjection = yes\n", "timeout sans host"),
     ("\0\0", "texte simple"),
 )
 
@@ -3115,6 +3147,10 @@ class SettingsTests(unittest.TestCase):
                 ecolinky.read_settings(path)
             words = "introuvable, mettre ecolinky.ini à côté"
             self.assertIn(words, str(caught.exception))
+            with mock.patch("builtins.open", side_effect=PermissionError(13, "no")):
+                with self.assertRaises(ecolinky.ConfigError) as caught:
+                    ecolinky.read_settings(path)
+            self.assertIn("interdit, en permettre la lecture", str(caught.exception))
             demo = ecolinky.read_settings(path, demo=True)
             self.assertEqual(DEFAULTS, self.as_dict(demo))
             with open(path + ".txt", "w") as file:
@@ -3338,6 +3374,16 @@ class RelayTests(EspCase):
         relay.poll(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
 
+    def test_readers_wait_connected_while_values_are_served(self):
+        relay, client = self.relay(30.0), self.client()
+        now = time.monotonic()
+        relay.poll(now)
+        for seconds in (20, 40, 60):
+            relay.send([], now + seconds)  # served, but a label is still awaited
+            relay.poll(now + seconds)
+        relay.send([HC_FRAME], now + 62)
+        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+
     def test_the_port_of_a_closed_relay_can_be_reused_at_once(self):
         relay, client = self.relay(), self.client()
         relay.poll(time.monotonic())
@@ -3350,6 +3396,15 @@ class RelayTests(EspCase):
         esp = self.esp(frames(frame(HC[:5]), 0.02))
         self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
         self.assertEqual(b"", self.client().recv(65536))
+
+    def test_readers_wait_connected_on_a_line_without_a_complete_frame(self):
+        esp = self.esp(frames(without("IMAX", HC_FRAME), 0.02))
+        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        wait_for(self.live)
+        client = self.client()
+        client.settimeout(0.7)
+        with self.assertRaises(socket.timeout):  # neither a frame nor the end
+            client.recv(65536)
 
     def test_a_reader_thread_relays_frames_and_disconnects_readers_at_the_end(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
