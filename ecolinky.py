@@ -487,8 +487,9 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # Behind the name of a rule stands the place of its code.
 #
 # 1. Identity      Identity.owner_of()
-#    A frame that carries another meter's identity is refused, until eight such frames
-#    in a row: the same damage can come a few times.  Then everything begins anew.
+#    A frame that carries another meter's identity is refused, until eight frames in a
+#    row have that identity: the same damage can come a few times.  Then everything
+#    begins anew.
 #    A frame without identity is ours, unless another identity was just read, or no
 #    frame has been ours for longer than the time-out.
 #
@@ -536,8 +537,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # 6. Power         Guard._take_power()
 #    A power that matches the currents of the last six seconds is trusted immediately,
 #    any other power by rule 2.  (A single-phase PAPP that is no multiple of ten matches
-#    nothing.)  A house that injects draws 0 VA although a current flows.  Such a 0 is
-#    trusted immediately if the power had also changed to 0 in the 300 s before.
+#    nothing.)  A house that injects draws 0 VA although a current flows.  If the power
+#    falls to 0 twice within 300 s, the second 0 is trusted immediately.
 #
 # 7. Moving values Guard._take_change()
 #    Currents, overloads, voltages, the powers of phases and DATE are trusted
@@ -545,7 +546,7 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #
 # 8. Silence       Guard.known()
 #    A label whose trusted reading does not come again is not served any more: after
-#    30 s if it changes fast, or gives the period or an alert, otherwise after 300 s or
+#    30 s if it changes fast or gives the period (STGE too), otherwise after 300 s or
 #    the user's time-out, whichever is longer.  Rule 3 still compares with it.
 #
 # 9. End           Guard._end_alerts()
@@ -2167,12 +2168,21 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
-    loss = cause_of_loss(counts, labels)
-    if loss == ALL_WELL and 2 * counts.damaged >= counts.frames:
-        loss = OFTEN_DAMAGED  # perhaps the same group in each frame
-    elif loss == ALL_WELL:
-        loss = RARELY_DAMAGED if counts.damaged else NEVER_SENT
+    loss = loss_of_labels(counts, labels)
     return loss._replace(cause=INCOMPLETE % (missing, loss.cause))
+
+
+def loss_of_labels(counts: Counts, labels: Labels) -> Reason:
+    """Return why some labels never come; counts: of the last minutes."""
+    cause = cause_of_loss(counts, labels)
+    if cause != ALL_WELL:
+        return cause
+    # The same group is damaged in most frames; no other group need be.
+    if counts.damaged > counts.frames / 2:
+        return OFTEN_DAMAGED
+    if counts.damaged:
+        return RARELY_DAMAGED
+    return NEVER_SENT
 
 
 def is_identity_alone(labels: Labels) -> bool:
@@ -2221,10 +2231,10 @@ class Link:
         """Note a new connection."""
         self.connections += 1
         self._connected_at = now
-        self.wait_for_group(now)
+        self.restart_wait(now)
 
-    def wait_for_group(self, now: float) -> None:
-        """Wait anew for an intact group: a frame has come, or a connection begins."""
+    def restart_wait(self, now: float) -> None:
+        """Count the wait for a group anew: a frame has come, or a connection begins."""
         self._waiting_since = now
         self.sample = b""
         self._byte_count = 0
@@ -2232,7 +2242,7 @@ class Link:
     def note_bytes(self, data: bytes) -> None:
         """Note bytes that ended no frame.
 
-        Raises LinkError if they are too many: a new connection empties all buffers.
+        Raises LinkError if they are too many: a new connection empties the buffers.
         """
         self.sample = (self.sample + data)[-self.SAMPLE :]
         self._byte_count += len(data)
@@ -2620,7 +2630,7 @@ class Input:
         frame_count = self.meter.feed(data, now)
         self.history.note_counts(self.meter.counts(), now)
         if frame_count:
-            self.link.wait_for_group(now)
+            self.link.restart_wait(now)
             self._take_view(now)
             return True
         self.link.note_bytes(data)
@@ -3411,22 +3421,24 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
-READING_KEYS = ("port", "timeout", "relay_port")  # they need a host
+def _check_second(first: FirstInputSettings, second: SecondInputSettings) -> None:
+    """Raise ConfigError if [teleinfo2] contradicts itself or [teleinfo1]."""
+    if second.host and second.injection:
+        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
+    if second.host and second[:2] == first[:2]:  # host and port
+        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
+    if second.relay_port and not second.host:
+        raise ConfigError(
+            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
+        )
+    is_used = second.host or second.injection
+    if not is_used and second != SecondInputSettings():
+        raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
 
 
 def _cross_check(settings: Settings) -> None:
     """Raise ConfigError if two values contradict each other."""
-    second = settings.teleinfo2
-    if second.host and second.injection:
-        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
-    if second.host and second[:2] == settings.teleinfo1[:2]:  # host and port
-        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
-    for key, default in SecondInputSettings()._asdict().items():
-        is_set = getattr(second, key) != default
-        if is_set and key in READING_KEYS and not second.host:
-            raise ConfigError(
-                f"[teleinfo2] {key} sans host, ôter l'un ou donner l'autre"
-            )
+    _check_second(settings.teleinfo1, settings.teleinfo2)
     names: dict[int, str] = {}
     for name, port in settings.named_ports:
         if port in names:

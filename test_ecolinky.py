@@ -3099,8 +3099,7 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port sont égaux"),
     (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
     (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
-    (HOST + "[teleinfo2]\nport = 8889\n", "[teleinfo2] port sans host"),
-    (HOST + "[teleinfo2]\ntimeout = 60\ninjection = yes\n", "timeout sans host"),
+    (HOST + "[teleinfo2]\nport = 8889\n", "[teleinfo2] host manque, le donner"),
     ("\0\0", "texte simple"),
 )
 
