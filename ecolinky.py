@@ -1683,6 +1683,7 @@ STANDARD_LABELS = {
     "ISOUSC": ("PREF",),
     "PTEC": ("NTARF", "LTARF"),
 }
+WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 INDEX_LABELS = ("EAST",) + EASF  # each index needs all of them: EAST is their sum
 
 
@@ -1718,8 +1719,6 @@ class View(NamedTuple):
 
 class Meter:
     """One TIC input: decoder, guard and translation; stale after `timeout` seconds."""
-
-    WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 
     def __init__(self, timeout: float = 30.0, is_relayed: bool = False) -> None:
         self.timeout = timeout
@@ -1834,7 +1833,7 @@ class Meter:
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""
-        if fields["ISOUSC"] is None and self.guard.frames > self.WAIT_FOR_SUBSCRIPTION:
+        if fields["ISOUSC"] is None and self.guard.frames > WAIT_FOR_SUBSCRIPTION:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
@@ -2012,6 +2011,9 @@ UNKNOWN_CONTRACT = (
     " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
 )
 PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
+SUBSCRIPTION_UNKNOWN = (
+    "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis"
+)
 
 # Errors of this machine, its ports and its files.
 BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
@@ -2149,6 +2151,9 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     unknown_phases = unknown_currents(labels)
     if unknown_phases and counts.frames > A_FEW_FRAMES:
         remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
+    subscription = "PREF" if "ADSC" in labels else "ISOUSC"
+    if labels and subscription not in labels and counts.frames > WAIT_FOR_SUBSCRIPTION:
+        remarks.append(SUBSCRIPTION_UNKNOWN % subscription)
     return remarks
 
 

@@ -2061,6 +2061,15 @@ class DiagnosisTests(InputCase):
         self.feed(*[without("IRMS2", encoded(groups))] * 20)
         self.assertEqual(1, "".join(self.said()).count("(IRMS2)"))
 
+    def test_a_missing_subscription_is_reported(self):
+        for label, data in (("ISOUSC", HC_FRAME), ("PREF", encoded(standard()))):
+            with self.subTest(label):
+                self.begin()
+                self.connect(*[without(label, data)] * 20)
+                self.assertIsNotNone(self.input.view.fields)
+                (remark,) = [r for r in self.snapshot().remarks if label in r]
+                self.assertIn("le maximum du compteur est transmis", remark)
+
     def test_the_log_of_an_esp_is_diagnosed_as_text(self):
         self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
 
