@@ -5280,7 +5280,7 @@ function instructions(answer, host) {
   const second = answer.inputs.length > 1 ? "le compteur 2" : "l’injection";
   const boxes = answer.ports.map((port, i) =>
     html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${place(host, port)}`);
-  return html`<p>Dans Domoticz, Réglages, Matériel, ajouter un matériel de type
+  return html`<p>Dans Domoticz, Configuration, Matériel, ajouter un matériel de type
     «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}.</p>`;
 }
 
