@@ -2148,11 +2148,17 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
         remarks.append(str(ESP_LOGS))
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
+    return remarks + remarks_on_replaced(counts.frames, labels)
+
+
+def remarks_on_replaced(frames: int, labels: Labels) -> list[str]:
+    """Return the labels that never come, and the values that replace them."""
+    remarks = []
     unknown_phases = unknown_currents(labels)
-    if unknown_phases and counts.frames > A_FEW_FRAMES:
+    if unknown_phases and frames > A_FEW_FRAMES:
         remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
     subscription = "PREF" if "ADSC" in labels else "ISOUSC"
-    if labels and subscription not in labels and counts.frames > WAIT_FOR_SUBSCRIPTION:
+    if labels and subscription not in labels and frames > WAIT_FOR_SUBSCRIPTION:
         remarks.append(SUBSCRIPTION_UNKNOWN % subscription)
     return remarks
 
