@@ -2614,9 +2614,8 @@ class Input:
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
-        self.view = self.meter.view(
-            now
-        )  # as of the last frame, or the connection's end
+        # As of the last frame, or of the end of the connection.
+        self.view = self.meter.view(now)
         self._last_view = self.view  # as in Snapshot
         self._last_time = -math.inf
         self.link = Link()
