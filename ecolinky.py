@@ -800,14 +800,15 @@ def is_undamaged(frame: Frame) -> bool:
     return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
 
 
-def is_complete(frame: Frame, labels_before: list[str]) -> bool:
-    """Return whether a frame is complete; labels_before: of the undamaged frame before.
+def ends_like(frame: Frame, labels_before: list[str]) -> bool:
+    """Return whether an undamaged frame is complete, as defined above.
 
+    labels_before: the labels of the undamaged frame before it.
     A flipped bit can turn an LF into STX, and so cut a frame into two halves without
     damage.  The first half lacks the last label of the frame before, the second half
     lacks the identity: neither is complete.
     """
-    return is_undamaged(frame) and list(frame.groups)[-1:] == labels_before[-1:]
+    return list(frame.groups)[-1:] == labels_before[-1:]
 
 
 def is_short(frame: Frame) -> bool:
@@ -981,11 +982,17 @@ class Guard:
         self.last_frame = now
         self.frames += 1
         self._take_groups(frame, now)
-        complete = is_complete(frame, self._undamaged)
+        undamaged = is_undamaged(frame)
+        complete = undamaged and ends_like(frame, self._undamaged)
         if complete:
             self._end_alerts(frame)
             self._learn_all_followers(frame, now)
-        self._note_undamaged(frame, now)  # last: the steps above need the frame before
+        if undamaged:  # last: the steps above need the undamaged frame before
+            self._undamaged = list(frame.groups)
+            self._undamaged_time = now
+            self._without_power += 1
+        if not DRAWN_POWER.isdisjoint(frame.groups):
+            self._without_power = 0
         return Accepted(frame, owner == NEW, was_silent, complete)
 
     def _extend_deadlines(self, seconds: float) -> None:
@@ -1084,17 +1091,6 @@ class Guard:
             # Not read in the undamaged frame before, nor in a frame since.
             if state.last_read() < self._undamaged_time:
                 del self.labels[label]
-
-    def _note_undamaged(self, frame: Frame, now: float) -> None:
-        """Remember an undamaged frame, and how many had no power."""
-        undamaged = is_undamaged(frame)
-        if undamaged:
-            self._undamaged = list(frame.groups)
-            self._undamaged_time = now
-        if not DRAWN_POWER.isdisjoint(frame.groups):
-            self._without_power = 0
-        elif undamaged:
-            self._without_power += 1
 
     def known(self, now: float) -> dict[str, Group]:
         """Return the trusted groups that were read lately (rule 8), by label."""
