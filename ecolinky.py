@@ -550,8 +550,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    the user's time-out, whichever is longer.  Rule 3 still compares with it.
 #
 # 9. End           Guard._end_alerts()
-#    An alert (ADPS, ADIR, PEJP) ends when two undamaged frames are without it, of which
-#    the second is complete, and no frame between the two has it.
+#    An alert (ADPS, ADIR, PEJP) ends when two undamaged frames are without it, if the
+#    second is complete and no frame between the two has the alert.
 #
 # What the rules about indexes are worth: frames with a false index in a simulation of
 # damaged lines (python3 .ci/bench.py damage), with a rule and without it.
@@ -4046,7 +4046,7 @@ ENOUGH_EVICTIONS = 2  # after the first, the ESP may just have started
 def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
     """Read an input for at most so many seconds; return its last snapshot."""
     store = Store()
-    # A fault must be known before the time is over.
+    # A fault must be known before the time ends.
     reader = Reader(number, settings, store, patience=seconds / 2)
     end = time.monotonic() + seconds
     snapshot = store.read()[number]

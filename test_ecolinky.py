@@ -4581,7 +4581,7 @@ class MainTests(ProgramCase):
                     )
 
     def is_discovered(self, program, name):
-        """Say whether it answers discovery, or that another program has the port."""
+        """Return whether it answers discovery, or another program has the port."""
         if "discovery, port UDP 30303 déjà pris" in program.output():
             return True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
@@ -6101,7 +6101,7 @@ class Program:
         return as_typed(self._output.read().decode("utf-8", "replace"))
 
     def answers(self):
-        """Say whether it answers HTTP; fail when it has ended."""
+        """Return whether it answers HTTP; fail if it has ended."""
         if self.process.poll() is not None:
             raise AssertionError("it ended: " + self.output())
         return ask(self.port, "/status.xml").status in (200, 401)

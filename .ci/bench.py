@@ -250,7 +250,7 @@ class Tally:
 
 
 def is_false_trial(kind, clean, make, rng, seconds=2400):
-    """Hit one index in each frame, but for so many at first; say if it was believed."""
+    """Hit one index in each frame after the clean ones; return if it was trusted."""
     house, meter, damage = House(kind, rng), ecolinky.Meter(), make(INDEX)
     separator = "\t" if house.standard else " "
     last, end = {}, house.now + seconds
