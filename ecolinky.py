@@ -70,6 +70,7 @@ import functools
 import hashlib
 import hmac
 import io
+import itertools
 import json
 import logging
 import math
@@ -81,6 +82,7 @@ import signal
 import socket
 import socketserver
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter, deque
@@ -101,14 +103,14 @@ from typing import (
 )
 from xml.sax.saxutils import escape
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 
 # A copy that was cut off can still be valid Python, and would end without a word.
 LAST_LINE = b"# The last line: a copy without it was cut off (see LAST_LINE)."
 if __name__ == "__main__":
     with open(__file__, "rb") as program:
         if not program.read().rstrip().endswith(LAST_LINE):
-            sys.exit(f"ecolinky : {__file__} n'est pas entier, le copier à nouveau")
+            sys.exit(f"ecolinky : {__file__} est incomplet, le recopier")
 
 log = logging.getLogger("ecolinky")
 
@@ -145,7 +147,7 @@ DEBRIS_OR_SPACE = DEBRIS + b" "
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
 # letters, spaces, a colon, a space, text.
-ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: [ -~]")
+ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: (?=[ -~])")
 
 # The checksum keeps the low six bits of a sum: it misses a flip of bit 6 (40 hex), and
 # two flips that cancel.  So the data must also match the form of its label.  Each row
@@ -1863,8 +1865,18 @@ class Reason(NamedTuple):
     """Why no values are served, or how the link could be better."""
 
     station: str
-    cause: str  # a sentence without its capital letter and its full stop
+    kind: str  # a sentence without its capital letter and its full stop; %s: a word
     remedy: str = ""
+    words: tuple[str, ...] = ()  # in place of each %s
+
+    @property
+    def cause(self) -> str:
+        """The sentence with its words."""
+        return self.kind % self.words if self.words else self.kind
+
+    def with_words(self, *words: str) -> Reason:
+        """Return this reason with other words."""
+        return self._replace(words=words)
 
     def __str__(self) -> str:
         """Return cause and remedy as one text, for the log."""
@@ -1902,11 +1914,18 @@ EVICTED = Reason(
     "arrêter cet autre programme (nc, second ecolinky, autre domotique), sinon vérifier"
     " l'alimentation de l'ESP",
 )
+# ESPEasy's page answers on port 80, the Serial Server usually on 8888.
+CHECK_HOST_AND_PORT = "vérifier host et port (8888, pas 80)"
 NO_BYTE = Reason(
     ESP,
     "l'ESP est connecté, mais aucun octet n'en vient",
-    "vérifier port, mettre RX Receive Timeout à 0 dans ESPEasy, puis vérifier la broche"
-    " et les fils",
+    CHECK_HOST_AND_PORT + ", mettre RX Receive Timeout à 0 dans ESPEasy, puis vérifier"
+    " la broche et les fils",
+)
+CLOSED_AT_ONCE = Reason(
+    ESP,
+    "ce n'est pas le Serial Server, il ferme la connexion sans un octet de TIC",
+    CHECK_HOST_AND_PORT,
 )
 SILENT = Reason(
     ESP,
@@ -1940,16 +1959,21 @@ TELNET = Reason(
     "l'ESP semble parler telnet",
     "régler le serveur série en TCP brut (raw)",
 )
+SET_THE_SPEED = (
+    "dans ESPEasy mettre 1200 en historique ou 9600 en standard (115200 est sa valeur"
+    " d'usine), et 7E1"
+)
+# A speed that is much too high reads the same byte again and again.
 STUCK = Reason(
-    LINKY,
-    "la ligne est inversée ou bloquée (toujours le même octet)",
-    "échanger les broches 3 et 4 de l'optocoupleur, vérifier G, 3V3 et la broche",
+    ESP,
+    "toujours le même octet arrive, la vitesse est fausse ou la ligne bloquée",
+    SET_THE_SPEED + ", puis échanger les broches 3 et 4 de l'optocoupleur, vérifier G"
+    " et 3V3",
 )
 NOISE = Reason(
-    LINKY,
+    ESP,
     "du bruit arrive au lieu de la TIC",
-    "changer la vitesse (1200 en historique, 9600 en standard), puis vérifier"
-    " l'optocoupleur",
+    SET_THE_SPEED + ", puis vérifier l'optocoupleur, puis échanger ses broches 3 et 4",
 )
 ABOVE_36_KVA = Reason(
     LINKY,
@@ -1958,8 +1982,8 @@ ABOVE_36_KVA = Reason(
 )
 NOT_TIC = Reason(
     ESP,
-    "du texte arrive, mais pas de TIC",
-    "couper le journal série de l'ESP, vérifier port",
+    "du texte arrive, mais pas de TIC, ce n'est pas le Serial Server",
+    CHECK_HOST_AND_PORT,
 )
 
 # Groups that are missing or damaged.
@@ -1978,14 +2002,14 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# A template: the missing labels, and the cause of the Reason that explains it.
+# Its words: the missing labels, and the cause of the Reason that explains it.
 INCOMPLETE = "des groupes manquent (%s), %s"
 NEVER_SENT = Reason(
     ESP,
     "aucun n'est abîmé",
     "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
 )
-RARELY_DAMAGED = NEVER_SENT._replace(cause="presque aucun n'est abîmé")
+RARELY_DAMAGED = NEVER_SENT._replace(kind="presque aucun n'est abîmé")
 CUT_SHORT = Reason(
     ESP,
     "la fin des trames manque",
@@ -1998,7 +2022,9 @@ UNBALANCED = Reason(
 )
 READ_AS_8N1 = Reason(ESP, "l'ESP lit en 8N1", "le mettre en 7E1 (rien n'est perdu)")
 ESP_LOGS = Reason(
-    ESP, "le journal de l'ESP se mêle à la TIC", "mettre Serial Log Level sur None"
+    ESP,
+    "le journal de l'ESP se mêle à la TIC",
+    "dans ESPEasy mettre Serial Log Level à None",
 )
 
 # Templates of remarks: defects of a link that works.
@@ -2006,13 +2032,21 @@ UNKNOWN_CONTRACT = (
     "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
     " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
 )
-PHASE_UNKNOWN = "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
-SUBSCRIPTION_UNKNOWN = (
-    "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis"
+PHASE_UNKNOWN = Reason(
+    LINKY, "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
+)
+SUBSCRIPTION_UNKNOWN = Reason(
+    LINKY,
+    "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis",
 )
 
 # Errors of this machine, its ports and its files.
-BUG = "erreur imprévue (%r), à signaler sur la page GitHub d'ecolinky (Issues)"
+BUG = Reason(
+    ECOLINKY,
+    "erreur imprévue (%s)",
+    "à signaler sur la page GitHub d'ecolinky (Issues)",
+)
+FAILED_CONNECTION = Reason(ESP, "la connexion échoue (%s)")
 LINK_ERRORS = {
     errno.ECONNREFUSED: NOTHING_LISTENS,
     errno.ECONNRESET: CUT_BY_ESP,
@@ -2036,10 +2070,16 @@ LABEL_IN_STREAM = re.compile(
 GROUP_IN_STREAM = re.compile(
     b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
 )
-# Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
-LABEL_ABOVE_36_KVA = re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]")
+# A single sign of these is enough.  Look for HTTP before the ESP8266's log: the header
+# lines of HTTP have the same form.
+SIGNS = (
+    (re.compile(b"HTTP/[0-9]|SSH-[0-9]"), NOT_TIC),
+    # Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
+    (re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]"), ABOVE_36_KVA),
+)
 TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
 MUCH_TELNET = 0.05  # commands per byte
+ESP_LOG_EVERY = 40  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
@@ -2066,8 +2106,11 @@ class ClosedByEsp(LinkError):
 def diagnose(sample: bytes) -> Reason:
     """Diagnose a non-empty sample that holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
-    if LABEL_ABOVE_36_KVA.search(text):
-        return ABOVE_36_KVA
+    for sign, reason in SIGNS:
+        if sign.search(text):
+            return reason
+    if len(ESP_LOG.findall(text)) * ESP_LOG_EVERY >= len(text):
+        return ESP_LOGS
     if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
         return ABANDONED
     if LABEL_IN_STREAM.search(text):
@@ -2085,9 +2128,22 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
     if commonest > ALL_THE_SAME * len(sample):
         return STUCK
     characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
-    if characters < MOSTLY_TEXT * len(sample):
+    has_words = re.search(rb"\s", text) is not None
+    if characters < MOSTLY_TEXT * len(sample) or not has_words:
         return NOISE
     return NOT_TIC
+
+
+def reason_without_tic(error: Exception, sample: bytes) -> Reason:
+    """Return why a connection ended, if no intact group has ever come.
+
+    sample: the bytes that came instead.
+    """
+    reason = reason_of(error)
+    instead = diagnose(sample) if sample else CLOSED_AT_ONCE
+    if reason == CUT_BY_ESP or (reason == SILENT and instead == NOT_TIC):
+        return instead
+    return reason
 
 
 def reason_of(error: Exception) -> Reason:
@@ -2102,13 +2158,15 @@ def reason_of(error: Exception) -> Reason:
     if isinstance(error, ConnectionResetError):
         return CUT_BY_ESP
     if isinstance(error, OSError):
-        unlisted = Reason(ESP, f"la connexion échoue ({words_of(error)})")
+        unlisted = FAILED_CONNECTION.with_words(words_of(error))
         return LINK_ERRORS.get(error.errno or 0, unlisted)
-    return Reason(ECOLINKY, BUG % error)
+    return BUG.with_words(repr(error))
 
 
 def words_of(error: OSError) -> str:
     """Return the French words for an error of this machine's ports or files."""
+    if isinstance(error, socket.gaierror):
+        return "ce nom est inconnu"
     return SYSTEM_ERRORS.get(error.errno or 0, f"erreur {error.errno} du système")
 
 
@@ -2120,6 +2178,9 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """
     if counts.spaces_replaced:
         return REPLACED
+    is_often_damaged = counts.damaged > MUCH_DAMAGE * counts.groups
+    if is_often_damaged and counts.esp_log > MUCH_DAMAGE * counts.frames:
+        return ESP_LOGS
     is_begun = bool(labels) and not is_identity_alone(labels)
     # The symptoms of CUT_SHORT: no label of a frame's end is known, and at most one
     # group per frame is damaged, by the cut.
@@ -2127,7 +2188,7 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_one_per_frame = counts.damaged <= counts.frames
     if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
         return CUT_SHORT
-    if counts.damaged > MUCH_DAMAGE * counts.groups:
+    if is_often_damaged:
         return OFTEN_DAMAGED
     return ALL_WELL
 
@@ -2138,9 +2199,9 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
         remarks.append(str(cause))
-    if counts.eight_bits:
+    if counts.eight_bits and counts.groups:  # noise has such bytes, too
         remarks.append(str(READ_AS_8N1))
-    if counts.esp_log:
+    if counts.esp_log and cause != ESP_LOGS:
         remarks.append(str(ESP_LOGS))
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
@@ -2149,13 +2210,15 @@ def remarks_on(counts: Counts, labels: Labels) -> list[str]:
 
 def remarks_on_replaced(frames: int, labels: Labels) -> list[str]:
     """Return the labels that never come, and the values that replace them."""
+    if is_identity_alone(labels):  # nothing is served, so nothing is replaced
+        return []
     remarks = []
     unknown_phases = unknown_currents(labels)
     if unknown_phases and frames > A_FEW_FRAMES:
-        remarks.append(PHASE_UNKNOWN % ", ".join(unknown_phases))
+        remarks.append(str(PHASE_UNKNOWN.with_words(", ".join(unknown_phases))))
     subscription = "PREF" if "ADSC" in labels else "ISOUSC"
     if labels and subscription not in labels and frames > WAIT_FOR_SUBSCRIPTION:
-        remarks.append(SUBSCRIPTION_UNKNOWN % subscription)
+        remarks.append(str(SUBSCRIPTION_UNKNOWN.with_words(subscription)))
     return remarks
 
 
@@ -2176,7 +2239,7 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
     loss = loss_of_labels(counts, labels)
-    return loss._replace(cause=INCOMPLETE % (missing, loss.cause))
+    return loss._replace(kind=INCOMPLETE, words=(missing, loss.cause))
 
 
 def loss_of_labels(counts: Counts, labels: Labels) -> Reason:
@@ -2357,10 +2420,10 @@ class Notices:
         self._change = ""  # last logged: a change of meter, contract or index
         self._change_time = -math.inf
 
-    def log_fault(self, kind: str, text: str, now: float) -> None:
-        """Log a fault: as a warning once an hour, in between at level DEBUG."""
-        is_due = self._hourly.claim(kind, now)
-        self._say(logging.WARNING if is_due else logging.DEBUG, text)
+    def log_fault(self, reason: Reason, now: float, effect: str = "") -> None:
+        """Log a fault: its kind as a warning once an hour, in between at DEBUG."""
+        is_due = self._hourly.claim(reason.kind, now)
+        self._say(logging.WARNING if is_due else logging.DEBUG, f"{reason}{effect}")
 
     def log_change(self, text: str, now: float) -> None:
         """Log a change of the meter, its contract or an index."""
@@ -2649,14 +2712,16 @@ class Input:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
         self.view = self.meter.view(now)
-        is_evicted = self.link.end(error, now)
-        if is_evicted and self._is_serving(now):
-            self.reason = EVICTED
-            self.notices.log_fault(EVICTED.cause, str(EVICTED), now)
-        elif is_evicted:
-            self._report(EVICTED, now)
-        else:
+        is_contested = self.link.end(error, now)
+        if not self.meter.counts().groups:
+            self._report(reason_without_tic(error, self.link.sample), now)
+        elif not is_contested:
             self._report(reason_of(error), now)
+        elif self._is_serving(now):
+            self.reason = EVICTED
+            self.notices.log_fault(EVICTED, now)
+        else:
+            self._report(EVICTED, now)
 
     def _take_view(self, now: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
@@ -2665,7 +2730,7 @@ class Input:
             if self.view.fields is not None:
                 self._take_fields(self.view.fields, now)
             elif now - self._all_known_at > self.patience:
-                self._report(self._why_incomplete(now), now, INCOMPLETE)
+                self._report(self._why_incomplete(now), now)
             else:
                 self.reason = TO_BE_CONFIRMED
         elif self._all_were_refused(now):
@@ -2716,18 +2781,12 @@ class Input:
         meter = fields["ADCO"] + name_of_tariff(fields)
         self._today = self._day.take(meter, indexes, wall)
 
-    def _report(self, reason: Reason, now: float, kind: str = "") -> None:
-        """Note a fault; log it if no values are served any more.
-
-        kind: faults of one kind share one warning per hour; if empty, the cause is the
-        kind.
-        """
+    def _report(self, reason: Reason, now: float) -> None:
+        """Note a fault; log it if no values are served any more."""
         self.reason = reason
         if not self._is_serving(now):
             self.notices.note_nothing_served()
-            self.notices.log_fault(
-                kind or reason.cause, f"{reason}{NOTHING_SERVED}", now
-            )
+            self.notices.log_fault(reason, now, NOTHING_SERVED)
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
@@ -2759,12 +2818,11 @@ class Input:
         The page shows all other defects (_remarks); they come and go with the Wi-Fi.
         """
         cause = cause_of_loss(self.history.last_hour(now), self.view.labels)
-        if cause == CUT_SHORT:
-            self.notices.log_fault(CUT_SHORT.cause, str(CUT_SHORT), now)
+        if cause in (CUT_SHORT, ESP_LOGS):
+            self.notices.log_fault(cause, now)
         unknown = unknown_currents(self.view.labels)
         if unknown:
-            text = PHASE_UNKNOWN % ", ".join(unknown)
-            self.notices.log_fault(PHASE_UNKNOWN, text, now)
+            self.notices.log_fault(PHASE_UNKNOWN.with_words(", ".join(unknown)), now)
 
     def _remarks(self, now: float) -> list[str]:
         """Return all defects of a link that works, for the page and --check."""
@@ -3331,9 +3389,12 @@ WORD = "[A-Za-z0-9_-]{1,63}"
 ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
 )
-FOUR_NUMBERS = "quatre nombres de 0 à 255 sans zéro devant, ou un nom, sans port"
-HOST = Form("(" + ADDRESS_PATTERN + ")?", FOUR_NUMBERS)
-ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {FOUR_NUMBERS}")
+ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
+# What users write around an address: a scheme or a quote before it, a port or a path
+# behind it.
+NEEDLESS_IN_ADDRESS = re.compile(r"(?:([a-z]+://|[\"'])|[\w.-]+([:/].*|[\"']$))")
+HOST = Form("(" + ADDRESS_PATTERN + ")?", ADDRESS_OR_NAME)
+ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {ADDRESS_OR_NAME}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
 PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
 LEAST_TIMEOUT = 5  # seconds; a frame can take 3
@@ -3384,8 +3445,8 @@ def parse_settings(text: str) -> Settings:
         values = sections[section]._asdict()  # start with the defaults
         for key, written in parser.items(section):
             if key not in values:
-                names = ", ".join(values)
-                raise ConfigError(f"clé inconnue [{section}] {key}, il y a {names}")
+                advice = _missing_section(key) or f"il y a {', '.join(values)}"
+                raise ConfigError(f"clé inconnue [{section}] {key}, {advice}")
             form = FORM_OF_KEY[key]
             try:
                 values[key] = _value(written, values[key], form)
@@ -3421,9 +3482,12 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     if "\n" in written:  # configparser adds indented lines to the value before
         return f"{name}, la ligne d'après commence par un espace, l'ôter"
     if re.search(r"(^|\s)[#;]", written):
-        return f"{name}, mettre le commentaire sur une ligne à lui"
+        return f"{name}, mettre le commentaire seul sur sa ligne"
     if form is not LOGIN:  # log no password
         name = f"{name} = {written}".rstrip()
+    needless = NEEDLESS_IN_ADDRESS.match(written)
+    if form in (HOST, ADDRESS) and needless:
+        return f"{name}, ôter {needless[1] or needless[2]}"
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
@@ -3449,10 +3513,21 @@ def _cross_check(settings: Settings) -> None:
     for name, port in settings.named_ports:
         if port in names:
             both = f"{names[port]} et {name}"
-            raise ConfigError(f"les ports {both} sont égaux, en changer un")
+            raise ConfigError(f"{both} ont le même port, changer l'un des deux")
         names[port] = name
     if bool(settings.http.username) != bool(settings.http.password):
         raise ConfigError("[http] username et password, donner les deux, ou aucun")
+
+
+def _missing_section(key: str, section: str = "") -> str:
+    """Return the advice on a key that belongs below another section; empty: none."""
+    owners = []
+    for owner, values in Settings()._asdict().items():
+        if owner != section and key in values._fields:
+            owners.append(f"[{owner}]")
+    if not owners:
+        return ""
+    return f"la ligne {' ou '.join(owners)} manque au-dessus, ou a gardé son #"
 
 
 def _syntax_complaint(error: configparser.Error) -> str:
@@ -3460,17 +3535,37 @@ def _syntax_complaint(error: configparser.Error) -> str:
     line = getattr(error, "lineno", 0)
     advice = "à corriger, attendu : clé = valeur, ou [section]"
     if isinstance(error, configparser.DuplicateOptionError):
-        advice = (
-            f"{error.option} est déjà dans [{error.section}], ôter l'un des deux,"
-            " ou le # resté devant une [section]"
-        )
+        advice = f"{error.option} est déjà dans [{error.section}], ôter l'un des deux"
+        section = _missing_section(error.option, error.section)
+        advice += f", sinon {section}" if section else ""
     elif isinstance(error, configparser.DuplicateSectionError):
-        advice = f"[{error.section}] est déjà plus haut, n'en garder qu'un"
+        advice = f"la section [{error.section}] existe déjà plus haut, n'en garder"
+        advice += " qu'une"
     elif isinstance(error, configparser.MissingSectionHeaderError):
         advice = "une [section] manque au-dessus, comme [teleinfo1] avec ses crochets"
     elif isinstance(error, configparser.ParsingError):
         line = error.errors[0][0]
     return f"ligne {line}, {advice}"
+
+
+NOT_UTF_8 = "le fichier n'est pas en UTF-8, le réenregistrer (texte brut, UTF-8)"
+WEB_PAGE = (
+    "c'est une page web, pas le fichier, le télécharger par « Download raw file »"
+)
+
+
+def remedy_of_file(error: OSError, path: str) -> str:
+    """Return what to do about an ini file that cannot be read."""
+    if error.errno == errno.EACCES:
+        return f'en permettre la lecture par sudo chmod a+r "{path}"'
+    folder, name = os.path.split(path)
+    # Windows hides endings, and browsers number their downloads.
+    alike = re.compile(r"(?i)ecolinky\b.*[.](ini|txt)")
+    with contextlib.suppress(OSError):
+        for found in sorted(os.listdir(folder or ".")):
+            if alike.fullmatch(found) and found != name:
+                return f"mais « {found} » est là, le renommer en {name}"
+    return "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
 
 
 def read_settings(path: str, demo: bool = False) -> Settings:
@@ -3485,15 +3580,13 @@ def read_settings(path: str, demo: bool = False) -> Settings:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
     except OSError as error:
-        advice = "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
-        if error.errno == errno.EACCES:
-            advice = "en permettre la lecture (chmod a+r)"
-        if os.path.exists(path + ".txt"):  # Windows hides file extensions
-            advice = f"mais {path}.txt est là, ôter .txt de son nom"
-        raise ConfigError(f"{path} {words_of(error)}, {advice}") from None
+        remedy = remedy_of_file(error, path)
+        raise ConfigError(f"{path} {words_of(error)}, {remedy}") from None
     try:
         if "\0" in text:
-            raise ConfigError("ce n'est pas du texte simple, l'enregistrer en UTF-8")
+            raise ConfigError(NOT_UTF_8)
+        if text.lstrip().startswith("<"):
+            raise ConfigError(WEB_PAGE)
         settings = parse_settings(text)
         if not demo and not settings.teleinfo1.host:
             raise ConfigError("[teleinfo1] host manque, donner l'adresse de l'ESP8266")
@@ -3680,7 +3773,7 @@ class Reader(threading.Thread):
             self._publish()
             self._poll_relay()
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
-            self._input.notices.log_fault(BUG, BUG % bug, now)
+            self._input.notices.log_fault(BUG.with_words(repr(bug)), now)
 
     def _poll_relay(self) -> None:
         if self._relay is not None:
@@ -3813,7 +3906,7 @@ class Server(ThreadingHTTPServer):
         try:
             return self._answer_path(path, query)
         except Exception as bug:  # noqa: BLE001
-            text = BUG % bug
+            text = str(BUG.with_words(repr(bug)))
             if self.hourly.claim("bug", time.monotonic()):
                 log.info("%s : %s", path, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
@@ -4025,6 +4118,15 @@ def tell_for_now(text: str) -> None:
         print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
 
+def for_terminal(line: str) -> str:
+    """Return a line of --check; on a terminal, broken at words to fit its width."""
+    if not sys.stdout.isatty():
+        return line
+    width = shutil.get_terminal_size().columns - 1
+    indent = " " * len(f"{FAILED:9} ")
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False)
+
+
 class Finding(NamedTuple):
     """A line that --check prints."""
 
@@ -4041,6 +4143,8 @@ class Finding(NamedTuple):
 READING = "je lis %s:%d, %.0f secondes au plus..."
 ENOUGH_FRAMES = 5  # to see the quality of a line
 ENOUGH_EVICTIONS = 2  # after the first, the ESP may just have started
+OTHER_READER = "un autre programme lit cet ESP, l'arrêter et recommencer"
+OWN_READER = "ecolinky tourne déjà et lit cet ESP : l'arrêter, puis recommencer"
 
 
 def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
@@ -4074,9 +4178,11 @@ def news(snapshot: Snapshot, before: Snapshot) -> str:
 
 def counted(snapshot: Snapshot) -> str:
     """Return the number of intact and of damaged groups, in words."""
+    groups = snapshot.counters["groups"]
     refused = snapshot.counters["refused"]
     damaged = refused["checksum"] + refused["form"]
-    return f"{snapshot.counters['groups']} groupes intacts, {damaged} abîmés"
+    intact = "groupes intacts" if groups > 1 else "groupe intact"
+    return f"{groups} {intact}, {damaged} " + ("abîmés" if damaged > 1 else "abîmé")
 
 
 def is_decided(snapshot: Snapshot) -> bool:
@@ -4094,12 +4200,11 @@ def is_decided(snapshot: Snapshot) -> bool:
 def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     """Return the findings about an input; the last one is the verdict."""
     view = snapshot.view
-    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
-        reason = "un autre programme lit cet ESP, l'arrêter et recommencer"
-        return [Finding(FAILED, name, reason)]
     if not snapshot.counters["groups"]:
         reason = f"rien ne sera transmis, {snapshot.reason}"
         return [Finding(FAILED, name, reason)]
+    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
+        return [Finding(FAILED, name, OTHER_READER)]
     findings = [Finding(OK, name, counted(snapshot))]
     findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
     if view.fields is None:
@@ -4139,24 +4244,49 @@ TO_STOP_IT = (
 )
 
 
-def ports_of_ecolinky(http: HttpSettings) -> set[int]:
-    """Return the ports of the ecolinky that already answers on [http] port, if any."""
+class Running(NamedTuple):
+    """What an ecolinky that already runs on this machine uses."""
+
+    ports: set[int]
+    sources: set[str]  # host:port of each ESP8266 that it reads
+
+
+def running_ecolinky(http: HttpSettings) -> Running:
+    """Return what the ecolinky that answers on [http] port uses; empty: none answers.
+
+    Another program may answer, or another version of ecolinky: expect anything.
+    """
+    running = Running(set(), set())
     address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
     login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
     headers = {"Authorization": "Basic " + login}
-    with contextlib.suppress(OSError, HTTPException, ValueError):
+    with contextlib.suppress(OSError, HTTPException, ValueError, RecursionError):
         connection = HTTPConnection(address, http.port, timeout=1)
         with contextlib.closing(connection):
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
-            if not answer.getheader("Server", "").startswith("ecolinky"):
-                return set()
-            if answer.status != 200:  # it has another password
-                return {http.port}
-            content = json.loads(answer.read().decode())
-            relay_ports = {source["relay_port"] or 0 for source in content["inputs"]}
-            return relay_ports | set(content["ports"])
-    return set()
+            if answer.getheader("Server", "").startswith("ecolinky"):
+                running.ports.add(http.port)
+                add_what_it_uses(running, json.loads(answer.read().decode()))
+    return running
+
+
+def add_what_it_uses(running: Running, content: Any) -> None:
+    """Add the ports and sources in the content of an /ecolinky.json."""
+    with contextlib.suppress(LookupError, TypeError):
+        running.ports.update(content["ports"])
+        for source in content["inputs"]:
+            running.sources.add(source["source"])
+            running.ports.add(source["relay_port"])  # not in version 1.1.0
+
+
+def remedy_of_port(error: OSError, name: str) -> str:
+    """Return what to do about a port that cannot be opened; name: of its key."""
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return "mettre 0.0.0.0 à [http] address"
+    if error.errno == errno.EACCES:
+        return f"les ports au-dessous de 1024 sont à root, mettre 4000 à {name}"
+    return f"changer {name}"
 
 
 def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
@@ -4169,12 +4299,10 @@ def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
         try:
             probe.bind((address, port))
         except OSError as error:
-            reason = words_of(error)
-            if error.errno != errno.EADDRINUSE:
-                return Finding(FAILED, about, f"{reason}, corriger {name} ou address")
-            if is_ours:
+            if is_ours and error.errno == errno.EADDRINUSE:
                 return Finding(WARNING, about, f"pris par ecolinky, {TO_STOP_IT}")
-            return Finding(FAILED, about, f"{reason}, changer {name}")
+            text = f"{words_of(error)}, {remedy_of_port(error, name)}"
+            return Finding(FAILED, about, text)
     return Finding(OK, about, "libre")
 
 
@@ -4182,21 +4310,29 @@ def own_address(settings: Settings) -> str:
     """Return the address to give to Domoticz."""
     if settings.http.address != "0.0.0.0":
         return settings.http.address
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((settings.teleinfo1.host, 9))  # UDP: nothing is sent
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "de cette machine"
+    # If the first host is this machine itself, try a host far away (RFC 5737).
+    for host in (settings.teleinfo1.host, "192.0.2.1"):
+        probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with probe, contextlib.suppress(OSError):
+            probe.connect((host, 9))  # UDP: nothing is sent
+            address = str(probe.getsockname()[0])
+            if not address.startswith("127."):
+                return address
+    return "de cette machine"
 
 
-def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
+def check_inputs(
+    settings: Settings, running: Running, seconds: float
+) -> Iterator[Finding]:
     """Yield each finding about the inputs as soon as it is known."""
     for number, source in settings.inputs.items():
         name = f"teleinfo{number}"
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, seconds)
-        yield from judge(name, snapshot)
+        findings = judge(name, snapshot)
+        if findings[-1].text == OTHER_READER and snapshot.source in running.sources:
+            findings = [Finding(FAILED, name, OWN_READER)]
+        yield from findings
         is_served = snapshot.view.fields is not None
         lacking = lacking_for_injection(snapshot.view.labels)
         if settings.second == INJECTION and is_served and lacking:
@@ -4204,12 +4340,11 @@ def check_inputs(settings: Settings, seconds: float) -> Iterator[Finding]:
             yield Finding(WARNING, "teleinfo2", text)
 
 
-def check_ports(settings: Settings) -> Iterator[Finding]:
+def check_ports(settings: Settings, running: Running) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
-    http = settings.http
-    its_ports = ports_of_ecolinky(http)
     for name, port in settings.named_ports:
-        yield check_port(name, http.address, port, port in its_ports)
+        is_ours = port in running.ports
+        yield check_port(name, settings.http.address, port, is_ours)
     address = own_address(settings)
     for port in settings.ports:
         hardware = f"matériel Eco Devices, adresse {address}, port {port}"
@@ -4225,14 +4360,15 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
     Return 1 if a check failed, otherwise 0.
     """
     failed = []
-    for findings in (check_inputs(settings, seconds), check_ports(settings)):
-        for finding in findings:
-            if finding.verdict == FAILED:
-                failed.append(finding)  # where the user reads first
-            else:
-                tell(finding.line, sys.stdout)
+    running = running_ecolinky(settings.http)
+    inputs = check_inputs(settings, running, seconds)
+    for finding in itertools.chain(inputs, check_ports(settings, running)):
+        if finding.verdict == FAILED:
+            failed.append(finding)  # where the user reads first
+        else:
+            tell(for_terminal(finding.line), sys.stdout)
     for finding in failed:
-        tell(finding.line, sys.stdout)
+        tell(for_terminal(finding.line), sys.stdout)
     return 1 if failed else 0
 
 
@@ -4513,8 +4649,8 @@ def devices_of(settings: Settings) -> list[Device]:
 
 
 NOT_OUR_ADDRESS_YET = (
-    "[http] address %s n'est pas encore une adresse de cette machine, nouvel essai"
-    " chaque seconde"
+    "[http] address %s n'est pas une adresse de cette machine, mettre 0.0.0.0 si cela"
+    " dure, nouvel essai chaque seconde"
 )
 
 
@@ -4545,16 +4681,16 @@ class CannotListen(Exception):
 
 
 @contextlib.contextmanager
-def opening(name: str, port: int, address: str) -> Iterator[None]:
+def opening(name: str, port: int) -> Iterator[None]:
     """Turn the error of opening a port into CannotListen."""
     try:
         yield
     except OSError as error:
-        advice = f"corriger {name} ou [http] address"
+        remedy = remedy_of_port(error, name)
         if error.errno == errno.EADDRINUSE:
-            advice = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
-        reason = words_of(error)
-        raise CannotListen(f"port {port} de {address} {reason}, {advice}") from None
+            remedy = f"ecolinky tourne-t-il déjà ? Sinon {remedy}"
+        text = f"le port {port} est {words_of(error)}, {remedy}"
+        raise CannotListen(text) from None
 
 
 def open_readers(settings: Settings, store: Store) -> list[Reader]:
@@ -4565,7 +4701,7 @@ def open_readers(settings: Settings, store: Store) -> list[Reader]:
         relay = None
         if source.relay_port:
             name = f"[teleinfo{number}] relay_port"
-            with opening(name, source.relay_port, address):
+            with opening(name, source.relay_port):
                 now = time.monotonic()
                 relay = Relay(address, source.relay_port, source.timeout, now)
         readers.append(Reader(number, source, store, settings.second, relay))
@@ -4580,7 +4716,7 @@ def open_servers(settings: Settings, store: Store) -> list[Server]:
     servers = []
     for device in devices_of(settings):
         name = "[http] second_port" if device.is_second else "[http] port"
-        with opening(name, device.port, http.address):
+        with opening(name, device.port):
             servers.append(Server(http.address, device, program, store, login))
     return servers
 
@@ -4612,17 +4748,22 @@ def serve(settings: Settings, demo: bool) -> int:
     log.info("%s répond sur %s", VERSION, ports)
     for thread in threads:
         thread.start()
-    servers[0].serve_forever()
+    try:
+        servers[0].serve_forever()
+    finally:
+        log.info("ecolinky s'arrête")
     return 0
 
 
 def stop(*_: object) -> NoReturn:
-    """End the program on a signal; its threads end with it."""
+    """End the program on a signal; its threads end with it.
+
+    Write nothing here: the signal may have interrupted a line that is being written.
+    """
     # A second signal ends the program at once.  Python 3.7 would run no Python handler
     # inside this handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log.info("ecolinky s'arrête")
     sys.exit(0)
 
 
@@ -4639,6 +4780,8 @@ def run() -> int:
     """Run main with any standard output and error; return the exit code."""
     sys.stdout = printable(sys.stdout)
     sys.stderr = printable(sys.stderr)
+    # A shell starts a background job with SIGINT ignored: Ctrl-C works there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     except KeyboardInterrupt:

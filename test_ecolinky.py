@@ -1911,7 +1911,7 @@ class DiagnosisTests(InputCase):
         for case, data, hint in (
             ("noise", bytes(noise.randrange(256) for _ in range(997)), "du bruit"),
             ("endless frame", b"\x02" + b"ABCDEFG 123 " * 20, "mais pas de TIC"),
-            ("stuck", b"\0" * 50, "ligne est inversée ou bloquée"),
+            ("stuck", b"\0" * 50, "toujours le même octet arrive, la vitesse"),
             ("telnet", b"\xff\xfd\x18\xff\xfb\x01" * 50, "telnet"),
             ("no separators", HC_FRAME.replace(b" ", b""), "Replace spaces"),
             ("spaces", HC_FRAME.replace(b" ", b"_"), "Replace spaces"),
@@ -2070,8 +2070,88 @@ class DiagnosisTests(InputCase):
                 (remark,) = [r for r in self.snapshot().remarks if label in r]
                 self.assertIn("le maximum du compteur est transmis", remark)
 
-    def test_the_log_of_an_esp_is_diagnosed_as_text(self):
-        self.assertEqual(ecolinky.NOT_TIC, ecolinky.diagnose(b"Info: a\r\n" * 100))
+    def test_the_log_of_an_esp_alone_or_with_tic_is_named_as_such(self):
+        line = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0 FreeMem 20000\r\n"
+        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
+        for sample in (b"Info: a\r\n" * 100, line * 10, (line + damaged[:10]) * 9):
+            with self.subTest(sample[:40]):
+                self.assertEqual(ecolinky.ESP_LOGS, ecolinky.diagnose(sample))
+
+    def test_the_log_of_an_esp_among_the_groups_is_named_before_the_damage(self):
+        line = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
+        spoilt = HC_FRAME[:40] + line + HC_FRAME[40:-60] + line + HC_FRAME[-60:]
+        self.connect(*[HC_FRAME] * 3, *[spoilt] * 60)
+        first = self.snapshot().remarks[0]
+        self.assertEqual(str(ecolinky.ESP_LOGS), first)
+        self.assertIn(first, self.said(logging.WARNING))
+        self.assertNotIn("optocoupleur", "".join(self.snapshot().remarks))
+        self.begin()
+        self.connect(*[HC_FRAME.replace(b"PTEC", b"PT" + line + b"EC")] * 60)
+        reason = str(self.snapshot().reason)
+        self.assertIn("des groupes manquent (PTEC)", reason)
+        self.assertIn("le journal de l'ESP se mêle à la TIC, dans ESPEasy", reason)
+        self.assertNotIn("optocoupleur", reason)
+
+    def test_every_wrong_speed_names_the_speed_first(self):
+        speed = "dans ESPEasy mettre 1200 en historique ou 9600 en standard"
+        settings = [(bits, parity) for bits in (7, 8) for parity in (0, 1)]
+        for data, baud in ((HC_FRAME * 4, 1200), (encoded(standard()) * 2, 9600)):
+            for wrong in BAUDS:
+                for bits, parity in settings:
+                    heard = as_heard(data, baud, wrong, bits, parity)[-1024:]
+                    with self.subTest(baud=baud, esp=wrong, bits=bits, parity=parity):
+                        if (wrong, bits + parity) == (baud, 8):  # 7E1, 8N1
+                            self.assertIn(data[50:80], as_seven_bits(heard))
+                        elif wrong != baud:
+                            reason = ecolinky.diagnose(heard)
+                            self.assertTrue(reason.remedy.startswith(speed), reason)
+
+    def test_printable_bytes_without_a_space_or_a_line_end_name_the_speed(self):
+        noise = random.Random(3)
+        soup = bytes(noise.randrange(0x21, 0x7F) for _ in range(900))
+        self.assertEqual(ecolinky.NOISE, ecolinky.diagnose(soup))
+
+    def test_the_greeting_of_any_other_server_names_host_and_port(self):
+        for greeting in GREETINGS:
+            for ending in (
+                ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP),
+                ecolinky.LinkError(ecolinky.SILENT),
+                None,
+            ):
+                with self.subTest(greeting[:20], ending=ending):
+                    self.begin()
+                    self.connect(greeting)
+                    if ending:
+                        self.lose(ending)
+                    else:
+                        self.feed(*[b"\r\n" + greeting] * 12)
+                    reason = str(self.snapshot().reason)
+                    self.assertIn("ce n'est pas le Serial Server", reason)
+                    self.assertIn("vérifier host et port (8888, pas 80)", reason)
+
+    def test_a_server_that_closes_each_connection_is_no_second_client(self):
+        for _ in range(5):
+            self.connect()
+            self.now += 5.0
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(ecolinky.CLOSED_AT_ONCE, self.snapshot().reason)
+        self.connect(HC_FRAME)
+        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
+
+    def test_bugs_with_many_texts_are_one_warning_an_hour(self):
+        for number in range(1200):
+            self.now += 3.0
+            self.lose(KeyError(number))
+        self.assertEqual(1, len(self.said(logging.WARNING)))
+        self.assertIn("KeyError(1199)", str(self.snapshot().reason))
+
+    def test_pure_noise_is_not_called_8n1(self):
+        noise = random.Random(4)
+        for _ in range(40):
+            self.feed(bytes(noise.randrange(256) for _ in range(400)))
+        self.assertGreater(self.input.meter.counts().eight_bits, 0)
+        self.assertNotIn("8N1", "".join(self.snapshot().remarks))
 
     def test_a_missing_easf_is_named(self):
         self.connect(*[without("EASF03", encoded(standard()))] * 20)
@@ -2133,7 +2213,7 @@ class LinkTests(InputCase):
         self.input.connected(self.now)
         with self.assertRaises(ecolinky.LinkError) as caught:
             self.feed(*[b"ABC 12 " * 1000] * 10, step=0.01)
-        self.assertIn("vérifier port", str(caught.exception))
+        self.assertIn("vérifier host et port", str(caught.exception))
 
     def test_a_second_client_of_the_esp_is_reported_while_values_are_served(self):
         for times in range(1, 9):
@@ -3064,9 +3144,10 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "port 8888\n", "ligne 3, "),
     (
         HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
-        "ligne 4, host est déjà dans [teleinfo1], ôter l'un des deux, ou le # resté",
+        "ligne 4, host est déjà dans [teleinfo1], ôter l'un des deux, sinon la ligne"
+        " [teleinfo2] manque au-dessus, ou a gardé son #",
     ),
-    (HOST + "[http]\n" + HOST, "ligne 4, [teleinfo1] est déjà plus haut"),
+    (HOST + "[http]\n" + HOST, "ligne 4, la section [teleinfo1] existe déjà"),
     (HOST + "= 5\n", "ligne 3, "),
     (
         "[teleinfo1]\nhots = 192.168.1.50\n",
@@ -3075,15 +3156,27 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "[mqtt]\n", "section inconnue [mqtt], il y a teleinfo1"),
     ("[Teleinfo1]\nhost = x\n", "section inconnue [Teleinfo1], écrire [teleinfo1]"),
     (HOST + "[DEFAULT]\nport = 1\n", "section inconnue [DEFAULT]"),
-    ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.1\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.1.500\n", "attendu : quatre nombres de 0 à 255"),
-    ("[teleinfo1]\nhost = 192.168.001.050\n", "sans zéro devant"),
-    ("[teleinfo1]\nhost = http://a/\n", "ou un nom, sans port"),
+    ("[teleinfo1]\nhost = 192.168.1\n", "attendu : une adresse comme 192.168.1.50"),
+    ("[teleinfo1]\nhost = 192.168.1.500\n", "ou un nom, rien d'autre"),
+    ("[teleinfo1]\nhost = 192.168.001.050\n", "ou un nom, rien d'autre"),
+    ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "50:8888, ôter :8888"),
+    ("[teleinfo1]\nhost = http://192.168.1.50/\n", "50/, ôter http://"),
+    ("[teleinfo1]\nhost = esp.lan/json\n", "lan/json, ôter /json"),
+    ('[teleinfo1]\nhost = "192.168.1.50"\n', '50", ôter "'),
+    ("[teleinfo1]\nhost = '192.168.1.50'\n", "50', ôter '"),
+    ('[teleinfo1]\nhost = 192.168.1.50"\n', '50", ôter "'),
+    (HOST + "[http]\naddress = 0.0.0.0:4000\n", "0.0.0.0:4000, ôter :4000"),
+    (HOST + "[teleinfo1]\n", "la section [teleinfo1] existe déjà plus haut"),
+    (HOST + "port = 1\naddress = x\n", "address, la ligne [http] manque au-dessus"),
+    (
+        HOST + "port = 1\nport = 4000\n",
+        "sinon la ligne [teleinfo2] ou [http] manque au-dessus, ou a gardé son #",
+    ),
+    ("\n<!DOCTYPE html>\n<html>", "c'est une page web, pas le fichier, le télécharger"),
     (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
-    ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire sur une ligne à lui"),
-    (HOST + "port = 23 # y\n", "mettre le commentaire sur une ligne à lui"),
-    (HOST + "port = # y\n", "mettre le commentaire sur une ligne à lui"),
+    ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire seul sur sa ligne"),
+    (HOST + "port = 23 # y\n", "mettre le commentaire seul sur sa ligne"),
+    (HOST + "port = # y\n", "mettre le commentaire seul sur sa ligne"),
     (
         HOST + "port = 70000\n",
         "port = 70000 n'est pas valable, attendu : un nombre de 1",
@@ -3103,13 +3196,16 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
     (HOST + "[log]\nlevel = tout\n", "attendu : debug, info, warning ou error"),
     (TWO + "injection = yes\n", "host et injection = yes"),
-    (TWO + "[http]\nport = 4001\n", "les ports [http] port et [http] second_port sont"),
-    (HOST + "[teleinfo2]\ninjection = yes\n[http]\nsecond_port = 4000\n", "égaux"),
-    (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port sont égaux"),
+    (TWO + "[http]\nport = 4001\n", "[http] port et [http] second_port ont"),
+    (
+        HOST + "[teleinfo2]\ninjection = yes\n[http]\nsecond_port = 4000\n",
+        "ont le même port",
+    ),
+    (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port ont le même"),
     (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
     (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
     (HOST + "[teleinfo2]\nport = 8889\n", "[teleinfo2] host manque, le donner"),
-    ("\0\0", "texte simple"),
+    ("\0\0", "le fichier n'est pas en UTF-8, le réenregistrer"),
 )
 
 
@@ -3158,14 +3254,37 @@ class SettingsTests(unittest.TestCase):
             with mock.patch("builtins.open", side_effect=PermissionError(13, "no")):
                 with self.assertRaises(ecolinky.ConfigError) as caught:
                     ecolinky.read_settings(path)
-            self.assertIn("interdit, en permettre la lecture", str(caught.exception))
+            words = 'interdit, en permettre la lecture par sudo chmod a+r "%s"' % path
+            self.assertIn(words, str(caught.exception))
             demo = ecolinky.read_settings(path, demo=True)
             self.assertEqual(DEFAULTS, self.as_dict(demo))
-            with open(path + ".txt", "w") as file:
-                file.write(HOST)
-            with self.assertRaises(ecolinky.ConfigError) as caught:
-                ecolinky.read_settings(path)
-            self.assertIn("ecolinky.ini.txt est là", str(caught.exception))
+
+    def test_an_ini_with_a_wrong_name_is_found_and_named(self):
+        for name in (
+            "ecolinky.ini.txt",
+            "ecolinky.txt",
+            "Ecolinky.ini",
+            "ecolinky (1).ini",
+            "ecolinky(2).ini",
+            "ECOLINKY.INI",
+        ):
+            with self.subTest(name), tempfile.TemporaryDirectory() as folder:
+                for beside in (name, "ecolinky.py", "test_ecolinky.ini"):
+                    with open(os.path.join(folder, beside), "w"):
+                        pass
+                with self.assertRaises(ecolinky.ConfigError) as caught:
+                    ecolinky.read_settings(os.path.join(folder, "ecolinky.ini"))
+                words = "mais « %s » est là, le renommer en ecolinky.ini" % name
+                self.assertIn(words, str(caught.exception))
+
+    def test_a_section_line_that_is_missing_is_named(self):
+        for section in ("http", "ecodevice", "log"):
+            with self.subTest(section):
+                text = self.shipped().replace("[%s]\n" % section, "")
+                with self.assertRaises(ecolinky.ConfigError) as caught:
+                    self.read(text)
+                words = r"la ligne (\[teleinfo2\] ou )?\[%s\] manque" % section
+                self.assertRegex(str(caught.exception), words)
 
     def as_dict(self, settings):
         return {name: each._asdict() for name, each in settings._asdict().items()}
@@ -3459,8 +3578,11 @@ class ReaderTests(EspCase):
 
     def test_a_silent_esp_and_one_that_fell_silent_have_different_reasons(self):
         for script, words in (
-            (once(silent=True), "aucun octet n'en vient, vérifier port"),
-            (once(b"x", silent=True), "plus aucun octet"),
+            (once(silent=True), "aucun octet n'en vient, vérifier host et port (8888"),
+            (once(b"\0x", silent=True), "plus aucun octet"),
+            (once(HC_FRAME, silent=True), "plus aucun octet"),
+            (once(GREETINGS[0], silent=True), "ce n'est pas le Serial Server"),
+            (once(), "ce n'est pas le Serial Server, il ferme la connexion"),
         ):
             with self.subTest(words):
                 self.store = ecolinky.Store()
@@ -4055,7 +4177,7 @@ class CheckTests(InputCase, ProgramCase):
             (
                 "log",
                 log,
-                "ATTENTION le journal de l'ESP se mêle à la TIC, mettre Serial",
+                "ATTENTION le journal de l'ESP se mêle à la TIC, dans ESPEasy mettre",
             ),
             ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
             (
@@ -4121,8 +4243,9 @@ class CheckTests(InputCase, ProgramCase):
             with self.subTest(groups[0][0]):
                 self.begin()
                 self.connect(*[encoded(groups)] * 20)
-                self.assertIn(remedy, self.judged()[-1])
-                self.assertNotIn("RX buffer", "".join(self.judged()))
+                intact, failure = self.judged()
+                self.assertEqual("ok 20 groupes intacts, 0 abîmé", intact)
+                self.assertIn(remedy, failure)
                 self.assertIn(remedy, "".join(self.said(logging.WARNING)))
 
     def test_a_group_missing_from_a_clean_line_is_not_called_damaged(self):
@@ -4165,7 +4288,7 @@ class CheckTests(InputCase, ProgramCase):
         )
         self.assertEqual(
             [
-                "ok 55 groupes intacts, 0 abîmés",
+                "ok 55 groupes intacts, 0 abîmé",
                 contract,
                 "ok index HCHC = 12345678 Wh",
                 "ok index HCHP = 23456789 Wh",
@@ -4246,7 +4369,7 @@ class CheckTests(InputCase, ProgramCase):
         text = as_typed(out.getvalue())
         shown = [part for part in text.split("\r") if part and "\n" not in part]
         self.assertEqual({49}, set(map(len, shown)))
-        self.assertIn("groupes intacts, 0 abîmés, ADCO 0217281", "".join(shown))
+        self.assertIn("groupes intacts, 0 abîmé, ADCO 0217281", "".join(shown))
         self.assertEqual("", shown[-1].strip())  # it is erased
         self.assertNotIn("ADCO", text[text.index("\n", text.rindex("\r")) :])
 
@@ -4264,7 +4387,7 @@ class CheckTests(InputCase, ProgramCase):
         garbage = bytes(noise.randrange(256) for _ in range(400))
         for script, words in (
             (once(silent=True), "RX Receive Timeout à 0 dans ESPEasy, puis"),
-            (frames(garbage), "changer la vitesse"),
+            (frames(garbage), "dans ESPEasy mettre 1200 en historique ou 9600"),
             (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
         ):
             with self.subTest(words):
@@ -4337,14 +4460,17 @@ class CheckTests(InputCase, ProgramCase):
         with mock.patch("sys.stdout", out):
             self.assertEqual(1, ecolinky.check(settings, 5))
         self.assertRegex(
-            out.getvalue(), "ÉCHEC     port 4000.*de cette machine, corriger"
+            out.getvalue(), "ÉCHEC     port 4000.*de cette machine, mettre 0.0.0.0"
         )
         self.assertNotIn("?", out.getvalue())
 
-    def ports(self, port, address="127.0.0.1", login=("", "")):
-        return ecolinky.ports_of_ecolinky(
+    def running(self, port, address="127.0.0.1", login=("", "")):
+        return ecolinky.running_ecolinky(
             ecolinky.HttpSettings(address, port, 4001, *login)
         )
+
+    def ports(self, port, **options):
+        return self.running(port, **options).ports
 
     def test_the_running_ecolinky_is_asked_at_the_configured_address(self):
         with mock.patch.object(
@@ -4352,7 +4478,7 @@ class CheckTests(InputCase, ProgramCase):
         ) as asked:
             for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
                 with self.subTest(address=address):
-                    self.ports(4000, address)
+                    self.running(4000, address)
                     self.assertEqual(host, asked.call_args[0][0])
 
     def test_another_program_on_the_port_is_not_taken_for_ecolinky(self):
@@ -4361,10 +4487,88 @@ class CheckTests(InputCase, ProgramCase):
             b"SSH-2.0-OpenSSH_9.2\r\n",
             head % (b"404 Not Found", b"nginx"),
             head % (b"200 OK", b"nginx"),
-            head % (b"200 OK", b"ecolinky/1.2.0") + b"no JSON",
         ):
             with self.subTest(answer):
                 self.assertEqual(set(), self.ports(self.esp(once(answer)).port), answer)
+
+    def test_any_answer_of_another_ecolinky_is_survived(self):
+        running = ecolinky.Running(set(), set())
+        old = {"ports": [4000], "inputs": [{"source": "192.168.1.50:8888"}]}
+        ecolinky.add_what_it_uses(running, old)  # version 1.1.0 had no relay_port
+        self.assertEqual(({4000}, {"192.168.1.50:8888"}), running)
+        leaves = [None, 1, 1.5, "x", True, [], {}]
+        for values in itertools.product(leaves, repeat=3):
+            ports, source, relay_port = values
+            one = {"source": source, "relay_port": relay_port}
+            for content in (
+                *values,
+                {"ports": ports, "inputs": source},
+                {"ports": [ports], "inputs": [relay_port]},
+                {"ports": [4000], "inputs": [one]},
+            ):
+                with self.subTest(content):
+                    ecolinky.add_what_it_uses(running, content)
+        head = b"HTTP/1.0 200 OK\r\nServer: ecolinky/1.1.0\r\n\r\n"
+        for content in (b"no JSON", b"[" * 100000, b"\xff", json.dumps(old).encode()):
+            with self.subTest(content[:20]):
+                port = self.esp(once(head + content)).port
+                self.assertIn(port, self.ports(port))
+
+    def test_an_ecolinky_that_reads_the_esp_is_named(self):
+        esp = self.esp(once(HC_FRAME[:60]))
+        publish(self.store, source="127.0.0.1:%d" % esp.port)
+        with running_server(self.store) as port:
+            code, text = self.check(esp_ini(esp.port), 10, (port, free_port()))
+        self.assertEqual(1, code)
+        self.assertIn("pris par ecolinky", text)
+        last = "ecolinky tourne déjà et lit cet ESP : l'arrêter, puis recommencer"
+        self.assertIn(last, text.splitlines()[-1])
+
+    def test_domoticz_gets_an_address_that_other_machines_can_use(self):
+        for host in ("127.0.0.1", "localhost", "127.1.2.3"):
+            with self.subTest(host):
+                settings = ecolinky.parse_settings("[teleinfo1]\nhost = " + host)
+                self.assertNotRegex(ecolinky.own_address(settings), "^127")
+
+    def test_each_error_of_a_port_has_its_remedy(self):
+        for error, words in (
+            (OSError(errno.EADDRINUSE, ""), "déjà pris, changer K"),
+            (
+                OSError(errno.EADDRNOTAVAIL, ""),
+                "cette adresse n'est pas celle de cette machine, mettre 0.0.0.0 à"
+                " [http] address",
+            ),
+            (
+                socket.gaierror(-3, ""),
+                "ce nom est inconnu, mettre 0.0.0.0 à [http] address",
+            ),
+            (
+                PermissionError(errno.EACCES, ""),
+                "interdit, les ports au-dessous de 1024 sont à root, mettre 4000 à K",
+            ),
+        ):
+            with self.subTest(words):
+                with mock.patch("socket.socket.bind", side_effect=error):
+                    found = ecolinky.check_port("K", "h", 80, False)
+                    with self.assertRaises(ecolinky.CannotListen) as caught:
+                        with ecolinky.opening("K", 80):
+                            socket.socket.bind()
+                self.assertEqual((ecolinky.FAILED, words), (found.verdict, found.text))
+                self.assertIn(words.partition(", ")[2], str(caught.exception))
+                self.assertTrue(str(caught.exception).startswith("le port 80 est "))
+
+    def test_a_long_line_is_broken_at_words_on_a_terminal(self):
+        size = os.terminal_size((60, 24))
+        line = ecolinky.Finding(ecolinky.FAILED, "teleinfo1", "x" * 20 + " mot" * 40)
+        with mock.patch("sys.stdout", io.StringIO()) as out:
+            self.assertEqual(line.line, ecolinky.for_terminal(line.line))
+            with mock.patch("shutil.get_terminal_size", return_value=size):
+                with mock.patch.object(out, "isatty", return_value=True):
+                    text = ecolinky.for_terminal(line.line)
+        self.assertEqual(line.line.split(), text.split())
+        self.assertLess(max(map(len, text.splitlines())), 60)
+        self.assertEqual(line.line, re.sub(r"\n +", " ", text))
+        self.assertGreater(len(text.splitlines()), 3)
 
     def test_an_ecolinky_with_another_password_is_recognised(self):
         with running_server(self.store, "a:b") as port:
@@ -4575,7 +4779,7 @@ class MainTests(ProgramCase):
                 with self.subTest(key):
                     self.assertEqual(program.process.wait(10 * BUSY), 1)
                     self.assertEqual(
-                        "ecolinky : port %d de 127.0.0.1 déjà pris, ecolinky"
+                        "ecolinky : le port %d est déjà pris, ecolinky"
                         " tourne-t-il déjà ? Sinon changer %s\n" % (port, key),
                         program.output(),
                     )
@@ -4616,14 +4820,15 @@ class MainTests(ProgramCase):
                 self.assertIn("ecolinky s'arrête", text)
 
     def test_a_second_signal_kills_the_program_at_once(self):
+        # os.write(): a signal must not find a half-written line of print().
         code = (
-            "import ecolinky, signal, time\n"
+            "import ecolinky, os, signal, time\n"
             "def hold_up(text):\n"
-            "    print(text, flush=True)\n"
+            "    os.write(1, text)\n"
             "    while True: time.sleep(0.01)\n"
-            "ecolinky.log.info = hold_up\n"
             "signal.signal(signal.SIGTERM, ecolinky.stop)\n"
-            "hold_up('ready')\n"
+            "try: hold_up(b'ready\\n')\n"
+            "finally: hold_up(b'stopping\\n')\n"
         )
         processes = {}
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -4636,7 +4841,7 @@ class MainTests(ProgramCase):
             with self.subTest(number):
                 self.assertEqual(b"ready\n", process.stdout.readline())
                 process.terminate()
-                self.assertIn(b"ecolinky s'arr", process.stdout.readline())
+                self.assertEqual(b"stopping\n", process.stdout.readline())
                 process.send_signal(number)
                 self.assertEqual(-number, process.wait(20))
 
@@ -4753,7 +4958,7 @@ class MainTests(ProgramCase):
                 with self.subTest(place=place):
                     code, text = ended()
                     self.assertEqual(1, code)
-                    expected = r"\Aecolinky : .* n'est pas entier, [^\n]*\n\Z"
+                    expected = r"\Aecolinky : .* est incomplet, [^\n]*\n\Z"
                     self.assertRegex(text, expected)
 
     def test_closed_or_full_outputs_do_not_stop_the_program(self):
@@ -4812,11 +5017,41 @@ class MainTests(ProgramCase):
         self.assertNotIn("Traceback", text)
 
     def test_ctrl_c_ends_check_without_a_message(self):
-        program = self.start(esp_ini(self.esp(once(silent=True)).port), "--check")
-        wait_for(lambda: "je lis" in program.output(), 10)
-        code, seconds, text = program.end(signal.SIGINT)
-        self.assertEqual((1, 1), (code, len(text.splitlines())), text)
-        self.assertLess(seconds, 5)
+        ini = esp_ini(self.esp(once(silent=True)).port)
+        for inherited in (signal.SIG_DFL, signal.SIG_IGN):  # SIG_IGN: as after nohup
+            with self.subTest(inherited):
+                program = self.start(ini, "--check", on_sigint=inherited)
+                wait_for(lambda: "je lis" in program.output(), 10)
+                code, seconds, text = program.end(signal.SIGINT)
+                self.assertEqual((1, 1), (code, len(text.splitlines())), text)
+                self.assertLess(seconds, 5)
+
+    def test_a_signal_that_interrupts_a_line_of_the_log_ends_the_program(self):
+        code = (
+            "import ecolinky, os, signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, ecolinky.stop)\n"
+            "ecolinky.start_log('info')\n"
+            "real = ecolinky.tell\n"
+            "def tell(text, stream):\n"
+            "    for _ in range(20000): real(text, stream)\n"
+            "ecolinky.tell = tell\n"
+            "os.write(1, b'ready\\n')\n"
+            "ecolinky.log.info('x')\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=HERE,
+        )
+        with process:
+            self.addCleanup(process.kill)
+            self.assertEqual(b"ready\n", process.stdout.readline())
+            process.stderr.readline()  # it writes now, and fills the pipe
+            process.terminate()
+            text = process.stderr.read()
+        self.assertNotIn(b"Traceback", text)
+        self.assertEqual(0, process.returncode)
 
     def test_check_listens_long_enough_for_a_1200_baud_meter(self):
         program = DEMOS["check"]
@@ -4839,7 +5074,8 @@ class MainTests(ProgramCase):
             with self.assertLogs("ecolinky", "WARNING") as logs:
                 ecolinky.wait_for_address("192.168.1.10")
         self.assertEqual((2, 1), (sleep.call_count, len(logs.records)))
-        self.assertIn("192.168.1.10 n'est pas encore une adresse", logs.output[0])
+        words = "192.168.1.10 n'est pas une adresse de cette machine, mettre 0.0.0.0"
+        self.assertIn(words, logs.output[0])
 
     def test_two_meters_lost_and_found_again_never_mix_in_domoticz(self):
         first, second = (
@@ -4959,7 +5195,7 @@ class ReadmeTests(unittest.TestCase):
         for now in range(5):
             view.feed(HC_FRAME, float(now))
         printed = ecolinky.summary(view.fields(5.0), "historic")
-        printed += ["55 groupes intacts, 0 abîmés", "ses valeurs seront transmises"]
+        printed += ["55 groupes intacts, 0 abîmé", "ses valeurs seront transmises"]
         printed += [ecolinky.READING % ("192.168.1.50", 8888, 20), "libre"]
         printed += ["matériel Eco Devices, adresse 192.168.1.10, port 4000"]
         for line in shown.strip("\n").splitlines():
@@ -5749,6 +5985,48 @@ def without(label, data):
     return data[:place] + b"~" + data[place + 1 :]
 
 
+BAUDS = (300, 600, 1200, 2400, 4800, 9600, 14400, 19200, 38400, 57600, 74880, 115200)
+# What other servers say first, or to a client that is silent.
+GREETINGS = (
+    b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u5\r\n",
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nServer: x\r\n\r\n<html>",
+    b"HTTP/1.0 408 Request Timeout\r\nConnection: close\r\nDate: Mon, 30 Nov\r\n\r\n",
+    b"220 ftp.lan FTP server ready\r\n",
+    b"220 mail.lan ESMTP Postfix (Debian)\r\n",
+    b"+OK Dovecot ready.\r\n",
+    b"* OK [CAPABILITY IMAP4rev1] ready.\r\n",
+    b"RFB 003.008\n",
+    b"-ERR unknown command\r\n",
+    b"raspberrypi login: ",
+    b"OK MPD 0.23.5\n",
+)
+
+
+def as_heard(data, baud, esp_baud, bits, parity):
+    """Return what an ESP8266 with these settings makes of a line of 7E1 at a speed."""
+    levels = []
+    for byte in data:
+        word = [(byte >> bit) & 1 for bit in range(7)]
+        levels += [0, *word, sum(word) % 2, 1]
+    step = baud / esp_baud  # of the meter's bits, in one bit of the ESP8266
+    end = len(levels) - step * (bits + parity + 2)
+    heard = bytearray()
+    place = 0.0
+    while place < end:
+        begin = math.ceil(place)
+        if levels[begin] or not levels[begin - 1]:  # wait for a falling edge
+            place = begin + 1
+            continue
+        samples = [levels[int(begin + step * (n + 1.5))] for n in range(bits)]
+        heard.append(sum(level << n for n, level in enumerate(samples)))
+        place = begin + step * (bits + parity + 1.5)  # in the middle of the stop bit
+    return bytes(heard)
+
+
+def as_seven_bits(data):
+    return bytes(byte & 0x7F for byte in data)
+
+
 def split_at(number, data):
     """Return a frame with the LF before a group turned into an STX by a flipped bit."""
     parts = data.split(b"\r\n")
@@ -6053,8 +6331,9 @@ def as_typed(text):
     return text.replace("\u00a0", " ").replace("’", "'")
 
 
-def end_with_the_tests():
-    """Make the kernel end a program together with its tests (Linux)."""
+def begin_program(on_sigint):
+    """Prepare a new process: its SIGINT, and that it ends with the tests (Linux)."""
+    signal.signal(signal.SIGINT, on_sigint)
     if PRCTL:
         PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -6073,7 +6352,9 @@ sys.exit(ecolinky.run())
 class Program:
     """The real program as a subprocess, started as the README says."""
 
-    def __init__(self, ini, *arguments, http="", hasty=0, **environment):
+    def __init__(
+        self, ini, *arguments, http="", hasty=0, on_sigint=signal.SIG_DFL, **environment
+    ):
         self.port, self.second = free_port(), free_port()
         self._folder = tempfile.TemporaryDirectory()
         path = os.path.join(self._folder.name, "ecolinky.ini")
@@ -6093,7 +6374,7 @@ class Program:
             stderr=self._output,
             cwd=HERE,
             env=dict(os.environ, **environment),
-            preexec_fn=end_with_the_tests,
+            preexec_fn=functools.partial(begin_program, on_sigint),
         )
 
     def output(self):
