@@ -32,6 +32,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import socket
 import socketserver
@@ -5229,6 +5230,99 @@ class ReadmeTests(unittest.TestCase):
         for found in re.findall(r"https?://([\w.:-]+)", self.text):
             with self.subTest(found):
                 self.assertRegex(found, r"^(192\.168\.1\.10|127\.0\.0\.1|localhost)")
+
+    def test_each_link_of_the_readme_leads_somewhere(self):
+        headings = re.findall("(?m)^#+ (.*)$", self.text)
+        anchors = {
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+            for heading in headings
+        }
+        links = re.findall(r"\]\(([^)]+)\)", self.text)
+        self.assertGreater(len(links), 8)
+        for link in links:
+            with self.subTest(link):
+                if link.startswith("#"):
+                    self.assertIn(link[1:], anchors)
+                elif IS_CLONE or not link.startswith("."):
+                    self.assertTrue(os.path.exists(os.path.join(HERE, link)))
+
+
+@unittest.skipUnless(os.path.exists("/bin/sh"), "no shell to paste into")
+class PastedTests(unittest.TestCase):
+    """The README's blocks, as a terminal runs them, in a home and a PATH of their own.
+
+    No block reaches this machine: its `sudo` and `pkill` only fail.
+    """
+
+    STAND_INS = {
+        "sudo": "echo Unit file ecolinky.service does not exist. >&2; exit 1",
+        "pkill": "exit 1",
+        "python3": 'exec %s "$@"' % sys.executable,
+        **{name: 'exec %s "$@"' % shutil.which(name) for name in ("grep", "mv", "rm")},
+    }
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.home = folder.name
+        self.tools = os.path.join(self.home, "tools")
+        os.mkdir(self.tools)
+        for name, command in self.STAND_INS.items():
+            path = os.path.join(self.tools, name)
+            with open(path, "w") as file:
+                file.write("#!/bin/sh\n%s\n" % command)
+            os.chmod(path, 0o700)
+
+    def paste(self, words):
+        """Return what the one block that has these words prints, errors included."""
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            blocks = re.findall("(?ms)^```\n(.*?)^```$", file.read())
+        (block,) = [block for block in blocks if words in block]
+        done = subprocess.run(
+            ["/bin/sh", "-c", block],
+            cwd=self.home,
+            env={"HOME": self.home, "PATH": self.tools},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        return done.stdout.decode()
+
+    def install(self, name, size=None):
+        """Put the program's first bytes, or all of them, into ~/ecolinky."""
+        folder = os.path.join(self.home, "ecolinky")
+        os.makedirs(folder, exist_ok=True)
+        with open(PROGRAM, "rb") as source:
+            content = source.read(size)
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+
+    def installed(self):
+        return sorted(os.listdir(os.path.join(self.home, "ecolinky")))
+
+    def test_an_update_pasted_twice_prints_its_version_once(self):
+        self.install("ecolinky.py")
+        self.install("ecolinky.new")
+        self.assertEqual(ecolinky.VERSION + "\n", self.paste("ecolinky.new --version"))
+        self.assertEqual("", self.paste("ecolinky.new --version"))
+        self.assertEqual(["ecolinky.old", "ecolinky.py"], self.installed())
+
+    def test_an_update_cut_short_leaves_the_old_program_in_place(self):
+        whole = os.path.getsize(PROGRAM)
+        self.install("ecolinky.py")
+        for size in (1000, whole // 2, whole - 100):
+            with self.subTest(size=size):
+                self.install("ecolinky.new", size)
+                said = self.paste("ecolinky.new --version")
+                self.assertNotIn(ecolinky.VERSION, said)
+                self.assertNotEqual("", said)
+                self.assertEqual(["ecolinky.new", "ecolinky.py"], self.installed())
+
+    def test_uninstalling_what_is_not_installed_prints_nothing(self):
+        self.install("ecolinky.py")
+        for _ in range(2):
+            self.assertEqual("", self.paste("rm -rf ~/ecolinky"))
+        self.assertFalse(os.path.exists(os.path.join(self.home, "ecolinky")))
 
 
 ######## Clients of the Eco-Devices: as tests imitate them, and the real ones ##########
