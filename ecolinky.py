@@ -1893,12 +1893,12 @@ TO_BE_CONFIRMED = Reason(
 AWAY = Reason(
     ESP,
     "l'ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
-    "vérifier l'ESP, et host dans ecolinky.ini",
+    "vérifier l'ESP, et la ligne host d'ecolinky.ini",
 )
 NOTHING_LISTENS = Reason(
     ESP,
     "l'ESP répond, mais rien n'écoute sur ce port",
-    "vérifier le Serial Server d'ESPEasy, et port dans ecolinky.ini",
+    "vérifier le Serial Server d'ESPEasy, et la ligne port d'ecolinky.ini",
 )
 UNKNOWN_NAME = Reason(
     ESP, "le nom de l'ESP est inconnu sur ce réseau", "mettre son adresse IP"

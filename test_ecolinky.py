@@ -5163,6 +5163,9 @@ class PageTests(EspCase):
 ######## README ########################################################################
 
 
+PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL)
+
+
 class ReadmeTests(unittest.TestCase):
     def setUp(self):
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
@@ -5173,6 +5176,12 @@ class ReadmeTests(unittest.TestCase):
             with self.subTest(command):
                 self.assertIn(command, self.text.splitlines()[:25])
 
+    def quoted(self):
+        """Return the words of the program that the troubleshooting table quotes."""
+        table = self.text.partition("## Ça ne marche pas")[2].partition("\n## ")[0]
+        rows = re.findall(r"(?m)^\| (`.*?`) \|", table)
+        return re.findall("`(.+?)`", " ".join(rows))
+
     def test_the_troubleshooting_table_quotes_the_program(self):
         with open(PROGRAM, encoding="utf-8") as file:
             tree = ast.parse(file.read())
@@ -5182,13 +5191,31 @@ class ReadmeTests(unittest.TestCase):
             if type(node).__name__ in ("Str", "Constant")
             and isinstance(node.value if hasattr(node, "value") else node.s, str)
         )
-        table = self.text.partition("## Ça ne marche pas")[2].partition("\n## ")[0]
-        rows = re.findall(r"(?m)^\| (`.*?`) \|", table)
-        self.assertTrue(8 <= len(rows) <= 18, rows)
-        for row in rows:
-            for words in re.findall("`(.+?)`", row):
-                with self.subTest(words):
-                    self.assertIn(words.replace("’", "'"), said)
+        self.assertGreater(len(self.quoted()), 20)
+        for words in self.quoted():
+            with self.subTest(words):
+                self.assertTrue(words in said)
+
+    def test_each_cause_that_the_program_names_is_in_the_table_by_its_words(self):
+        causes = [
+            each.kind
+            for each in vars(ecolinky).values()
+            if isinstance(each, ecolinky.Reason) and each.station
+        ]
+        causes += [
+            ecolinky.INCOMPLETE,
+            ecolinky.UNKNOWN_CONTRACT,
+            ecolinky.CHANGED,
+            ecolinky.JUMPED,
+            ecolinky.DOES_NOT_INJECT,
+            ecolinky.OTHER_READER,
+            ecolinky.words_of(socket.gaierror(-2, "")),
+        ]
+        causes += [ecolinky.SYSTEM_ERRORS[number] for number in PORT_ERRORS]
+        self.assertGreater(len(causes), 30)
+        for cause in causes:
+            with self.subTest(cause):
+                self.assertTrue(any(words in cause for words in self.quoted()))
 
     def test_the_readme_shows_the_real_output_of_check(self):
         shown = self.text.partition("ecolinky.py --check\n```")[2].split("```")[1]
