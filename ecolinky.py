@@ -1924,8 +1924,9 @@ NO_BYTE = Reason(
 )
 CLOSED_AT_ONCE = Reason(
     ESP,
-    "ce n'est pas le Serial Server, il ferme la connexion sans un octet de TIC",
-    CHECK_HOST_AND_PORT,
+    "la connexion se ferme sans un octet de TIC, ce n'est pas le Serial Server, ou un"
+    " autre programme le lit",
+    CHECK_HOST_AND_PORT + ", arrêter cet autre programme",
 )
 SILENT = Reason(
     ESP,
@@ -1935,7 +1936,7 @@ SILENT = Reason(
 OFFLINE = Reason(
     ECOLINKY,
     "la machine d'ecolinky n'est pas sur le réseau",
-    "vérifier son Wi-Fi",
+    "vérifier son câble ou son Wi-Fi",
 )
 
 # Bytes that are not TIC.
@@ -2079,7 +2080,7 @@ SIGNS = (
 )
 TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
 MUCH_TELNET = 0.05  # commands per byte
-ESP_LOG_EVERY = 40  # bytes; if the log's form comes so often, it is no accident
+ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
@@ -2135,13 +2136,11 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
 
 
 def reason_without_tic(error: Exception, sample: bytes) -> Reason:
-    """Return why a connection ended, if no intact group has ever come.
-
-    sample: the bytes that came instead.
-    """
+    """Return why a connection ended, if no TIC has ever come; sample: what came."""
     reason = reason_of(error)
     instead = diagnose(sample) if sample else CLOSED_AT_ONCE
-    if reason == CUT_BY_ESP or (reason == SILENT and instead == NOT_TIC):
+    is_text = instead in (NOT_TIC, ESP_LOGS)
+    if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return instead
     return reason
 
@@ -2193,25 +2192,28 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     return ALL_WELL
 
 
-def remarks_on(counts: Counts, labels: Labels) -> list[str]:
+def remarks_on(counts: Counts, view: View) -> list[str]:
     """Return the defects of a link that works, the most urgent first."""
+    if not counts.groups:
+        return []
+    labels = view.labels
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
         remarks.append(str(cause))
-    if counts.eight_bits and counts.groups:  # noise has such bytes, too
+    if counts.eight_bits:
         remarks.append(str(READ_AS_8N1))
     if counts.esp_log and cause != ESP_LOGS:
         remarks.append(str(ESP_LOGS))
     if contract_of(labels) is UNKNOWN:
         remarks.append(describe_unknown_contract(labels))
+    if view.fields is None:  # nothing is served, so nothing is replaced
+        return remarks
     return remarks + remarks_on_replaced(counts.frames, labels)
 
 
 def remarks_on_replaced(frames: int, labels: Labels) -> list[str]:
     """Return the labels that never come, and the values that replace them."""
-    if is_identity_alone(labels):  # nothing is served, so nothing is replaced
-        return []
     remarks = []
     unknown_phases = unknown_currents(labels)
     if unknown_phases and frames > A_FEW_FRAMES:
@@ -2346,11 +2348,11 @@ NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
 CHANGED = (
     "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
-    " tarif %s), dans Domoticz ajouter un nouveau matériel ou supprimer ce jour"
+    " tarif %s), dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
 )
 JUMPED = (
     "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
-    " ajouter un nouveau matériel ou supprimer ce jour"
+    " ajouter un nouveau matériel ou, demain, effacer ce jour"
 )
 INJECTS = (
     "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
@@ -2713,7 +2715,7 @@ class Input:
         self.meter.disconnected()
         self.view = self.meter.view(now)
         is_contested = self.link.end(error, now)
-        if not self.meter.counts().groups:
+        if not self._has_had_tic():
             self._report(reason_without_tic(error, self.link.sample), now)
         elif not is_contested:
             self._report(reason_of(error), now)
@@ -2722,6 +2724,11 @@ class Input:
             self.notices.log_fault(EVICTED, now)
         else:
             self._report(EVICTED, now)
+
+    def _has_had_tic(self) -> bool:
+        """Return whether a group has come, or the beginning of a first group."""
+        is_begun = LABEL_IN_STREAM.search(self.link.sample)
+        return self.meter.counts().groups > 0 or is_begun is not None
 
     def _take_view(self, now: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
@@ -2826,7 +2833,7 @@ class Input:
 
     def _remarks(self, now: float) -> list[str]:
         """Return all defects of a link that works, for the page and --check."""
-        return remarks_on(self.history.last_hour(now), self.view.labels)
+        return remarks_on(self.history.last_hour(now), self.view)
 
     def _changes(self, now: float) -> list[str]:
         change = self.notices.recent_change(now)
@@ -3392,7 +3399,8 @@ ADDRESS_PATTERN = (
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
 # What users write around an address: a scheme or a quote before it, a port or a path
 # behind it.
-NEEDLESS_IN_ADDRESS = re.compile(r"(?:([a-z]+://|[\"'])|[\w.-]+([:/].*|[\"']$))")
+NEEDLESS_IN_ADDRESS = re.compile(r"(?i)([a-z]+://)|[\w.-]+(:[0-9]+/?$|/.*)")
+QUOTES = re.compile("[\"'«»“”‘’]")
 HOST = Form("(" + ADDRESS_PATTERN + ")?", ADDRESS_OR_NAME)
 ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {ADDRESS_OR_NAME}")
 PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
@@ -3455,6 +3463,8 @@ def parse_settings(text: str) -> Settings:
         sections[section] = sections[section]._replace(**values)
     settings = Settings(**sections)
     _cross_check(settings)
+    if "teleinfo2" in parser and not {"host", "injection"} & set(parser["teleinfo2"]):
+        raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
     return settings
 
 
@@ -3485,9 +3495,12 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
         return f"{name}, mettre le commentaire seul sur sa ligne"
     if form is not LOGIN:  # log no password
         name = f"{name} = {written}".rstrip()
-    needless = NEEDLESS_IN_ADDRESS.match(written)
-    if form in (HOST, ADDRESS) and needless:
-        return f"{name}, ôter {needless[1] or needless[2]}"
+    if form in (HOST, ADDRESS):
+        if QUOTES.search(written):
+            return f"{name}, ôter les guillemets"
+        needless = NEEDLESS_IN_ADDRESS.match(written)
+        if needless:
+            return f"{name}, ôter {needless[1] or needless[2]}"
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
@@ -3496,14 +3509,11 @@ def _check_second(first: FirstInputSettings, second: SecondInputSettings) -> Non
     if second.host and second.injection:
         raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
     if second.host and second[:2] == first[:2]:  # host and port
-        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, ôter l'un")
+        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, en ôter un")
     if second.relay_port and not second.host:
         raise ConfigError(
             "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
         )
-    is_used = second.host or second.injection
-    if not is_used and second != SecondInputSettings():
-        raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
 
 
 def _cross_check(settings: Settings) -> None:
@@ -3537,7 +3547,9 @@ def _syntax_complaint(error: configparser.Error) -> str:
     if isinstance(error, configparser.DuplicateOptionError):
         advice = f"{error.option} est déjà dans [{error.section}], ôter l'un des deux"
         section = _missing_section(error.option, error.section)
-        advice += f", sinon {section}" if section else ""
+        if section:
+            twice = f"{error.option} est deux fois dans [{error.section}]"
+            advice = f"{section}, sinon {twice}"
     elif isinstance(error, configparser.DuplicateSectionError):
         advice = f"la section [{error.section}] existe déjà plus haut, n'en garder"
         advice += " qu'une"
@@ -3556,16 +3568,17 @@ WEB_PAGE = (
 
 def remedy_of_file(error: OSError, path: str) -> str:
     """Return what to do about an ini file that cannot be read."""
+    folder, name = os.path.split(os.path.abspath(path))
     if error.errno == errno.EACCES:
-        return f'en permettre la lecture par sudo chmod a+r "{path}"'
-    folder, name = os.path.split(path)
+        closed = path if os.access(folder, os.X_OK) else folder
+        return f'en permettre la lecture par sudo chmod a+rX "{closed}"'
     # Windows hides endings, and browsers number their downloads.
-    alike = re.compile(r"(?i)ecolinky\b.*[.](ini|txt)")
+    alike = re.compile(r"(?i)(?!.*[.](py|pyc|new|old)$).*ecolink.*")
     with contextlib.suppress(OSError):
-        for found in sorted(os.listdir(folder or ".")):
-            if alike.fullmatch(found) and found != name:
+        for found in sorted(os.listdir(folder)):
+            if alike.fullmatch(found) and os.path.isfile(os.path.join(folder, found)):
                 return f"mais « {found} » est là, le renommer en {name}"
-    return "mettre ecolinky.ini à côté d'ecolinky.py, ou donner --config"
+    return "mettre ecolinky.ini à côté d'ecolinky.py, ou corriger --config"
 
 
 def read_settings(path: str, demo: bool = False) -> Settings:
@@ -3583,9 +3596,9 @@ def read_settings(path: str, demo: bool = False) -> Settings:
         remedy = remedy_of_file(error, path)
         raise ConfigError(f"{path} {words_of(error)}, {remedy}") from None
     try:
-        if "\0" in text:
+        if "\0" in text or text.startswith("{\\rtf"):
             raise ConfigError(NOT_UTF_8)
-        if text.lstrip().startswith("<"):
+        if text.lstrip().startswith(("<", "404")):
             raise ConfigError(WEB_PAGE)
         settings = parse_settings(text)
         if not demo and not settings.teleinfo1.host:
@@ -4206,9 +4219,11 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     if snapshot.brief_connections >= ENOUGH_EVICTIONS:
         return [Finding(FAILED, name, OTHER_READER)]
     findings = [Finding(OK, name, counted(snapshot))]
-    findings += [Finding(WARNING, name, remark) for remark in snapshot.remarks]
+    reason = str(snapshot.reason)
+    for remark in snapshot.remarks:
+        if remark not in reason:  # the failure says it
+            findings.append(Finding(WARNING, name, remark))
     if view.fields is None:
-        reason = str(snapshot.reason)
         if snapshot.reason == TO_BE_CONFIRMED:
             reason = f"il manque {', '.join(view.missing) or 'une seconde trame'}"
         failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
@@ -4239,8 +4254,8 @@ def old_contracts(labels: Labels) -> int:
 
 
 TO_STOP_IT = (
-    "pour l'arrêter sudo systemctl stop ecolinky, ou pkill -f"
-    ' "^python3.*ecolinky/ecolinky.py"'
+    "pour l'arrêter Ctrl-C dans sa fenêtre, sudo systemctl stop ecolinky, ou pkill -f"
+    ' "^python3.*ecolinky[.]py"'
 )
 
 
@@ -4261,7 +4276,8 @@ def running_ecolinky(http: HttpSettings) -> Running:
     login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
     headers = {"Authorization": "Basic " + login}
     with contextlib.suppress(OSError, HTTPException, ValueError, RecursionError):
-        connection = HTTPConnection(address, http.port, timeout=1)
+        # It waits a second before it refuses a wrong password.
+        connection = HTTPConnection(address, http.port, timeout=3)
         with contextlib.closing(connection):
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
@@ -4280,12 +4296,18 @@ def add_what_it_uses(running: Running, content: Any) -> None:
             running.ports.add(source["relay_port"])  # not in version 1.1.0
 
 
+FREE_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
+
+
 def remedy_of_port(error: OSError, name: str) -> str:
     """Return what to do about a port that cannot be opened; name: of its key."""
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         return "mettre 0.0.0.0 à [http] address"
     if error.errno == errno.EACCES:
-        return f"les ports au-dessous de 1024 sont à root, mettre 4000 à {name}"
+        free = FREE_PORTS.get(name, 8889)
+        return f"au-dessous de 1024 ils sont réservés à root, mettre {free} à {name}"
+    if error.errno == errno.EADDRINUSE:
+        return f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
     return f"changer {name}"
 
 
@@ -4342,16 +4364,22 @@ def check_inputs(
 
 def check_ports(settings: Settings, running: Running) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
+    usable = []
     for name, port in settings.named_ports:
         is_ours = port in running.ports
-        yield check_port(name, settings.http.address, port, is_ours)
+        finding = check_port(name, settings.http.address, port, is_ours)
+        yield finding
+        if finding.verdict != FAILED:
+            usable.append(port)
     address = own_address(settings)
-    for port in settings.ports:
-        hardware = f"matériel Eco Devices, adresse {address}, port {port}"
-        yield Finding(OK, "Domoticz", hardware)
-    for port in settings.relay_ports.values():
-        hardware = f"Teleinfo EDF with LAN interface, adresse {address}, port {port}"
-        yield Finding(OK, "TIC vérifiée", "matériel " + hardware)
+    for port in usable:
+        about = "Domoticz"
+        hardware = "Eco Devices"
+        if port not in settings.ports:
+            about = "TIC vérifiée"
+            hardware = "Teleinfo EDF with LAN interface"
+        place = f"matériel {hardware}, adresse {address}, port {port}"
+        yield Finding(OK, about, place)
 
 
 def check(settings: Settings, seconds: float = 20.0) -> int:
@@ -4553,6 +4581,7 @@ def start_demo(mode: str, settings: Settings) -> Settings:
 VERSION = "ecolinky " + __version__
 HELP = """\
 usage : python3 ecolinky.py [--config FICHIER] [--check] [--demo [MODE]] [--verbose]
+                            [--version]
 Montre un compteur Linky à Domoticz comme un boîtier GCE Eco-Devices.
 
   --config FICHIER  les réglages (sinon : ecolinky.ini à côté d'ecolinky.py)
@@ -4687,8 +4716,6 @@ def opening(name: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = remedy_of_port(error, name)
-        if error.errno == errno.EADDRINUSE:
-            remedy = f"ecolinky tourne-t-il déjà ? Sinon {remedy}"
         text = f"le port {port} est {words_of(error)}, {remedy}"
         raise CannotListen(text) from None
 

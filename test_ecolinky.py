@@ -2072,9 +2072,14 @@ class DiagnosisTests(InputCase):
                 self.assertIn("le maximum du compteur est transmis", remark)
 
     def test_the_log_of_an_esp_alone_or_with_tic_is_named_as_such(self):
-        line = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0 FreeMem 20000\r\n"
+        line = b"36 : Info  : WD   : Uptime 1 ConnectFailures 0 FreeMem 20000 Wifi"
+        line += b"Status WL_CONNECTED 3 ESPeasy internal wifi status: Conn. IP 7\r\n"
         damaged = re.sub(b".\r", b"~\r", HC_FRAME)
-        for sample in (b"Info: a\r\n" * 100, line * 10, (line + damaged[:10]) * 9):
+        for sample in (
+            b"Info: a\r\n" * 100,
+            line * 10,
+            (line[:52] + damaged[:10]) * 9,
+        ):
             with self.subTest(sample[:40]):
                 self.assertEqual(ecolinky.ESP_LOGS, ecolinky.diagnose(sample))
 
@@ -2136,6 +2141,9 @@ class DiagnosisTests(InputCase):
             self.now += 5.0
             self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual(ecolinky.CLOSED_AT_ONCE, self.snapshot().reason)
+        self.connect(HC_FRAME[:9])
+        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
         self.connect(HC_FRAME)
         self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
         self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
@@ -3145,8 +3153,8 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "port 8888\n", "ligne 3, "),
     (
         HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
-        "ligne 4, host est déjà dans [teleinfo1], ôter l'un des deux, sinon la ligne"
-        " [teleinfo2] manque au-dessus, ou a gardé son #",
+        "ligne 4, la ligne [teleinfo2] manque au-dessus, ou a gardé son #, sinon host"
+        " est deux fois dans [teleinfo1]",
     ),
     (HOST + "[http]\n" + HOST, "ligne 4, la section [teleinfo1] existe déjà"),
     (HOST + "= 5\n", "ligne 3, "),
@@ -3163,15 +3171,20 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     ("[teleinfo1]\nhost = 192.168.1.50:8888\n", "50:8888, ôter :8888"),
     ("[teleinfo1]\nhost = http://192.168.1.50/\n", "50/, ôter http://"),
     ("[teleinfo1]\nhost = esp.lan/json\n", "lan/json, ôter /json"),
-    ('[teleinfo1]\nhost = "192.168.1.50"\n', '50", ôter "'),
-    ("[teleinfo1]\nhost = '192.168.1.50'\n", "50', ôter '"),
-    ('[teleinfo1]\nhost = 192.168.1.50"\n', '50", ôter "'),
+    ('[teleinfo1]\nhost = "192.168.1.50"\n', '50", ôter les guillemets'),
+    ("[teleinfo1]\nhost = « 192.168.1.50 »\n", "50 », ôter les guillemets"),
+    ("[teleinfo1]\nhost = 192.168.1.50'\n", "50', ôter les guillemets"),
+    ("[teleinfo1]\nhost = Http://192.168.1.50\n", "50, ôter Http://"),
+    ("[teleinfo1]\nhost = fe80::1\n", "attendu : une adresse comme 192.168.1.50"),
+    (HOST + "[teleinfo2]\n", "[teleinfo2] host manque, le donner"),
+    ("404: Not Found", "c'est une page web"),
+    ("{\\rtf1", "le fichier n'est pas en UTF-8"),
     (HOST + "[http]\naddress = 0.0.0.0:4000\n", "0.0.0.0:4000, ôter :4000"),
     (HOST + "[teleinfo1]\n", "la section [teleinfo1] existe déjà plus haut"),
     (HOST + "port = 1\naddress = x\n", "address, la ligne [http] manque au-dessus"),
     (
         HOST + "port = 1\nport = 4000\n",
-        "sinon la ligne [teleinfo2] ou [http] manque au-dessus, ou a gardé son #",
+        "ligne 4, la ligne [teleinfo2] ou [http] manque au-dessus, ou a gardé son #",
     ),
     ("\n<!DOCTYPE html>\n<html>", "c'est une page web, pas le fichier, le télécharger"),
     (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
@@ -3255,7 +3268,7 @@ class SettingsTests(unittest.TestCase):
             with mock.patch("builtins.open", side_effect=PermissionError(13, "no")):
                 with self.assertRaises(ecolinky.ConfigError) as caught:
                     ecolinky.read_settings(path)
-            words = 'interdit, en permettre la lecture par sudo chmod a+r "%s"' % path
+            words = 'interdit, en permettre la lecture par sudo chmod a+rX "%s"' % path
             self.assertIn(words, str(caught.exception))
             demo = ecolinky.read_settings(path, demo=True)
             self.assertEqual(DEFAULTS, self.as_dict(demo))
@@ -3268,9 +3281,12 @@ class SettingsTests(unittest.TestCase):
             "ecolinky (1).ini",
             "ecolinky(2).ini",
             "ECOLINKY.INI",
+            "Copie de ecolinky.ini",
+            "ecolinky.ini.1",
+            "ecolinky",
         ):
             with self.subTest(name), tempfile.TemporaryDirectory() as folder:
-                for beside in (name, "ecolinky.py", "test_ecolinky.ini"):
+                for beside in (name, "ecolinky.py", "ecolinky.old", "notes.ini"):
                     with open(os.path.join(folder, beside), "w"):
                         pass
                 with self.assertRaises(ecolinky.ConfigError) as caught:
@@ -3583,7 +3599,7 @@ class ReaderTests(EspCase):
             (once(b"\0x", silent=True), "plus aucun octet"),
             (once(HC_FRAME, silent=True), "plus aucun octet"),
             (once(GREETINGS[0], silent=True), "ce n'est pas le Serial Server"),
-            (once(), "ce n'est pas le Serial Server, il ferme la connexion"),
+            (once(), "la connexion se ferme sans un octet de TIC, ce n'est pas le"),
         ):
             with self.subTest(words):
                 self.store = ecolinky.Store()
@@ -4427,17 +4443,20 @@ class CheckTests(InputCase, ProgramCase):
         with running_server(self.store) as port:
             code, text = self.check(ini % free_port(), ports=(port, free_port()))
             self.assertEqual(0, code)
-            stop = "pris par ecolinky, pour l'arrêter sudo systemctl stop ecolinky"
+            stop = "pris par ecolinky, pour l'arrêter Ctrl-C dans sa fenêtre, sudo"
             self.assertEqual(1, text.count(stop), text)
             code, text = self.check(ini % taken, ports=(port, free_port()))
             self.assertEqual(1, code)
             self.assertIn(
-                "port %d : déjà pris, changer [teleinfo1] relay" % taken, text
+                "port %d : déjà pris, ecolinky tourne-t-il déjà ? Sinon changer"
+                " [teleinfo1] relay" % taken,
+                text,
             )
             code, text = self.check(ini % free_port(), ports=(taken, free_port()))
             self.assertEqual(1, code)
-            self.assertIn("déjà pris, changer [http] port", text)
+            self.assertIn("Sinon changer [http] port", text)
             self.assertEqual(1, text.count("Teleinfo EDF with LAN interface"))
+            self.assertEqual(0, text.count("matériel Eco Devices"))
 
     def test_a_port_in_time_wait_counts_as_free(self):
         with socket.socket() as listener:
@@ -4533,7 +4552,10 @@ class CheckTests(InputCase, ProgramCase):
 
     def test_each_error_of_a_port_has_its_remedy(self):
         for error, words in (
-            (OSError(errno.EADDRINUSE, ""), "déjà pris, changer K"),
+            (
+                OSError(errno.EADDRINUSE, ""),
+                "déjà pris, ecolinky tourne-t-il déjà ? Sinon changer K",
+            ),
             (
                 OSError(errno.EADDRNOTAVAIL, ""),
                 "cette adresse n'est pas celle de cette machine, mettre 0.0.0.0 à"
@@ -4545,7 +4567,8 @@ class CheckTests(InputCase, ProgramCase):
             ),
             (
                 PermissionError(errno.EACCES, ""),
-                "interdit, les ports au-dessous de 1024 sont à root, mettre 4000 à K",
+                "interdit, au-dessous de 1024 ils sont réservés à root, mettre 8889"
+                " à K",
             ),
         ):
             with self.subTest(words):
