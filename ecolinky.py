@@ -5,8 +5,7 @@ One file, Python 3.7 or later, no dependencies.  A byte passes through the secti
 this file in their order; the threads come after the sections that they use:
 
     Decode      bytes to frames of groups with a right checksum
-    Rules       when a reading of a label is trusted
-    Guard       frames to trusted groups
+    Guard       frames to trusted groups, by six rules
     Rebuild     trusted groups to frames, for the relay
     Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the parts above together: all that is known of one meter
@@ -41,6 +40,8 @@ Glossary:
     identity       the meter's number, in ADCO (historic mode) or ADSC (standard mode)
     index          a counter of energy, Wh; in standard mode EAST is the total, and
                    EASF01 to EASF10 are its parts
+    register       indexes that belong together, as HCHC and HCHP
+    reading        what one frame says about a label or about a register
     power          apparent, VA: PAPP or SINSTS; ADPS and ADIR: overload alerts, A
     injection      energy and power that the house gives to the grid: EAIT, SINSTI
     tariff         OPTARIF: Base, HC (off-peak), EJP (22 expensive days a year), Tempo
@@ -234,21 +235,15 @@ class Refused(NamedTuple):
 HARMLESS = ("debris", "unknown")
 
 
+Groups = Dict[str, Group]  # by label
+
+
 class Frame(NamedTuple):
     """The groups of one frame that could be read."""
 
-    groups: dict[str, Group]  # by label, in the meter's order
+    groups: Groups  # in the meter's order
     damaged: int  # number of damaged groups
     whole: bool  # its beginning and its end were seen
-    before_damage: frozenset[str] = frozenset()  # labels followed by a damaged group
-
-    def follower(self, label: str) -> str:
-        """Return the label of the next group; empty if none follows, or damage."""
-        labels = list(self.groups)
-        place = labels.index(label) + 1
-        if label in self.before_damage or place == len(labels):
-            return ""
-        return labels[place]
 
 
 def checksum(body: bytes) -> int:
@@ -412,7 +407,7 @@ class Decoder:
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return a list of the frame in a text, empty if there is none; count it."""
-        groups, reasons, before_damage = decode_groups(text)
+        groups, reasons = decode_groups(text)
         if reasons and ESP_LOG.search(text):
             self._esp_log += 1
         if reasons and SPACES_REPLACED.search(text):
@@ -424,7 +419,7 @@ class Decoder:
             return []
         self.frames += 1
         self.groups += len(groups)
-        return [Frame(groups, len(reasons), whole, before_damage)]
+        return [Frame(groups, len(reasons), whole)]
 
 
 def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
@@ -433,36 +428,22 @@ def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
     return text[:end], text[end:]
 
 
-def decode_groups(
-    text: bytes,
-) -> tuple[dict[str, Group], list[str], frozenset[str]]:
-    """Return three facts about the text of a frame.
-
-    They are its groups by label, a reason for each damaged group, and the labels right
-    before a damaged group.
-    """
+def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
+    """Return the groups in a text by label, and a reason for each damaged group."""
     groups = {}
     reasons = []
-    before_damage = set()
-    label = ""
     # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
         if piece:
             found = decode_group(piece)
             if isinstance(found, Group):
-                label = found.label
-                groups[label] = found
+                groups[found.label] = found
             elif found.reason not in HARMLESS:
                 reasons.append(found.reason)
-                before_damage.add(label)
-    labels = list(groups)
     for label in _minority_by_sum(groups):
         del groups[label]
         reasons.append("checksum")
-        place = labels.index(label)
-        if place > 0:
-            before_damage.add(labels[place - 1])
-    return groups, reasons, frozenset(before_damage)
+    return groups, reasons
 
 
 def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
@@ -479,469 +460,210 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
     return min(with_space, without_space, key=len)
 
 
-######## Rules: a label's readings in, its trusted reading out; no false index #########
+######## Guard: frames in, trusted groups out; no false index ##########################
 
-# Damage can leave a group with a right checksum and a right form.  Nine rules keep it
-# out.  A reading is a group as it came; the trusted reading of a label is the last
-# reading that the rules accepted, and nothing else is served.  A reading that equals
-# the trusted reading only renews it: rules 2 to 7 are about a reading that differs.
-# This section has the rules about a label, the next section the rules about a frame.
-# Behind the name of a rule stands the place of its code.
+# Damage can leave a group with a right checksum and a right form.  Six rules keep it
+# out, each with the place of its code.  A reading is what one frame says about a label,
+# or about a register, a set of indexes.  Only trusted readings are served.
 #
-# 1. Identity      Identity.owner_of()
-#    A frame that carries another meter's identity is refused, until eight frames in a
-#    row have that identity: the same damage can come a few times.  Then everything
-#    begins anew.
-#    A frame without identity is ours, unless another identity was just read, or no
-#    frame has been ours for longer than the time-out.
-#
-# 2. Two readings  LabelState.observe()
-#    A label changes only when two readings in a row agree, at most ten seconds apart.
-#    (Rules 3, 6 and 7 have exceptions.)
-#    Readings of an index agree if the second is as high or a little higher.  Then the
-#    first is trusted, because the second proves only that the meter has reached the
-#    first.  So an index is served a frame late:
-#        read         100    100    101    103    103
-#        trusted        -    100    100    101    103
-#    Powers agree if they are near each other.  Then the second is trusted, and can
-#    confirm the next power.
-#    A three-phase meter in overload sends frames that have few labels.  The ten seconds
-#    are extended by the time that these short frames take.
-#
-# 3. Growth        can_grow(), is_takeover()
-#    An index never falls, and grows no faster than 36 kVA allows, with a tolerance of
-#    10 Wh.  A reading that breaks this rule is trusted only after eight readings in a
-#    row that agree with each other: then the trusted reading was wrong.  A contract
-#    (OPTARIF, NGTF) also needs eight, as an identity does.
-#    A fall of 30 Wh or less must also last for two minutes.  If 105 is trusted and the
-#    meter sends 100, then 105 was false.  It stays 105 until the meter has also counted
-#    105, or for two minutes: an index that waits is better than an index that falls.
-#
-# 4. Sum           is_balanced()
-#    In standard mode EASF01 to EASF10 add up to EAST in each frame, within 1 Wh.  If
-#    all eleven are in a frame and do not add up, none of them counts as a reading.
-#
-# 5. Neighbour     Followers
-#    When the ESP's buffer overflows, bytes vanish without damage: the start of a group
-#    is joined to the end of a later group, and the groups in between are gone.
-#        sent        HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
-#        received    HCHC 0123                    89012 1    PTEC HC.. S
-#    The checksum can be right by chance, but HCHP is missing.  So an index does not
-#    count as a reading while its follower, the label that always comes right behind it
-#    (an alert apart), is missing from the frame.  There are two exceptions:
-#    - Damage or the end of the frame comes right behind the index.  This explains why
-#      the follower is not there: nothing has vanished without damage.
-#    - No reading of the index has counted for 300 s.  Then the meter is taken to send
-#      the follower no longer.
-#    If all frames had HCHC PTEC and a frame has HCHC HCHP PTEC, then HCHC is forgotten:
-#    all those frames may have lost HCHP, and may have had a joined HCHC.
-#
-# 6. Power         Guard._take_power()
-#    A power that matches the currents of the last six seconds is trusted immediately,
-#    any other power by rule 2.  (A single-phase PAPP that is no multiple of ten matches
-#    nothing.)  A house that injects draws 0 VA although a current flows.  If the power
-#    falls to 0 twice within 300 s, the second 0 is trusted immediately.
-#
-# 7. Moving values Guard._take_change()
-#    Currents, overloads, voltages, the powers of phases and DATE are trusted
-#    immediately: they change all the time, and no client adds them up.
-#
-# 8. Silence       Guard.known()
-#    A label whose trusted reading does not come again is not served any more: after
-#    30 s if it changes fast or gives the period (STGE too), otherwise after 300 s or
-#    the user's time-out, whichever is longer.  Rule 3 still compares with it.
-#
-# 9. End           Guard._end_alerts()
-#    An alert (ADPS, ADIR, PEJP) ends when two undamaged frames are without it, if the
-#    second is complete and no frame between the two has the alert.
-#
-# What the rules about indexes are worth: frames with a false index in a simulation of
-# damaged lines (python3 .ci/bench.py damage), with a rule and without it.
-#
-#     rule  damage                               frames     with    without
-#     2     all kinds, --seed 1                 250,000        0        476
-#     3     the same in two to six frames        25,000      386      1,495
-#     4     the same, in standard mode            5,000        0        271
-#     5     whole groups lost, --seed 2          50,000        0        211
-#
-# The 386: a false index that comes twice and is higher by a few Wh passes all rules.
+# 1. Three        Series.take()
+#    A reading is trusted when the next two agree with it, each within 90 s of the one
+#    before.  Equal readings agree.  Readings of a register agree if no index fell, and
+#    none grew by more than 36 kVA allow: 10 Wh each second, and 10 Wh more because a
+#    stalled network delivers old frames at once.
+#        read         100    100    100    101    103    103    103
+#        trusted        -      -    100    100    100    101    103
+#    So an index is two frames late, and three readings in a row must be false before a
+#    false one is served.  Near powers agree, and the last of three is trusted.  90 s:
+#    if a third of the groups is damaged, Tempo's six indexes seldom come together.
+# 2. Register     reading_in()
+#    The indexes of a register are read together or not at all.  When the ESP's buffer
+#    overflows, bytes vanish without damage: the start of an index is joined to the end
+#    of a later group, and the groups in between are gone.
+#        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
+#        received     HCHC 0123                    89012 1    PTEC HC.. S
+#    So a register is read only from a frame with all its labels, and with the label
+#    behind them.  One loss leaves no trace: the notice PEJP, which comes and goes, can
+#    be joined to EJPHPM in front of it.
+#    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
+#    because an index may advance while the frame is sent.  An EASF that is damaged, not
+#    vanished, is taken from the trusted reading, and then the sum must be exact.
+# 3. Dispute      Series.is_disputed, Series.take()
+#    Identity, contract and registers last: their readings must also follow the trusted
+#    one, as rule 1 says when readings agree.  When three in a row cannot follow it, one
+#    side is false, and neither is served until a reading follows again, or until those
+#    that agree have come for two minutes: meter, contract or index was replaced.
+# 4. Owner        Guard._is_ours()
+#    A frame with another identity is refused.  A frame without identity is ours if our
+#    identity was read in the last 20 s, and no other since.  Until an identity is
+#    trusted, each other identity begins anew.
+# 5. At once      Guard._take_label()
+#    Currents, voltages, the powers of phases, DATE and alerts are trusted at once: they
+#    change all the time, and no client adds them up.  So is a power that is 0, or that
+#    matches the currents of the last 6 s.
+# 6. Silence      Guard.known()
+#    A reading that does not come again is no longer served: an alert after 10 s, what
+#    changes fast after 30 s, the rest after 300 s or the user's time-out if longer.
 
-CONFIRM_WITHIN = 10  # seconds between two readings that agree (rule 2)
-TAKEOVER = 8  # readings in a row against the trusted reading (rules 1 and 3)
-WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 3)
-SLACK_WH = 10  # tolerance of rule 3: a stalled network delivers old frames all at once
-SMALL_FALL_WH = 30  # a fall that must last longer (rule 3)
-SMALL_FALL_LASTS = 120  # seconds (rule 3)
+IN_A_ROW = 3  # readings (rules 1 and 3)
+AGREE_WITHIN = 90  # seconds (rule 1)
+WH_PER_SECOND = 10  # growth of an index at 36 kVA (rule 1)
+SLACK_WH = 10
+DISPUTE_LASTS = 120  # seconds (rule 3)
+IDENTITY_LASTS = 20  # seconds (rule 4)
+CURRENT_LASTS = 6  # seconds (rule 5)
+KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300  # seconds (rule 6)
 
 IDENTITIES = ("ADCO", "ADSC")
 # SINST1: in the first version of standard mode; later the power of a phase.
 DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
-INDEXES = frozenset((HISTORIC_INDEXES + " " + STANDARD_INDEXES).split())
+POWERS = DRAWN_POWER | {"SINSTI"}  # the injected power
 CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
 OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
+ALERTS = frozenset((*OVERLOADS, "PEJP"))  # sent only while they last
 PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
 VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
-
-# Each label is of one kind, which selects the rules for a new reading.
-INDEX = "index"  # rules 2 to 5
-POWER = "power"  # rule 6
-MOVING = "moving"  # rule 7
-DECISIVE = "decisive"  # rule 3: it identifies the meter or its contract
-ORDINARY = "ordinary"  # rule 2
-KINDS = {
-    **dict.fromkeys(INDEXES, INDEX),
-    **dict.fromkeys([*DRAWN_POWER, "SINSTI"], POWER),  # SINSTI: injected
-    **dict.fromkeys(CURRENTS.union(OVERLOADS, PHASE_POWERS, VOLTAGES), MOVING),
-    "DATE": MOVING,
-    **dict.fromkeys([*IDENTITIES, "OPTARIF", "NGTF"], DECISIVE),
-}
+AT_ONCE = CURRENTS | ALERTS.union(PHASE_POWERS, VOLTAGES, ["DATE"])
+FAST = AT_ONCE | POWERS | {"PTEC", "NTARF", "LTARF", "STGE"}  # old ones would mislead
+EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 
 
-class Candidate(NamedTuple):
-    """The newest reading of a label, while it is not trusted.
+class Register(NamedTuple):
+    """Indexes that belong together (rule 2)."""
 
-    Exception: a power that is confirmed becomes trusted and remains the candidate, so
-    that the next power can be compared with it.
-    """
-
-    group: Group
-    time: float  # when it was read
-    deadline: float  # a reading after this time does not confirm it (rule 2)
-    is_plausible: bool  # after the trusted reading (rule 3)
-    agreeing: int  # readings in a row that agree, this one included
-    since: float  # when the first of them was read
+    labels: tuple[str, ...]
+    behind: str  # the label behind them; empty: their sum is the proof
 
 
-class LabelState:
-    """One label: the trusted reading, and the candidate to replace it.
+REGISTERS = (
+    Register(("BASE",), "PTEC"),
+    Register(("HCHC", "HCHP"), "PTEC"),
+    Register(("EJPHN", "EJPHPM"), "PTEC"),
+    Register(tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"), "PTEC"),
+    Register(("EAST", *EASF), ""),
+    Register(("EASD01", "EASD02", "EASD03", "EASD04"), "IRMS1"),
+    Register(("EAIT", "ERQ1", "ERQ2", "ERQ3", "ERQ4"), "IRMS1"),
+)
+REGISTER_OF = {label: register for register in REGISTERS for label in register.labels}
 
-    While the last reading was the trusted one, there is no candidate.  observe() makes
-    any other reading the candidate.  A candidate that agrees with the candidate before
-    confirms it, which may make it trusted.
-    """
 
-    def __init__(self, label: str) -> None:
-        self.kind = KINDS.get(label, ORDINARY)
-        self.group: Group | None = None  # trusted; only trust() and forget() set it
-        self.time = -math.inf  # when the trusted group was last read
-        self.candidate: Candidate | None = None
-        # Of a power: when it was last 0 and did not match the currents (rule 6).
-        self.zero_time = -math.inf
+def reading_in(frame: Frame, register: Register, trusted: Groups) -> Groups | None:
+    """Return the reading of a register in a frame; None: there is none (rule 2)."""
+    groups = frame.groups
+    reading = {label: groups[label] for label in register.labels if label in groups}
+    lost = len(register.labels) - len(reading)
+    if register.behind:
+        # A meter that injects has EAIT behind EASD04, and alone sends SINSTI.
+        injects = "EASD01" in reading and "SINSTI" in groups
+        behind = "EAIT" if injects else register.behind
+        return None if lost or behind not in groups else reading
+    if lost <= frame.damaged:
+        reading = {**trusted, **reading}
+    is_proved = reading == trusted or is_balanced(reading, slack=0 if lost else 1)
+    return reading if is_proved else None
 
-    def trust(self, group: Group, time: float) -> None:
-        """Trust a reading."""
-        self.group = group
-        self.time = time
-        self.candidate = None
 
-    def forget(self) -> None:
-        """Forget all readings."""
-        self.group = None
-        self.candidate = None
+def is_balanced(groups: Groups, slack: int) -> bool:
+    """Return whether the EASF add up to EAST within so many Wh, as in all captures."""
+    if len(groups) <= len(EASF):
+        return False  # one of them is missing
+    total = sum([int(groups[label].data) for label in EASF])
+    return abs(int(groups["EAST"].data) - total) <= slack
 
-    def renew(self, group: Group, now: float) -> bool:
-        """If a reading equals the trusted group, note its time and return True."""
-        if self.group is None or not is_same(self.group, group):
-            return False
-        self.trust(group, now)
+
+class Reading(NamedTuple):
+    """A reading of a label or of a register."""
+
+    value: Any  # a Group, or the Groups of a register
+    time: float
+
+
+class Series:
+    """The readings of a label, and which of them is trusted (rules 1 and 3)."""
+
+    CHOICE = 0  # of three readings that agree, the first is trusted
+
+    def __init__(self, is_lasting: bool, keep: float) -> None:
+        self.is_lasting = is_lasting  # rule 3 applies
+        self.keep = keep  # seconds for which a reading is served (rule 6)
+        self.trusted: Any = None  # as the value of a Reading
+        self.read_time = -math.inf  # when the trusted reading last came
+        # The last one or two readings, which agree; empty while the label stands still.
+        self.row: list[Reading] = []
+        self._row_began = -math.inf
+        self._against = 0  # readings in a row that cannot follow the trusted one
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the trusted reading is not served (rule 3)."""
+        return self._against >= IN_A_ROW
+
+    def trust(self, value: Any, now: float) -> None:
+        """Trust a reading, whatever was read before."""
+        self.trusted = value
+        self.read_time = now
+        self.row.clear()
+
+    def take(self, value: Any, now: float) -> bool:
+        """Take a reading; return whether it can follow the trusted one."""
+        if self.row and not self._agrees(value, now):
+            self.row.clear()
+        if not self.row:
+            self._row_began = now
+        self.row.append(Reading(value, now))
+        if len(self.row) == IN_A_ROW:
+            is_over = now - self._row_began >= DISPUTE_LASTS
+            if is_over or self._can_follow_trusted(self.row[0]):
+                self.trusted, self.read_time = self.row[self.CHOICE]
+            del self.row[0]
+        can_follow = self._can_follow_trusted(self.row[-1])
+        self._against = 0 if can_follow else self._against + 1
+        if value == self.trusted == self.row[0].value:  # it stands still
+            self.trust(value, now)
+        return can_follow
+
+    def _agrees(self, value: Any, now: float) -> bool:
+        last, time = self.row[-1]
+        return now - time <= AGREE_WITHIN and self._follows(value, last, now - time)
+
+    def _can_follow_trusted(self, reading: Reading) -> bool:
+        if self.trusted is None or not self.is_lasting:
+            return True
+        seconds = reading.time - self.read_time
+        return self._follows(reading.value, self.trusted, seconds)
+
+    def _follows(self, new: Any, old: Any, _seconds: float) -> bool:
+        """Return whether the meter can have sent `new` so many seconds after `old`."""
+        # Not the raw bytes: their timestamp may change.
+        return bool(new.label == old.label and new.data == old.data)
+
+
+class PowerSeries(Series):
+    """The readings of a power."""
+
+    CHOICE = -1
+
+    def _follows(self, new: Group, old: Group, _seconds: float) -> bool:
+        return is_near(int(new.data), int(old.data), 1)
+
+
+class RegisterSeries(Series):
+    """The readings of a register."""
+
+    def _follows(self, new: Groups, old: Groups, seconds: float) -> bool:
+        most = WH_PER_SECOND * seconds + SLACK_WH
+        for label, group in new.items():
+            if group is not old[label]:
+                growth = int(group.data) - int(old[label].data)
+                if not 0 <= growth <= most:
+                    return False
         return True
-
-    def observe(self, group: Group, now: float) -> bool:
-        """Record a reading that differs; return whether rule 3 allows it."""
-        earlier = self.candidate
-        candidate = next_candidate(self, earlier, group, now)
-        self.candidate = candidate
-        if earlier is not None and candidate.agreeing > 1:  # the two agree
-            self._confirm(earlier, candidate)
-        return candidate.is_plausible
-
-    def _confirm(self, earlier: Candidate, newer: Candidate) -> None:
-        """Trust what two readings in a row confirm (rule 2).
-
-        Indexes 100, 101: 100 becomes the trusted reading, 101 stays the candidate.
-        Indexes 100, 100: 100 becomes the trusted reading, and there is no candidate.
-        """
-        if self.kind == POWER:
-            confirmed = newer
-        elif earlier.is_plausible or is_takeover(self, earlier, newer):
-            confirmed = earlier
-        else:
-            return  # rule 3 wants more readings
-        self.trust(confirmed.group, confirmed.time)  # there is no candidate now
-        # The newer reading is a candidate again if it can confirm the next power, or if
-        # it is not the trusted reading: an index has grown.
-        if self.kind == POWER or not self.renew(newer.group, newer.time):
-            self.candidate = newer
-
-    def extend_deadline(self, seconds: float) -> None:
-        """Give the next reading more time to confirm the candidate."""
-        if self.candidate is not None:
-            deadline = self.candidate.deadline + seconds
-            self.candidate = self.candidate._replace(deadline=deadline)
-
-    def last_read(self) -> float:
-        """Return when the label was last read, trusted or not."""
-        return self.time if self.candidate is None else self.candidate.time
-
-
-def is_same(group: Group, other: Group) -> bool:
-    """Return whether two groups have the same label and data."""
-    return group.data == other.data and group.label == other.label
-
-
-def next_candidate(
-    state: LabelState, earlier: Candidate | None, group: Group, now: float
-) -> Candidate:
-    """Return the candidate after one more reading (rule 2)."""
-    is_plausible = is_plausible_after(state, group, now)
-    if earlier is None or not agree(state.kind, earlier, group, now):
-        return Candidate(group, now, now + CONFIRM_WITHIN, is_plausible, 1, now)
-    agreeing = earlier.agreeing + 1
-    deadline = now + CONFIRM_WITHIN
-    return Candidate(group, now, deadline, is_plausible, agreeing, earlier.since)
-
-
-def agree(kind: str, earlier: Candidate, group: Group, now: float) -> bool:
-    """Return whether a reading made now confirms an earlier reading (rule 2)."""
-    if now > earlier.deadline:
-        return False
-    if kind == INDEX:
-        return can_grow(earlier.group, earlier.time, group, now)
-    if kind == POWER:
-        return is_near(int(group.data), int(earlier.group.data), 1)
-    return is_same(earlier.group, group)
-
-
-def is_plausible_after(state: LabelState, group: Group, now: float) -> bool:
-    """Return whether a reading can follow the trusted reading (rule 3)."""
-    if state.group is None:
-        return True
-    if state.kind == INDEX:
-        return can_grow(state.group, state.time, group, now)
-    return state.kind != DECISIVE  # such a label changes only by a takeover
-
-
-def can_grow(old: Group, then: float, new: Group, now: float) -> bool:
-    """Return whether an index that was `old` then can be `new` now (rule 3)."""
-    growth = int(new.data) - int(old.data)
-    return 0 <= growth <= WH_PER_SECOND * (now - then) + SLACK_WH
-
-
-def is_takeover(state: LabelState, earlier: Candidate, last: Candidate) -> bool:
-    """Return whether eight readings that break rule 3 replace the trusted reading.
-
-    earlier: the reading before the last reading, which would become trusted.
-    """
-    return last.agreeing >= TAKEOVER and not is_small_fall(state, earlier)
-
-
-def is_small_fall(state: LabelState, candidate: Candidate) -> bool:
-    """Return whether an index has fallen by little, and only lately (rule 3)."""
-    if state.group is None or state.kind != INDEX:
-        return False
-    fall = int(state.group.data) - int(candidate.group.data)
-    is_recent = candidate.time - candidate.since < SMALL_FALL_LASTS
-    return 0 < fall <= SMALL_FALL_WH and is_recent
 
 
 def is_near(power: int, expected: int, phases: int) -> bool:
-    """Return whether a power is close enough to the expected power, both in VA.
-
-    The expected power is 230 V times the currents of so many phases.  A meter gives the
-    currents in whole amperes: up to 230 VA per phase are lost.  The mains may have
-    250 V: a twelfth more than 230.  For two powers in a row the tolerance is that of
-    one phase.
-    """
+    """Return whether a power is near another, or near 230 V times the currents; VA."""
+    # Currents come in whole amperes, and the mains may have 250 V, a twelfth more.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
-
-
-def matches_currents(power: Group, amperes: list[int]) -> bool:
-    """Return whether a power matches the currents of all phases (rule 6)."""
-    if not amperes:
-        return False
-    if power.label == "PAPP" and len(amperes) == 1 and not power.data.endswith("0"):
-        return False  # a single-phase meter gives PAPP in tens, as all captures show
-    return is_near(int(power.data), MAINS_VOLTS * sum(amperes), len(amperes))
-
-
-######## Guard: frames in, trusted groups out ##########################################
-
-# A frame is
-#   whole         if its beginning and its end were seen (Decode);
-#   undamaged     if it is whole, has no damaged group, begins with the identity, and
-#                 has a label that stands at the end of a frame or near it;
-#   complete      if it is undamaged and ends like the undamaged frame before it;
-#   short         if it has only identity, currents and an overload: a three-phase
-#                 meter in overload sends such frames.
-
-CURRENT_LASTS = 6  # seconds for which a current limits what the power can be (rule 6)
-FOLLOWER_LASTS = 300  # seconds for which a missing label refuses an index (rule 5)
-ZERO_LASTS = 300  # seconds in which a second change to 0 VA is trusted (rule 6)
-HIDE_AFTER = 300  # seconds without a reading (rule 8)
-# For labels that change fast.  In overload a three-phase meter sends 20 short frames of
-# 0.65 s, then a complete frame of 1.85 s, and so on (ERDF-NOI-CPT_02E).
-HIDE_FAST_AFTER = 30
-
-# An old value of these would be drawn as a flat line, or shown as the wrong period.
-FAST = frozenset(label for label, kind in KINDS.items() if kind in (MOVING, POWER))
-FAST |= {"PTEC", "NTARF", "LTARF", "STGE"}
-EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
-BALANCE = frozenset(EASF + ("EAST",))
-TRANSIENT = OVERLOADS + ("PEJP",)  # alerts, sent only while they last (rule 9)
-# Each undamaged frame has one of these at its end or near it.
-LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
-# All labels of a short frame.
-SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
-
-
-def is_undamaged(frame: Frame) -> bool:
-    """Return whether a frame is undamaged, as defined above."""
-    if not frame.whole or frame.damaged:
-        return False
-    first = next(iter(frame.groups))
-    return first in IDENTITIES and not LAST_LABELS.isdisjoint(frame.groups)
-
-
-def ends_like(frame: Frame, labels_before: list[str]) -> bool:
-    """Return whether an undamaged frame is complete, as defined above.
-
-    labels_before: the labels of the undamaged frame before it.
-    A flipped bit can turn an LF into STX, and so cut a frame into two halves without
-    damage.  The first half lacks the last label of the frame before, the second half
-    lacks the identity: neither is complete.
-    """
-    return list(frame.groups)[-1:] == labels_before[-1:]
-
-
-def is_short(frame: Frame) -> bool:
-    """Return whether a frame is short, as defined above."""
-    labels = frame.groups.keys()
-    return labels <= SHORT_FRAME and not labels.isdisjoint(OVERLOADS)
-
-
-def is_balanced(groups: dict[str, Group]) -> bool:
-    """Return whether EASF01 to EASF10 add up to EAST (rule 4), as in every capture."""
-    if not groups.keys() >= BALANCE:
-        return True
-    total = sum([int(groups[label].data) for label in EASF])
-    difference = abs(int(groups["EAST"].data) - total)
-    return difference <= 1  # an EASF may advance before EAST is sent
-
-
-class Followers:
-    """Knows the follower of each index, the label that always comes right behind it.
-
-    Learn from every frame in which an index counts as a reading, and from every
-    complete frame, because most indexes stand still and are not read anew (rule 5).
-    """
-
-    def __init__(self) -> None:
-        self._follower_of: dict[str, str] = {}  # index -> label
-        # All labels of the last complete frame: the same labels teach nothing new.
-        self.learned_from: list[str] = []
-
-    def is_missing(self, index: str, frame: Frame) -> bool:
-        """Return whether a frame has lost the follower of an index without damage."""
-        if not frame.follower(index):
-            return False  # damage or the frame's end explains it
-        follower = self._follower_of.get(index)
-        return follower is not None and follower not in frame.groups
-
-    def learn(self, index: str, frame: Frame) -> bool:
-        """Learn the follower of an index; return whether another label appeared there.
-
-        If the label before is still in the frame, but behind another label, the frames
-        before may have lost that other label (the last paragraph of rule 5).
-        """
-        follower = follower_in(frame, index)
-        if not follower:
-            return False
-        before = self._follower_of.get(index)
-        self._follower_of[index] = follower
-        return before != follower and before in frame.groups
-
-
-def follower_in(frame: Frame, index: str) -> str:
-    """Return the label behind an index, except alerts, which come and go.
-
-    Empty: damage or the frame's end comes first.
-    """
-    follower = frame.follower(index)
-    while follower in TRANSIENT:
-        follower = frame.follower(follower)
-    return follower
-
-
-# The owner of a frame (rule 1).
-OURS = "ours"
-NEW = "new"  # ours from now on, in place of the meter before, if any
-FOREIGN = "foreign"
-UNKNOWN_OWNER = "unknown"
-
-
-class Identity:
-    """Decides which meter's frames are accepted (rule 1).
-
-    The Guard has another state of the same label, because the identity is served too.
-    """
-
-    def __init__(self) -> None:
-        self._state = LabelState("ADCO")  # for ADSC as well, which is of the same kind
-
-    def owner_of(self, frame: Frame, now: float, was_silent: bool) -> str:
-        """Record the identity of a frame; return the owner of the frame.
-
-        was_silent: no frame was ours for longer than the time-out.  The owner of a
-        frame whose identity is not the trusted identity:
-
-            an identity was trusted    this identity becomes trusted    owner
-            no                         no                               NEW
-            no                         yes                              OURS
-            yes                        no                               FOREIGN
-            yes                        yes                              NEW
-
-        The first line: until two readings of the identity agree, each frame begins a
-        new meter, so that the groups of two meters do not mix.
-        """
-        state = self._state
-        group = frame.groups.get("ADCO") or frame.groups.get("ADSC")
-        if group is None:
-            return self._owner_without_identity(now, was_silent)
-        if state.renew(group, now):
-            return OURS
-        had_identity = state.group is not None
-        state.observe(group, now)
-        is_trusted = state.group is not None and is_same(state.group, group)
-        if had_identity and not is_trusted:
-            return FOREIGN
-        if is_trusted and not had_identity:
-            return OURS
-        return NEW
-
-    def _owner_without_identity(self, now: float, was_silent: bool) -> str:
-        """Return the owner of a frame without identity."""
-        rival = self._state.candidate
-        is_contested = rival is not None and now <= rival.deadline
-        if is_contested or was_silent:  # another meter may have come
-            return UNKNOWN_OWNER
-        return OURS
-
-    def label(self) -> str:
-        """Return ADCO (historic mode) or ADSC (standard mode); empty: not known yet."""
-        if self._state.group is not None:
-            return self._state.group.label
-        if self._state.candidate is not None:
-            return self._state.candidate.group.label
-        return ""
-
-
-class Accepted(NamedTuple):
-    """A frame of our meter, to which the guard has applied the rules."""
-
-    frame: Frame
-    begins_meter: bool  # nothing was known of its meter before
-    ends_silence: bool  # no frame was ours for longer than the time-out
-    is_complete: bool
 
 
 class Guard:
@@ -949,261 +671,193 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self.identity = Identity()
+        self.identity = Series(is_lasting=True, keep=math.inf)
         self.last_frame = -math.inf  # when the last frame of this meter ended
-        self.unbalanced_time = -math.inf  # when rule 4 was last broken
-        self.implausible = 0  # groups that rules 1 and 3 to 5 refused
+        self.began = -math.inf  # when the first did, or the first after a silence
+        self.unbalanced_time = -math.inf  # when the sum of rule 2 was last wrong
+        self.implausible = 0  # groups and registers that the rules refused
         self._forget_meter()
 
     def _forget_meter(self) -> None:
         """Begin with a meter about which nothing is known."""
-        self.labels: dict[str, LabelState] = {}
         self.frames = 0  # of this meter
-        self._followers = Followers()
-        # The last undamaged frame: its labels in their order, and its time.
-        self._undamaged: list[str] = []
-        self._undamaged_time = -math.inf
-        self._without_power = 0  # undamaged frames in a row, for is_power_lost()
+        self.series: dict[str, Series] = {}  # by label; those of a register share one
+        self.seen: dict[str, float] = {}  # when each label last came, trusted or not
 
     def is_silent(self, now: float) -> bool:
         """Return whether the meter has sent no frame for longer than the time-out."""
         return now - self.last_frame > self.timeout
 
-    def take(self, frame: Frame, now: float) -> Accepted | None:
-        """Apply the rules to a frame that ended at `now`; None: it is not ours."""
-        was_silent = self.is_silent(now)
-        owner = self.identity.owner_of(frame, now, was_silent)
-        if owner == FOREIGN:
-            self.implausible += len(frame.groups)
-        if owner in (FOREIGN, UNKNOWN_OWNER):
-            return None
-        if owner == NEW:
-            self._forget_meter()
-        if is_short(frame) and not was_silent:  # after a silence nothing is confirmed
-            self._extend_deadlines(now - self.last_frame)
-        self.last_frame = now
-        self.frames += 1
-        self._take_groups(frame, now)
-        undamaged = is_undamaged(frame)
-        complete = undamaged and ends_like(frame, self._undamaged)
-        if complete:
-            self._end_alerts(frame)
-            self._learn_all_followers(frame, now)
-        if undamaged:  # last: the steps above need the undamaged frame before
-            self._undamaged = list(frame.groups)
-            self._undamaged_time = now
-            self._without_power += 1
-        if not DRAWN_POWER.isdisjoint(frame.groups):
-            self._without_power = 0
-        return Accepted(frame, owner == NEW, was_silent, complete)
+    def is_disputed(self) -> bool:
+        """Return whether a reading is disputed (rule 3)."""
+        return any(each.is_disputed for each in [self.identity, *self.series.values()])
 
-    def _extend_deadlines(self, seconds: float) -> None:
-        """Let rule 2 wait longer: a short frame has no index, so it confirms none."""
-        for state in self.labels.values():
-            state.extend_deadline(seconds)
+    def comes(self, label: str, now: float, within: float = KEEP_FAST) -> bool:
+        """Return whether a label has come lately, trusted or not."""
+        return now - self.seen.get(label, -math.inf) <= within
 
-    def _take_groups(self, frame: Frame, now: float) -> None:
-        for label, group in frame.groups.items():
-            state = self.labels.get(label)
-            if state is None:
-                state = self.labels[label] = LabelState(label)
-            # renew(), only faster: decode_group's cache returns the same object.
-            if state.group is group:
-                state.time = now
-                state.candidate = None
-            elif not state.renew(group, now):
-                self._take_change(state, frame, group, now)
-
-    def _take_change(
-        self, state: LabelState, frame: Frame, group: Group, now: float
-    ) -> None:
-        """Apply the rules of its kind to a reading that differs."""
-        if state.kind == MOVING:
-            state.trust(group, now)
-            return
-        if state.kind == POWER and self._take_power(state, group, now):
-            return
-        if state.kind == INDEX:
-            if not self._is_reading(state, frame, group.label, now):
-                self.implausible += 1
-                return
-            self._learn_followers([group.label], frame, now)
-        if not state.observe(group, now):
-            self.implausible += 1
-
-    def _is_reading(
-        self, state: LabelState, frame: Frame, label: str, now: float
-    ) -> bool:
-        """Return whether an index counts as a reading (rules 4 and 5)."""
-        if label in BALANCE and not is_balanced(frame.groups):
-            self.unbalanced_time = now
-            return False
-        return not self._may_be_joined(state, frame, label, now)
-
-    def _may_be_joined(
-        self, state: LabelState, frame: Frame, label: str, now: float
-    ) -> bool:
-        """Return whether an index may be two groups joined (rule 5)."""
-        is_read = now - state.last_read() <= FOLLOWER_LASTS
-        return is_read and self._followers.is_missing(label, frame)
-
-    def _take_power(self, state: LabelState, power: Group, now: float) -> bool:
-        """Apply rule 6 to a power; return whether it is trusted."""
-        is_trusted = matches_currents(power, self._amperes(now))
-        if not is_trusted and int(power.data) == 0:
-            is_trusted = now - state.zero_time <= ZERO_LASTS
-            state.zero_time = now
-        if is_trusted:
-            state.trust(power, now)
-        return is_trusted
-
-    def _amperes(self, now: float) -> list[int]:
-        """Return the currents of the last seconds; the power comes after them."""
-        amperes = []
-        for label in CURRENTS.intersection(self.labels):
-            state = self.labels[label]
-            if state.group is not None and now - state.time <= CURRENT_LASTS:
-                amperes.append(int(state.group.data))
-        return amperes
-
-    def _learn_all_followers(self, frame: Frame, now: float) -> None:
-        """Learn from a complete frame, unless it teaches nothing new."""
-        labels = list(frame.groups)
-        if labels != self._followers.learned_from:
-            self._learn_followers(INDEXES.intersection(labels), frame, now)
-            self._followers.learned_from = labels
-
-    def _learn_followers(
-        self, indexes: Iterable[str], frame: Frame, now: float
-    ) -> None:
-        """Learn the followers of indexes that are not joined (rule 5)."""
-        for label in indexes:
-            state = self.labels[label]
-            if self._may_be_joined(state, frame, label, now):
-                continue
-            if self._followers.learn(label, frame):
-                state.forget()
-
-    def _end_alerts(self, frame: Frame) -> None:
-        """Forget each alert that is missing from both frames (rule 9)."""
-        for label in TRANSIENT:
-            state = self.labels.get(label)
-            if state is None or label in frame.groups:
-                continue
-            # Not read in the undamaged frame before, nor in a frame since.
-            if state.last_read() < self._undamaged_time:
-                del self.labels[label]
-
-    def known(self, now: float) -> dict[str, Group]:
-        """Return the trusted groups that were read lately (rule 8), by label."""
-        keep_slow = max(self.timeout, HIDE_AFTER)
-        groups = {}
-        for label, state in self.labels.items():
-            limit = HIDE_FAST_AFTER if label in FAST else keep_slow
-            if state.group is not None and now - state.time <= limit:
-                groups[label] = state.group
+    def known(self, now: float) -> Groups:
+        """Return the trusted groups that were read lately (rule 6), by label."""
+        identity = self.identity.trusted
+        if identity is None or self.identity.is_disputed:
+            return {}
+        groups = {identity.label: identity}
+        for label, series in self.series.items():
+            trusted = series.trusted
+            is_late = now - series.read_time > series.keep
+            if trusted is not None and not is_late and not series.is_disputed:
+                groups[label] = trusted[label] if label in REGISTER_OF else trusted
         return groups
 
-    def unread(self, labels: Iterable[str], now: float) -> list[str]:
-        """Return the labels that have not been read for HIDE_FAST_AFTER."""
-        unread = []
-        for label in labels:
-            state = self.labels.get(label)
-            if state is None or now - state.last_read() > HIDE_FAST_AFTER:
-                unread.append(label)
-        return unread
+    def take(self, frame: Frame, now: float) -> bool:
+        """Apply the rules to a frame that ended at `now`; return whether it is ours."""
+        groups = frame.groups
+        if not self._is_ours(groups, now):
+            self.implausible += len(groups)
+            return False
+        if self.is_silent(now) or self.frames == 0:
+            self.began = now
+        self.last_frame = now
+        self.frames += 1
+        self.seen.update(dict.fromkeys(groups, now))
+        for label, group in groups.items():
+            series = self.series.get(label)
+            # The fast way: a label that stands still is the same object in the cache.
+            if series is not None and series.trusted is group and not series.row:
+                series.read_time = now
+            elif label not in REGISTER_OF and label not in IDENTITIES:
+                self._take_label(series or self._new_series(label), group, now)
+        for register in REGISTERS:
+            if register.labels[0] in groups:
+                self._take_register(register, frame, now)
+        return True
 
-    def is_power_lost(self, label: str, now: float) -> bool:
-        """Return whether a power that is not known now cannot be expected any more.
+    def _is_ours(self, groups: Groups, now: float) -> bool:
+        """Take the identity of a frame; return whether the frame is ours (rule 4)."""
+        identity = self.identity
+        group = groups.get("ADCO") or groups.get("ADSC")
+        if group is None:
+            return not identity.row and now - identity.read_time <= IDENTITY_LASTS
+        before = identity.trusted
+        identity.take(group, now)
+        is_replaced = before not in (None, identity.trusted)
+        is_first = identity.trusted is None and len(identity.row) == 1
+        if is_replaced or is_first:
+            self._forget_meter()
+        return identity.trusted in (None, group)
 
-        Either the meter sends no power (two undamaged frames had none), or this label
-        was trusted once, and has not come intact for HIDE_FAST_AFTER.
-        """
-        if self._without_power > 1:
-            return True
-        state = self.labels.get(label)
-        was_trusted = state is not None and state.group is not None
-        return was_trusted and bool(self.unread([label], now))
+    def _take_label(self, series: Series, group: Group, now: float) -> None:
+        if group.label in AT_ONCE or (
+            group.label in POWERS and self._is_sure(group, now)
+        ):
+            series.trust(group, now)
+        elif not series.take(group, now):
+            self.implausible += 1
+
+    def _is_sure(self, group: Group, now: float) -> bool:
+        """Return whether a power is 0, or matches the last currents (rule 5)."""
+        power = int(group.data)
+        currents = [self.series[label] for label in CURRENTS & self.series.keys()]
+        fresh = [each for each in currents if now - each.read_time <= CURRENT_LASTS]
+        amperes = [int(each.trusted.data) for each in fresh]
+        is_match = is_near(power, MAINS_VOLTS * sum(amperes), len(amperes))
+        return power == 0 or (bool(amperes) and is_match)
+
+    def _take_register(self, register: Register, frame: Frame, now: float) -> None:
+        label = register.labels[0]
+        series = self.series.get(label) or self._new_series(label)
+        last = series.row[-1].value if series.row else {}
+        reading = reading_in(frame, register, series.trusted or last)
+        if reading is not None:
+            if not series.take(reading, now):
+                self.implausible += 1
+        elif not register.behind and frame.groups.keys() >= set(register.labels):
+            self.implausible += 1
+            self.unbalanced_time = now
+
+    def _new_series(self, label: str) -> Series:
+        """Add a series for a label, and for the other labels of its register."""
+        keep = max(self.timeout, KEEP)
+        if label in FAST:
+            keep = KEEP_ALERT if label in ALERTS else KEEP_FAST
+        labels: tuple[str, ...] = (label,)
+        series = Series(label in ("OPTARIF", "NGTF"), keep)  # the contract lasts
+        if label in POWERS:
+            series = PowerSeries(False, keep)
+        if label in REGISTER_OF:
+            series = RegisterSeries(True, keep)
+            labels = REGISTER_OF[label].labels
+        self.series.update(dict.fromkeys(labels, series))
+        return series
 
 
-######## Rebuild: accepted frames in, frames of trusted groups out, for the relay ######
+######## Rebuild: trusted groups in, frames out, for the relay #########################
 
 
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    Domoticz, as a reader of the relay, stores 0 for an index that its first frame
-    lacks.  So there is no frame while a label is still awaited.
+    None while a label is awaited: Domoticz stores 0 for an index that its first lacks.
     """
 
-    # All in seconds.  A meter begins; ALL_READ_WITHIN later each label has come intact
-    # at least once; AWAITED_FOR later each label is trusted that ever will be.
-    ALL_READ_WITHIN = 60  # or until a complete frame, which has all labels
-    AWAITED_FOR = 60
-    READ_WITHIN = 60  # a label that has not come for longer is not awaited any more
+    ALL_READ_WITHIN = 60  # seconds, or an undamaged frame: each label has come intact
+    AWAITED_WITHIN = 120  # seconds; after them only indexes are awaited
+    # In overload, a three-phase meter sends short frames of these labels.
+    SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
     def __init__(self) -> None:
-        self._order: list[str] = []  # the meter's labels, in its order
-        self._all_read_at = math.inf  # by then every label has come
+        self._order: list[str] = []  # the meter's labels, in the order of its frames
+        self._began = -math.inf  # as in Guard
+        self._had_undamaged = False  # an undamaged frame has come since then
 
-    def take(self, accepted: Accepted, guard: Guard, now: float) -> list[Group]:
-        """Return the trusted groups in place of a frame; empty: a label is awaited.
-
-        They stand in the meter's order.  A group that is damaged or not trusted is
-        replaced by the trusted group of its label.
-        """
-        self._learn(accepted, now)
-        if now < self._all_read_at:
-            return []
-        if any(self._is_awaited(label, guard, now) for label in self._order):
-            return []
-        frame = accepted.frame
-        order = list(frame.groups) if is_short(frame) else self._order
-        if set(IDENTITIES).isdisjoint(order):
-            return []  # half of a short frame, or an identity that never came intact
+    def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
+        """Return the trusted groups in place of a frame; empty: a label is awaited."""
+        labels = list(frame.groups)
+        is_short = self.SHORT_FRAME.issuperset(labels)
+        if guard.began != self._began:
+            self._began = guard.began
+            self._order = []
+            self._had_undamaged = False
+        if not is_short:
+            self._learn(labels, frame.whole and not frame.damaged)
+        has_had_time = now - self._began >= self.ALL_READ_WITHIN
         known = guard.known(now)
+        unknown = [label for label in self._order if label not in known]
+        is_waiting = any(self._is_awaited(label, guard, now) for label in unknown)
+        if is_waiting or not (self._had_undamaged or has_had_time):
+            return []
+        is_relayed_so = is_short and {"ADCO", "ADIR1"} <= set(labels)
+        order = labels if is_relayed_so else self._order
         return [known[label] for label in order if label in known]
 
     def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
-        """Return whether a label is being read, but is not trusted yet.
+        """Return whether a label that is not known comes, and will be trusted."""
+        if label in REGISTER_OF:  # a meter may lack another label of the register
+            labels = REGISTER_OF[label].labels
+            return all(guard.comes(each, now, AGREE_WITHIN) for each in labels)
+        is_early = now - self._began < self.AWAITED_WITHIN
+        has_ended = label in ALERTS  # or it would be known
+        return is_early and not has_ended and guard.comes(label, now)
 
-        An index is awaited for as long as it comes.  Other labels are awaited for a
-        minute only: a label that changes in each frame is never confirmed.
-        """
-        state = guard.labels.get(label)
-        if state is None or state.group is not None:
-            return False
-        is_early = now <= self._all_read_at + self.AWAITED_FOR
-        is_read = now - state.last_read() <= self.READ_WITHIN
-        return is_read and (is_early or state.kind == INDEX)
+    def _learn(self, labels: list[str], is_undamaged: bool) -> None:
+        """Learn the labels of a frame; the fullest frame gives their order."""
+        if len(labels) < len(self._order):
+            self._order = merged(self._order, labels)
+            return
+        self._order = merged(labels, self._order)
+        if is_undamaged and not set(IDENTITIES).isdisjoint(labels):
+            self._had_undamaged = True
 
-    def _learn(self, accepted: Accepted, now: float) -> None:
-        """Learn the meter's labels, their order, and when all of them have come."""
-        if accepted.begins_meter:
-            self._order = []
-        if accepted.begins_meter or accepted.ends_silence:
-            self._all_read_at = now + self.ALL_READ_WITHIN
-        labels = list(accepted.frame.groups)
-        if accepted.is_complete:
-            self._all_read_at = min(now, self._all_read_at)  # the wait ends
-            # Take the order of this frame, and insert the labels that it lacks: a line
-            # can lose a whole group without damage (rule 5).
-            known = self._order
-            self._order = labels
-            self._insert(known)
-        elif not is_short(accepted.frame):
-            self._insert(labels)
 
-    def _insert(self, labels: Iterable[str]) -> None:
-        """Insert each new label behind the label that it follows in a frame."""
-        # While it is 0, no label of this frame has a known place: leave them out.
-        place = 0
-        for label in labels:
-            if label in self._order:
-                place = self._order.index(label) + 1
-            elif place or label in IDENTITIES:  # at place 0 only an identity
-                self._order.insert(place, label)
-                place += 1
+def merged(order: list[str], labels: list[str]) -> list[str]:
+    """Return an order that has these labels too, each behind the label it follows."""
+    result = list(order)
+    place = 0
+    for label in labels:
+        if label not in result:
+            result.insert(place, label)
+        place = result.index(label) + 1
+    return result
 
 
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
@@ -1231,7 +885,6 @@ EMPTY: Fields = {
 }
 LOWEST_IMAX = 1  # A: Jeedom takes an IMAX of 0 for an input without a meter
 MOST_AMPERES = {1: 90, 3: 60}  # by number of phases: the limit of every Linky
-BALANCED_WITHIN = 100  # Wh: EAST and EASF01 to 10 are confirmed in different frames
 # The value of PEJP while a moving peak (EJP's expensive hours) is announced.
 NOTICE_MINUTES = 30
 
@@ -1403,6 +1056,8 @@ def translate_historic(labels: Labels) -> Fields:
         fields["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
+    if fields.get("PTEC") == "PM..":
+        fields["PEJP"] = 0  # what was announced runs
     if tariff is not None and fields.get("PTEC") not in tariff.periods:
         # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
         fields["PTEC"] = None
@@ -1568,17 +1223,9 @@ def running_index_of(labels: Labels) -> int | None:
     return number if number in numbers else None
 
 
-def is_total_right(labels: Labels) -> bool:
-    """Return whether EAST and all EASF are known, and EAST is their sum."""
-    if not labels.keys() >= BALANCE:
-        return False
-    total = sum([int(labels[label]) for label in EASF])
-    return abs(int(labels["EAST"]) - total) <= BALANCED_WITHIN
-
-
 def standard_indexes(contract: Contract, labels: Labels) -> Fields:
-    """Return the tariff's indexes; no index until the EASF add up to EAST."""
-    if not is_total_right(labels):
+    """Return the tariff's indexes; the guard knows EAST and the EASF together."""
+    if "EAST" not in labels:
         return {}
     if contract.tariff is BASE:
         return {"BASE": int(labels["EAST"])}
@@ -1744,13 +1391,12 @@ class Meter:
             self._take(frame, self._last_byte)
 
     def _take(self, frame: Frame, now: float) -> None:
-        accepted = self.guard.take(frame, now)
-        if accepted is None:
+        if not self.guard.take(frame, now):
             return
         self.accepted += 1
         if self._rebuilder is None:
             return
-        groups = self._rebuilder.take(accepted, self.guard, now)
+        groups = self._rebuilder.take(frame, self.guard, now)
         if groups and frame.whole and self._may_be_relayed(now):
             self.for_relay.append(encode_frame(group.raw for group in groups))
 
@@ -1779,6 +1425,10 @@ class Meter:
         """Return whether no frame has come for longer than the time-out."""
         return self.guard.is_silent(now)
 
+    def is_disputed(self) -> bool:
+        """Return whether the meter, its contract or an index seems to be another."""
+        return self.guard.is_disputed()
+
     def was_unbalanced(self, since: float) -> bool:
         """Return whether a frame since then had EASF that do not add up to EAST."""
         return self.guard.unbalanced_time >= since
@@ -1800,7 +1450,8 @@ class Meter:
     def view(self, now: float) -> View:
         """Return the values to serve now, or the labels that they need."""
         labels = self.labels(now)
-        mode = MODES.get(self.guard.identity.label())
+        known_modes = [MODES[label] for label in MODES if label in self.guard.seen]
+        mode = known_modes[0] if known_modes else None
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._amend(fields, labels, now)
@@ -1817,17 +1468,16 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        The list is empty if only the period is not known, although its labels are: see
-        why_incomplete().
+        They are those that do not come, if there are any: without them others, that
+        come, are not trusted.  The list is empty if only the period is not known,
+        although its labels are: see why_incomplete().
         """
-        if mode != STANDARD:  # the tags of historic mode are its labels
-            return [tag for tag in tags if tag not in labels]
-        missing = missing_labels(tags, labels)
-        if missing or is_total_right(labels):
-            return missing
-        # All are known, but EAST is not their sum.  Probably some of them are no longer
-        # read, but not hidden yet: these are missing.
-        return self.guard.unread(INDEX_LABELS, now)
+        if mode == STANDARD:
+            missing = missing_labels(tags, labels)
+        else:  # the tags of historic mode are its labels
+            missing = [tag for tag in tags if tag not in labels]
+        absent = [label for label in missing if not self.guard.comes(label, now)]
+        return absent or missing
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""
@@ -1835,13 +1485,18 @@ class Meter:
             # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
-        if fields["PAPP"] is None and self.guard.is_power_lost(power_label, now):
+        if fields["PAPP"] is None and self._is_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
             # A current without power: the house injects.  Domoticz would take the
             # current for a drawn power.
             fields.update(IINST=0, IINST1=0, IINST2=0, IINST3=0)
         fields["PPAP"] = fields["PAPP"]
+
+    def _is_lost(self, label: str, now: float) -> bool:
+        """Return whether a label has had time to come, and does not."""
+        has_had_time = now - self.guard.began > KEEP_FAST
+        return has_had_time and not self.guard.comes(label, now)
 
     @staticmethod
     def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
@@ -1887,6 +1542,12 @@ ALL_WELL = Reason(NO_STATION, "")
 NOT_YET_CONNECTED = Reason(NO_STATION, "ecolinky se connecte à l'ESP")
 TO_BE_CONFIRMED = Reason(
     NO_STATION, "des trames arrivent, leurs valeurs attendent confirmation"
+)
+
+DISPUTED = Reason(
+    NO_STATION,
+    "le compteur ou son contrat a changé",
+    "vérification pendant deux minutes",
 )
 
 # The connection.
@@ -2062,6 +1723,8 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "est un dossier",
 }
 
+# A frame has one of these at its end or near it.
+LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
 LINE_ENDS = re.compile(b"[\r\n]+")
 # A stream without an intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
@@ -2233,9 +1896,8 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     labels = view.labels
     if is_identity_alone(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    lacks_total = view.mode == STANDARD and not is_total_right(labels)
-    # The sum is wrong within a frame (rule 4), or it is wrong and no label is missing.
-    if lacks_total and (is_unbalanced or not view.missing):
+    lacks_total = view.mode == STANDARD and "EAST" not in labels
+    if lacks_total and is_unbalanced:
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
@@ -2732,14 +2394,19 @@ class Input:
 
     def _take_view(self, now: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
-        if self.meter.accepted:
+        is_disputed = self.meter.is_disputed()  # perhaps by another meter's frames
+        if self.reason == DISPUTED and not is_disputed:
+            self._all_known_at = now  # decided: what is missing is awaited anew
+        if self.meter.accepted or is_disputed:
             self.view = self.meter.view(now)
             if self.view.fields is not None:
                 self._take_fields(self.view.fields, now)
-            elif now - self._all_known_at > self.patience:
-                self._report(self._why_incomplete(now), now)
+            elif now - self._all_known_at <= self.patience:
+                self.reason = DISPUTED if is_disputed else TO_BE_CONFIRMED
+            elif is_disputed:
+                self._report(DISPUTED, now)
             else:
-                self.reason = TO_BE_CONFIRMED
+                self._report(self._why_incomplete(now), now)
         elif self._all_were_refused(now):
             self.view = self.meter.view(now)
             self._report(NO_IDENTITY, now)
@@ -2747,8 +2414,8 @@ class Input:
     def _all_were_refused(self, now: float) -> bool:
         """Return whether all frames were refused for longer than `patience`.
 
-        In this time the guard would have accepted another meter (after eight frames, by
-        rule 1).  So the frames have no intact identity.
+        Another meter's frames would have begun a dispute (rule 3).  So the frames have
+        no intact identity.
         """
         accepted_at = max(self.meter.last_frame, self._all_known_at)
         return now - accepted_at > self.patience
@@ -4225,7 +3892,7 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
             findings.append(Finding(WARNING, name, remark))
     if view.fields is None:
         if snapshot.reason == TO_BE_CONFIRMED:
-            reason = f"il manque {', '.join(view.missing) or 'une seconde trame'}"
+            reason = f"il manque {', '.join(view.missing) or 'une troisième trame'}"
         failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
         return [*findings, failure]
     findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
@@ -4469,6 +4136,10 @@ EASF08|000000000
 EASF09|000000000
 EASF10|000000000
 EAIT|{injected}
+ERQ1|000000123
+ERQ2|000000456
+ERQ3|000000789
+ERQ4|000000012
 IRMS1|{amperes}
 URMS1|231
 PREF|06
