@@ -175,6 +175,17 @@ def lost_groups():
     return damage
 
 
+def damaged_groups(share):
+    """Return a damage that spoils each group with this probability."""
+
+    def damage(rng, data):
+        spans = data_of(data, rb"[^ \t]+")
+        hit = [start for start, _ in spans if rng.random() < share]
+        return edited(data, dict.fromkeys(hit, b"~"))
+
+    return damage
+
+
 def constant_lie():
     """Return a damage that changes an index the same way from the first frame on."""
     masks = {}
@@ -197,6 +208,8 @@ def worse_damages():
         ("2 to 6 times the same", repeated, {}),
         ("whole groups lost", lost_groups, {}),
         ("a lie from the start", constant_lie, {}),  # nobody can notice it
+        ("13 % of the groups", lambda: damaged_groups(0.13), {}),
+        ("35 % of the groups", lambda: damaged_groups(0.35), {}),
     ]
     for volts in (230, 250):
         for name, cut_off in (("rounded", False), ("cut off", True)):
@@ -218,12 +231,13 @@ class Tally:
         "PAPP frames",
         "of currents",
     )
-    HEAD = "%-22s %8s %9s %7s %7s %8s %8s %8s" % (
+    HEAD = "%-22s %8s %9s %7s %7s %7s %8s %8s %8s" % (
         "damage",
         "frames",
         "intact",
         "used",
         "in time",
+        "served",
         "checksum",
         "form",
         "implaus.",
@@ -236,13 +250,14 @@ class Tally:
         """Return one line of the table."""
         count = self.counts
         return (
-            "%-22s %8d %9d %6.2f%% %6.2f%%"
+            "%-22s %8d %9d %6.2f%% %6.2f%% %6.2f%%"
             % (
                 self.name,
                 count["frames"],
                 count["intact"],
                 100.0 * count["used"] / max(1, count["intact"]),
                 100.0 * count["in time"] / max(1, count["powers"]),
+                100.0 * count["served"] / max(1, count["frames"]),
             )
             + "".join(" %8d" % count[name] for name in self.REFUSED)
             + "".join(" %11d" % count[name] for name in self.SHOWN)
@@ -294,10 +309,12 @@ def bench_damage(seed, count):
             run(tally, kinds, lambda: damage, frames, {})
             total.counts.update(tally.counts)
     print(total.row())
-    for name, kinds, frames in modes:
-        print("worse, %s, seed %d\n%s" % (name, seed, Tally.HEAD))
+    for mode, kinds, frames in modes:
+        print("worse, %s, seed %d\n%s" % (mode, seed, Tally.HEAD))
         for name, make, options in worse_damages():
             run(Tally(name), kinds, make, frames, options)
+            if mode == "historic" and "of the groups" in name:
+                run(Tally(name + ", Tempo"), ["tempo"], make, frames, options)
     bench_trials(rng, count, progress)
     return total.counts["false index"]
 
