@@ -3341,20 +3341,40 @@ class RelayReader:
         return now - self._taken_at < self.STUCK
 
 
+# Closing the port tells readers that no values are served.  A reader whose connection
+# only ends opens the next connection at once; linkytic then shows its last values as
+# live, because it finds itself connected.
+PORT_IS_TAKEN = "relay_port, port %d %s, nouvel essai à chaque trame"
+
+
 class Relay:
-    """The readers of one input's trusted TIC; only the input's thread calls it."""
+    """The readers of one input's trusted TIC; only the input's thread calls it.
+
+    The port is open from the start, and is closed while no values are served.
+    """
 
     MOST_READERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
-        self.timeout = timeout  # seconds without values; then dismiss all readers
+        self.timeout = timeout  # seconds without values; then close the port
+        self._address = (address, port)
         self._readers: list[RelayReader] = []
         self._last_served = now
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((address, port))
-        self._listener.listen(self.MOST_READERS)
-        self._listener.setblocking(False)
+        self._hourly = Hourly()
+        self._listener: socket.socket | None = self._listen()  # None: closed
+
+    def _listen(self) -> socket.socket:
+        """Open the port; raises OSError."""
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(self._address)
+            listener.listen(self.MOST_READERS)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
 
     def send(self, frames: list[bytes], now: float) -> None:
         """Send trusted frames to all readers; a new reader gets whole frames only.
@@ -3362,6 +3382,8 @@ class Relay:
         frames: empty while the values are served, but a label is still awaited.
         """
         self._last_served = now
+        if self._listener is None:
+            self._reopen(now)
         if not frames:
             return
         piece = b"".join(frame[len(START) :] + START for frame in frames)
@@ -3369,32 +3391,44 @@ class Relay:
             if not reader.send(piece, now):
                 self._dismiss(reader)
 
+    def _reopen(self, now: float) -> None:
+        """Open the port again; if another program has it, the next frame tries."""
+        try:
+            self._listener = self._listen()
+        except OSError as error:
+            if self._hourly.claim(PORT_IS_TAKEN, now):
+                log.warning(PORT_IS_TAKEN, self._address[1], words_of(error))
+
     def addresses(self) -> list[str]:
         """Return the readers' IP addresses."""
         return [reader.address for reader in self._readers]
 
     def poll(self, now: float) -> None:
-        """Accept new readers; if no values are served any more, dismiss all readers.
-
-        The end of the connection tells this to a reader.
-        """
+        """Accept new readers; close the port if no values are served any more."""
+        if self.seconds_left(now) < 0:
+            self.close()
         # accept() raises BlockingIOError when no reader waits.  Other errors of a new
         # reader must not disturb the meter either.
         with contextlib.suppress(OSError):
-            while len(self._readers) < self.MOST_READERS:
+            while self._listener and len(self._readers) < self.MOST_READERS:
                 connection, address = self._listener.accept()
                 self._readers.append(RelayReader(connection, address[0], now))
-        if now - self._last_served > self.timeout:
-            for reader in list(self._readers):
-                self._dismiss(reader)
+
+    def seconds_left(self, now: float) -> float:
+        """Return after how many seconds without values the port must be closed."""
+        if self._listener is None:
+            return math.inf
+        return self._last_served + self.timeout - now
 
     def _dismiss(self, reader: RelayReader) -> None:
         self._readers.remove(reader)
         reader.connection.close()
 
     def close(self) -> None:
-        """Close all connections and stop listening: for tests."""
-        self._listener.close()
+        """Close the port and end all connections."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         for reader in list(self._readers):
             self._dismiss(reader)
 
@@ -3451,24 +3485,33 @@ class Reader(threading.Thread):
         try:
             self._input.failed(error, now)
             self._publish()
-            self._poll_relay()
+            # In the pause the thread cannot close the relay: it does so before.
+            self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             self._input.notices.log_fault(BUG.with_words(repr(bug)), now)
 
-    def _poll_relay(self) -> None:
+    def _poll_relay(self, now: float) -> None:
         if self._relay is not None:
-            self._relay.poll(time.monotonic())
+            self._relay.poll(now)
+
+    def _connect(self) -> socket.socket:
+        """Connect to the ESP8266, but not for longer than the relay may stay open."""
+        patience = self.SILENCE
+        if self._relay is not None:
+            left = self._relay.seconds_left(time.monotonic())
+            patience = min(patience, max(left, self.TICK))
+        # If this times out, reason_of() says that the ESP is away.
+        return socket.create_connection(self._address, patience)
 
     def _read(self) -> None:
         """Connect, and read until the connection fails."""
-        # If this times out, reason_of() says that the ESP is away.
-        with socket.create_connection(self._address, self.SILENCE) as connection:
+        with self._connect() as connection:
             connection.settimeout(min(self.TICK, self.SILENCE))  # tests shorten both
             last_byte = time.monotonic()
             reason = NO_BYTE
             self._input.connected(last_byte)
             while not self.stopped.is_set():
-                self._poll_relay()
+                self._poll_relay(time.monotonic())
                 try:
                     data = connection.recv(self.CHUNK)
                 except socket.timeout:

@@ -3609,15 +3609,85 @@ class RelayTests(EspCase):
 
         self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
 
-    def test_readers_of_a_silent_meter_are_disconnected(self):
+    def test_the_port_is_closed_while_no_values_are_served(self):
         relay, client = self.relay(30.0), self.client()
         now = time.monotonic()
         relay.poll(now + 29)
         relay.send([HC_FRAME], now + 29)
         self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
         relay.poll(now + 59)
+        self.client()
         relay.poll(now + 59.1)
         self.assertEqual(b"", client.recv(65536))
+        with self.assertRaises(ConnectionRefusedError):
+            self.client()
+        relay.send([], now + 80)  # served again, but a label is still awaited
+        client = self.client()
+        relay.poll(now + 110)
+        relay.send([HC_FRAME], now + 110)
+        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+
+    def test_a_port_that_another_program_took_is_logged_once_and_tried_again(self):
+        relay, now = self.relay(30.0), time.monotonic()
+        relay.poll(now + 31)
+        with socket.socket() as other, self.assertLogs("ecolinky", "INFO") as logs:
+            other.bind(("127.0.0.1", self.relay_port))
+            other.listen(1)
+            for seconds in range(40, 60):
+                relay.send([HC_FRAME], now + seconds)
+                relay.poll(now + seconds)
+        line = "WARNING:ecolinky:relay_port, port %d déjà pris, nouvel essai à chaque"
+        (logged,) = logs.output
+        self.assertTrue(logged.startswith(line % self.relay_port), logged)
+        relay.send([HC_FRAME], now + 60)
+        client = self.client()
+        relay.poll(now + 61)
+        relay.send([HC_FRAME], now + 61)
+        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+
+    def test_a_reader_that_reconnects_at_once_finds_no_connection_in_an_outage(self):
+        esp = self.esp(frames(HC_FRAME, 0.02))
+        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        reader = ReconnectingReader(self.relay_port)
+        self.addCleanup(reader.stop)
+        wait_for(lambda: reader.is_fed)
+        esp.close()
+        wait_for(lambda: reader.refusals > 0)
+        connections = reader.connections
+        wait_for(lambda: reader.refusals > 20)
+        self.assertEqual(connections, reader.connections)
+        self.assertLess(connections, 3)
+        self.assertFalse(reader.is_fed)
+        wait_for(lambda: not self.live())
+        self.esp(frames(HC_FRAME, 0.02), port=esp.port)
+        wait_for(lambda: reader.is_fed)
+
+    def test_an_esp_that_is_away_does_not_keep_the_relay_open(self):
+        relay, waits = self.relay(2.0), []
+
+        class PatientReader(ecolinky.Reader):
+            PAUSE = 0.01
+
+        def away(_, patience):
+            waits.append(patience)
+            raise socket.timeout
+
+        def is_refused():
+            try:
+                self.client()
+            except ConnectionRefusedError:
+                return True
+
+        settings = ecolinky.FirstInputSettings("10.0.0.9", 8888)
+        with mock.patch("socket.create_connection", away):
+            reader = PatientReader(1, settings, self.store, relay=relay)
+            self.addCleanup(reader.join, 5)
+            self.addCleanup(reader.stopped.set)
+            reader.start()
+            wait_for(is_refused)
+            wait_for(lambda: waits[-1] == 10)  # nobody is connected any more
+        self.assertLessEqual(waits[0], 2)
+        self.assertGreaterEqual(min(waits), 1)
 
     def test_readers_wait_connected_while_values_are_served(self):
         relay, client = self.relay(30.0), self.client()
@@ -3650,18 +3720,6 @@ class RelayTests(EspCase):
         client.settimeout(0.7)
         with self.assertRaises(socket.timeout):  # neither a frame nor the end
             client.recv(65536)
-
-    def test_a_reader_thread_relays_frames_and_disconnects_readers_at_the_end(self):
-        esp = self.esp(frames(HC_FRAME, 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
-        wait_for(self.live)
-        client = self.client()
-        data = client.recv(65536)
-        self.assertEqual(b"\x02", data[:1])
-        esp.close()
-        while data:
-            data = client.recv(65536)  # until the connection is closed
-        self.assertIsNone(self.live())
 
 
 ######## Reader ########################################################################
@@ -7076,6 +7134,47 @@ class LinkyticThread(threading.Thread):
             self._connection.shutdown(socket.SHUT_RDWR)
         self.join(5)
         self._connection.close()
+
+
+class ReconnectingReader(threading.Thread):
+    """A reader that opens its port again as linkytic does.
+
+    It connects at once after the end of a connection, but pauses after a refusal.
+    """
+
+    def __init__(self, port, pause=0.01):
+        super().__init__(daemon=True)
+        self.connections = self.refusals = 0
+        self.is_fed = False  # the present connection has had bytes
+        self._address = ("127.0.0.1", port)
+        self._pause = pause
+        self._is_stopped = threading.Event()
+        self.start()
+
+    def run(self):
+        while not self._is_stopped.is_set():
+            try:
+                with socket.create_connection(self._address, 5) as connection:
+                    self.connections += 1
+                    self._read(connection)
+            except ConnectionRefusedError:
+                self.refusals += 1
+                self._is_stopped.wait(self._pause)
+            except ConnectionError:
+                pass
+            self.is_fed = False
+
+    def _read(self, connection):
+        connection.settimeout(0.05)
+        while not self._is_stopped.is_set():
+            with contextlib.suppress(socket.timeout):
+                if not connection.recv(4096):
+                    return
+                self.is_fed = True
+
+    def stop(self):
+        self._is_stopped.set()
+        self.join(10)
 
 
 def values_of(groups):
