@@ -3275,14 +3275,18 @@ def read_settings(path: str, demo: bool = False) -> Settings:
     return settings
 
 
-def lasting_mac() -> str:
-    """Return a locally administered MAC address, always the same on this machine."""
+def lasting_mac(port: int) -> str:
+    """Return a locally administered MAC address: on this machine, one for each port.
+
+    port: the first HTTP port, by which two programs on one machine differ.
+    """
     seed = socket.gethostname().encode()
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed = file.read().strip() or seed
-    # Never change this: Home Assistant would see another device.
-    high = binascii.crc32(b"ecolinky" + seed)
-    low = binascii.crc32(seed) & 0xFF
+    # Never change this: Home Assistant would see another device.  Version 1.2 had the
+    # same address on all ports; the address on port 4000 is still that one.
+    high = binascii.crc32(b"ecolinky" + seed) ^ port ^ 4000
+    low = binascii.crc32(seed) & 0xFF  # second_device() changes this byte alone
     digits = f"02{high:08x}{low:02x}"
     return ":".join(re.findall("..", digits))
 
@@ -4386,8 +4390,9 @@ def main() -> int:
 
 def devices_of(settings: Settings) -> list[Device]:
     """Return the Eco-Devices to show; the second device is for input 2."""
-    mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac()
-    first = Device(settings.ecodevice.hostname, mac, settings.ports[0], False)
+    port = settings.http.port
+    mac = settings.ecodevice.mac.lower().replace("-", ":") or lasting_mac(port)
+    first = Device(settings.ecodevice.hostname, mac, port, False)
     return [first] + [second_device(first, port) for port in settings.ports[1:]]
 
 

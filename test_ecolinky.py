@@ -3451,24 +3451,34 @@ class SettingsTests(unittest.TestCase):
                 self.assertEqual(ecolinky.METER, settings.second)
 
     def test_the_mac_address_is_stable_and_unique_to_the_machine(self):
-        self.assertRegex(ecolinky.lasting_mac(), "^02(:[0-9a-f]{2}){5}$")
+        self.assertRegex(ecolinky.lasting_mac(4000), "^02(:[0-9a-f]{2}){5}$")
         with mock.patch("builtins.open", side_effect=FileNotFoundError):
             made = []
             for name in ("pi", "nas", "pi"):
                 with mock.patch("socket.gethostname", return_value=name):
-                    made.append(ecolinky.lasting_mac())
+                    made.append(ecolinky.lasting_mac(4000))
         self.assertTrue(made[0] == made[2] != made[1])
         machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
         with mock.patch("builtins.open", machine_id):
             for name in ("pi", "nas"):  # a machine may change its host name
                 with self.subTest(name):
                     with mock.patch("socket.gethostname", return_value=name):
-                        self.assertEqual("02:9d:71:b8:31:0e", ecolinky.lasting_mac())
+                        made = [ecolinky.lasting_mac(port) for port in (4000, 4002)]
+                        self.assertEqual("02:9d:71:b8:31:0e", made[0])
+                        self.assertEqual("02:9d:71:b8:33:0e", made[1])
 
-    def test_two_processes_derive_the_same_mac_address(self):
-        code = "import ecolinky; print(ecolinky.lasting_mac())"
-        made = subprocess.check_output([sys.executable, "-c", code], cwd=HERE)
-        self.assertEqual(ecolinky.lasting_mac(), made.decode().strip())
+    def test_programs_on_all_ports_of_a_machine_have_different_mac_addresses(self):
+        ini = "[teleinfo2]\ninjection = yes\n[http]\nport = %d\n"
+        settings = ecolinky.parse_settings(ini % 4000)
+        made = set()
+        machine_id = mock.mock_open(read_data=b"0123456789abcdef0123456789abcdef\n")
+        with mock.patch("builtins.open", machine_id):
+            for port in (1, 80, 3999, 4000, 4002, 4003, 8080, 40960, 65535):
+                http = settings.http._replace(port=port)
+                for device in ecolinky.devices_of(settings._replace(http=http)):
+                    self.assertRegex(device.mac, "^02(:[0-9a-f]{2}){5}$")
+                    made.add(device.mac)
+        self.assertEqual(18, len(made))
 
     def test_a_timeout_must_be_at_least_five_seconds(self):
         text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
@@ -5120,6 +5130,20 @@ class MainTests(ProgramCase):
         code, _, text = program.end()
         self.assertEqual(0, code)
         self.assertNotIn(" info ", text)
+
+    def test_two_programs_on_one_machine_show_four_different_boxes(self):
+        programs = [
+            self.start("[teleinfo2]\ninjection = yes\n", "--demo") for _ in "ab"
+        ]
+        macs = set()
+        for program in programs:
+            wait_for(program.answers, 20)
+            expected = ecolinky.lasting_mac(program.port)
+            for port in (program.port, program.second):
+                text = ask(port, "/status.xml").body.decode()
+                macs.add(re.search("<config_mac>(.*)</config_mac>", text).group(1))
+            self.assertIn(expected, macs)
+        self.assertEqual(4, len(macs))
 
     def test_the_ini_is_found_beside_the_program(self):
         with tempfile.TemporaryDirectory() as folder:
