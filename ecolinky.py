@@ -3563,6 +3563,16 @@ REFUSALS = {
 UNREADABLE = "demande illisible"
 
 
+def split_target(target: str) -> tuple[str, str]:
+    """Return path and query of a request's target.
+
+    Some clients send the address too: http://host/status.xml (RFC 9112, 3.2.2).
+    """
+    local = re.sub("^http://[^/?]*", "", target, flags=re.IGNORECASE)
+    path, _, query = local.partition("?")
+    return path or "/", query
+
+
 class RequestBytes(io.RawIOBase):
     """The bytes of a connection, with a limit on each request's length and time.
 
@@ -3714,7 +3724,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a document, or refuse a wrong password."""
-        path, _, query = self.path.partition("?")
+        path, query = split_target(self.path)
         login = self.headers.get("Authorization", "")
         if self._is_authorised(login):
             self.server.note_client(path, query, self.client_address[0])

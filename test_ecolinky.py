@@ -3897,6 +3897,19 @@ class ServerTests(HttpCase):
                 self.assertEqual("application/json", as_htm.headers["Content-Type"])
         self.assertEqual(ask(self.port, "/status.xml", "POST").status, 501)
 
+    def test_a_target_with_an_address_is_answered_like_its_path(self):
+        for address in ("http://x", "http://127.0.0.1:4000", "HTTP://[::1]:80"):
+            for path in ("/teleinfo.xml", T1, CMD10, T1 + "?t=1", "/", "/nope"):
+                with self.subTest(address + path):
+                    expected = ask(self.port, path)
+                    answer = ask(self.port, address + path)
+                    self.assertEqual(expected.status, answer.status)
+                    self.assertEqual(expected.body, answer.body)
+            for target in (address, address + "?since=3"):
+                self.assertIn(b"<html", ask(self.port, target).body)
+        for target in ("ftp://x/status.xml", "x/status.xml", "/http://x/status.xml"):
+            self.assertEqual(404, ask(self.port, target).status)
+
     def test_a_connection_is_kept_and_requests_are_answered_in_order(self):
         request = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
         asked = b"".join(request % path.encode() for path in (T1, CMD20, "/nope"))
