@@ -2537,10 +2537,38 @@ class Input:
 ######## Store: the one place that threads share #######################################
 
 
+class Client(NamedTuple):
+    """A program that reads values.
+
+    Two programs on one machine differ in their User-Agent, and one program may read two
+    boxes.
+    """
+
+    address: str
+    agent: str  # its User-Agent, or RELAY_AGENT; may be empty
+    port: int  # of the box or the relay that it reads
+
+
+class Reads(NamedTuple):
+    """How often a client has read values."""
+
+    times: int
+    last: float  # seconds, on the clock of `now`
+
+
+RELAY_AGENT = "TIC"  # stands for a program that reads a relay: it does not say its name
+LONGEST_AGENT = 80  # characters
+
+
+def agent_of(header: str) -> str:
+    """Return the text of a User-Agent as the page may show it."""
+    return "".join(filter(str.isprintable, header))[:LONGEST_AGENT]
+
+
 class Store:
     """The last snapshot of each input, 1 or 2, behind a lock.
 
-    The lock also protects the addresses of the clients, which the page shows.
+    The lock also protects the clients, which the page shows.
     """
 
     MOST_CLIENTS = 8  # older clients are forgotten
@@ -2548,7 +2576,7 @@ class Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: dict[int, Snapshot] = {}
-        self._clients: dict[str, float] = {}  # address -> last read; latest at the end
+        self._clients: dict[Client, Reads] = {}  # the latest client at the end
 
     def publish(self, number: int, snapshot: Snapshot) -> None:
         """Replace an input's snapshot."""
@@ -2560,19 +2588,16 @@ class Store:
         with self._lock:
             return dict(self._snapshots)
 
-    def note_client(self, address: str, now: float) -> None:
-        """Note that a client at this address has read values."""
+    def note_client(self, client: Client, now: float) -> None:
+        """Note that a client has read values."""
         with self._lock:
-            self._clients.pop(address, None)
-            self._clients[address] = now
+            before = self._clients.pop(client, Reads(0, now))
+            self._clients[client] = Reads(before.times + 1, now)
             for oldest in list(self._clients)[: -self.MOST_CLIENTS]:
                 del self._clients[oldest]
 
-    def clients(self) -> dict[str, float]:
-        """Return when each client last read values, by address, the latest at the end.
-
-        The times are seconds on the clock of `now`.
-        """
+    def clients(self) -> dict[Client, Reads]:
+        """Return what each client has read, the latest client at the end."""
         with self._lock:
             return dict(self._clients)
 
@@ -2825,8 +2850,8 @@ def describe(
         described["history"] = describe_history(snapshot, first_wanted(query), now)
         inputs.append(described)
     clients = [
-        {"address": address, "age": round(now - read_at, 1)}
-        for address, read_at in store.clients().items()
+        {**client._asdict(), "reads": reads.times, "age": round(now - reads.last, 1)}
+        for client, reads in store.clients().items()
     ]
     document = {
         "version": __version__,
@@ -3360,6 +3385,7 @@ class Relay:
     MOST_READERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
+        self.port = port
         self.timeout = timeout  # seconds without values; then close the port
         self._address = (address, port)
         self._readers: list[RelayReader] = []
@@ -3540,7 +3566,8 @@ class Reader(threading.Thread):
         relay.send(frames, now)
         if frames:
             for address in relay.addresses():
-                self._store.note_client(address, now)
+                client = Client(address, RELAY_AGENT, relay.port)
+                self._store.note_client(client, now)
 
     def _publish(self) -> None:
         snapshot = self._input.snapshot(time.monotonic())
@@ -3664,10 +3691,11 @@ class Server(ThreadingHTTPServer):
             inputs = {1: inputs[2]} if 2 in inputs else {}
         return answer_document(name, self.device, inputs, time.localtime())
 
-    def note_client(self, path: str, query: str, address: str) -> None:
+    def note_client(self, path: str, query: str, address: str, agent: str) -> None:
         """Note a client that reads a document; the page itself reads no document."""
         if name_of_document(path, query) in DOCUMENTS:
-            self._store.note_client(address, time.monotonic())
+            client = Client(address, agent_of(agent), self.device.port)
+            self._store.note_client(client, time.monotonic())
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host name, which can hang."""
@@ -3727,7 +3755,8 @@ class Handler(BaseHTTPRequestHandler):
         path, query = split_target(self.path)
         login = self.headers.get("Authorization", "")
         if self._is_authorised(login):
-            self.server.note_client(path, query, self.client_address[0])
+            agent = self.headers.get("User-Agent", "")
+            self.server.note_client(path, query, self.client_address[0], agent)
             self._send(self.server.answer(path, query))
             return
         # A missing password is not a wrong password: browsers first send no login.

@@ -2959,19 +2959,30 @@ class StoreTests(unittest.TestCase):
     def setUp(self):
         self.store = ecolinky.Store()
 
+    def client(self, number=7, agent="domoticz/1.0", port=4000):
+        return ecolinky.Client("10.0.0.%d" % number, agent, port)
+
     def test_the_last_eight_clients_are_remembered(self):
         for number in range(20):
-            self.store.note_client("10.0.0.%d" % (number % 13), 100.0 + number)
+            self.store.note_client(self.client(number % 13), 100.0 + number)
         expected = {
-            "10.0.0.%d" % (number % 13): 100.0 + number for number in range(12, 20)
+            self.client(number % 13): (1, 100.0 + number) for number in range(12, 20)
         }
         self.assertEqual(expected, self.store.clients())
 
     def test_a_client_that_reads_again_is_the_latest(self):
         for number in [*range(8), 0, 8]:
-            self.store.note_client("10.0.0.%d" % number, 100.0)
-        expected = ["10.0.0.%d" % number for number in (2, 3, 4, 5, 6, 7, 0, 8)]
+            self.store.note_client(self.client(number), 100.0)
+        expected = [self.client(number) for number in (2, 3, 4, 5, 6, 7, 0, 8)]
         self.assertEqual(expected, list(self.store.clients()))
+
+    def test_a_client_is_an_address_an_agent_and_a_port(self):
+        others = [{}, {"number": 8}, {"agent": "curl/8.5.0"}, {"port": 4001}]
+        for time_of_read in (100.0, 101.0):
+            for other in others:
+                self.store.note_client(self.client(**other), time_of_read)
+        expected = {self.client(**other): (2, 101.0) for other in others}
+        self.assertEqual(expected, self.store.clients())
 
     def test_publishing_does_not_change_a_dictionary_already_read(self):
         publish(self.store, 1, live())
@@ -3545,7 +3556,8 @@ class RelayTests(EspCase):
         wait_for(self.live)
         self.assertEqual({}, self.store.clients())
         self.client()
-        wait_for(lambda: "127.0.0.1" in self.store.clients())
+        client = ecolinky.Client("127.0.0.1", "TIC", self.relay_port)
+        wait_for(lambda: client in self.store.clients())
 
     def test_each_piece_ends_with_the_start_of_the_next_frame(self):
         relay, now = self.relay(), time.monotonic()
@@ -4089,14 +4101,31 @@ class ServerTests(HttpCase):
         self.assertEqual([], clients())
         for path in PATHS + ("/api/xdevices.htm?cmd=20",):
             with self.subTest(path=path):
-                self.store.note_client("10.0.0.7", time.monotonic() - 100)
+                other = ecolinky.Client("10.0.0.7", "", self.port)
+                self.store.note_client(other, time.monotonic() - 100)
                 ask(self.port, path)
                 first, second = clients()
                 self.assertEqual("127.0.0.1", first["address"])
                 self.assertLess(first["age"], 10)
                 self.assertEqual("10.0.0.7", second["address"])
                 self.assertAlmostEqual(100, second["age"], delta=10)
-                self.store.note_client("127.0.0.1", time.monotonic() - 50)
+
+    def test_clients_are_told_apart_by_their_user_agent(self):
+        agents = (None, "domoticz/1.0", "Home\tAssistant\xe9" + "x" * 100)
+        for number, agent in enumerate(agents):
+            for _ in range(number + 1):
+                ask(self.port, T1, headers={"User-Agent": agent} if agent else {})
+        content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
+        self.assertEqual(
+            [
+                ["127.0.0.1", "HomeAssistant\xe9" + "x" * 66, self.port, 3],
+                ["127.0.0.1", "domoticz/1.0", self.port, 2],
+                ["127.0.0.1", "", self.port, 1],
+            ],
+            [list(client.values())[:-1] for client in content["clients"]],
+        )
+        keys = ["address", "agent", "port", "reads", "age"]
+        self.assertEqual(keys, list(content["clients"][0]))
 
     def test_the_page_receives_the_minutes_that_it_requests(self):
         minutes = tuple(
