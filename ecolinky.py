@@ -132,8 +132,9 @@ EOT = b"\x04"
 MARK = re.compile(b"([\x02\x03\x04])")
 # The line end before an identity: a frame begins there if its STX is lost.
 BEFORE_IDENTITY = re.compile(b"[\r\n](?=ADCO |ADSC\t)")
-# A text that begins with an identity.
-IDENTITY_FIRST = re.compile(b"[\r\n]*(ADCO |ADSC\t)")
+# A frame that begins with an identity.  Some ESPs make another byte of the STX and of
+# the LF before it: skip a few bytes.
+IDENTITY_FIRST = re.compile(b"(?s).{0,4}?(?=ADCO |ADSC\t)")
 # A byte has 7 bits and a parity bit.  An ESP set to 8 bits passes the parity bit on.
 DROP_PARITY_BIT = bytes(byte & 0x7F for byte in range(256))
 # CR is 0D hex, to which even parity adds 80.  Each frame has a CR, so 8D proves that
@@ -168,7 +169,7 @@ HISTORIC_FORMS = (
     ("IMAX IMAX1 IMAX2 IMAX3", "[0-9]{3}"),
     ("PAPP PMAX", "[0-4][0-9]{4}"),  # at most 36 kVA, and some overload
     ("HHPHC", "[!-~]"),
-    ("MOTDETAT", "[0-9]{6}"),
+    ("MOTDETAT", "[0-9A-F]{6}"),
     ("PPOT", "[0-9A-F]{2}"),
 )
 TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
@@ -364,8 +365,10 @@ class Decoder:
             # STX also ends a frame, because some servers drop ETX; EOT drops a frame.
             if text and mark != EOT:
                 # The identity also begins a frame, because some servers drop STX.
-                begins = self._opened or bool(IDENTITY_FIRST.match(text))
-                frames += self._frame(text, whole=begins)  # it ends at the mark
+                identity = IDENTITY_FIRST.match(text)
+                start = identity.end() if identity else 0
+                begins = self._opened or identity is not None
+                frames += self._frame(text[start:], whole=begins)  # it ends at the mark
             self._opened = mark == STX  # for the next text
         return frames
 
@@ -1175,7 +1178,7 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP_WORDS = re.compile(r"\bHC\b|CREUSE|WEEK.?END")
+CHEAP_WORDS = re.compile(r"\bHS?C\b|CREUSE|WEEK.?END")  # HSC: heures super creuses
 DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
 
 
@@ -1242,7 +1245,8 @@ def label_of_power(labels: Labels) -> str:
 
 def label_of_standard_power(labels: Labels) -> str:
     """Return the label of the drawn power in standard mode."""
-    return "SINST1" if labels.get("VTIC") == "01" else "SINSTS"  # 01: the first version
+    is_first_version = labels.get("VTIC") == "01"
+    return "SINST1" if is_first_version and "SINSTS" not in labels else "SINSTS"
 
 
 def translate_standard(labels: Labels) -> Fields:
@@ -1481,12 +1485,14 @@ class Meter:
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""
-        if fields["ISOUSC"] is None and self.guard.frames > WAIT_FOR_SUBSCRIPTION:
-            # Domoticz divides by ISOUSC, and would keep "inf" percent for ever.
+        is_late = self.guard.frames > WAIT_FOR_SUBSCRIPTION
+        # 0 A: the meter is not programmed yet.  Domoticz divides by ISOUSC, and would
+        # keep "inf" percent for ever.
+        if fields["ISOUSC"] == 0 or (fields["ISOUSC"] is None and is_late):
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
         if fields["PAPP"] is None and self._is_lost(power_label, now):
-            fields["PAPP"] = self._power_of_currents(fields, labels)
+            fields["PAPP"] = self._power_of_currents(power_label, fields, labels)
         if fields["PAPP"] == 0:
             # A current without power: the house injects.  Domoticz would take the
             # current for a drawn power.
@@ -1498,13 +1504,26 @@ class Meter:
         has_had_time = now - self.guard.began > KEEP_FAST
         return has_had_time and not self.guard.comes(label, now)
 
-    @staticmethod
-    def _power_of_currents(fields: Fields, labels: Labels) -> int | None:
-        """Return the power, VA, of the currents: old meters send no power."""
+    def _power_of_currents(
+        self, power_label: str, fields: Fields, labels: Labels
+    ) -> int | None:
+        """Return the drawn power, VA, of the currents; None: they may flow out.
+
+        Old meters send no power, and damage can hit the same power in each frame.
+        """
         if not CURRENTS & labels.keys():
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
-        return int(MAINS_VOLTS * sum(amperes))
+        power = int(MAINS_VOLTS * sum(amperes))
+        series = self.guard.series
+        if "SINSTI" in series:  # the meter of a house that can inject
+            injected = number_of(labels, "SINSTI")
+            if injected is None:
+                return None
+            return 0 if injected else power
+        last = series.get(power_label)
+        was_zero = last is not None and last.trusted and int(last.trusted.data) == 0
+        return None if was_zero and power else power
 
 
 ######## Diagnosis: the causes of a bad link, in the user's words ######################
@@ -1846,7 +1865,10 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_begun = bool(labels) and not is_identity_alone(labels)
     # The symptoms of CUT_SHORT: no label of a frame's end is known, and at most one
     # group per frame is damaged, by the cut.
-    is_cut = is_begun and LAST_LABELS.isdisjoint(labels)
+    last_labels = LAST_LABELS
+    if labels.get("VTIC") == "01":  # the first version ends with STGE
+        last_labels = LAST_LABELS | {"STGE"}
+    is_cut = is_begun and last_labels.isdisjoint(labels)
     is_one_per_frame = counts.damaged <= counts.frames
     if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
         return CUT_SHORT
@@ -1917,6 +1939,14 @@ def loss_of_labels(counts: Counts, labels: Labels) -> Reason:
     if counts.damaged:
         return RARELY_DAMAGED
     return NEVER_SENT
+
+
+def reason_without_identity(counts: Counts) -> Reason:
+    """Return why no identity comes; counts: of the last minutes."""
+    if counts.damaged:
+        return NO_IDENTITY
+    words = ("le numéro du compteur", NEVER_SENT.cause)
+    return NEVER_SENT._replace(kind=INCOMPLETE, words=words)
 
 
 def is_identity_alone(labels: Labels) -> bool:
@@ -2409,7 +2439,8 @@ class Input:
                 self._report(self._why_incomplete(now), now)
         elif self._all_were_refused(now):
             self.view = self.meter.view(now)
-            self._report(NO_IDENTITY, now)
+            counts = self.history.recent(A_FEW_MINUTES, now)
+            self._report(reason_without_identity(counts), now)
 
     def _all_were_refused(self, now: float) -> bool:
         """Return whether all frames were refused for longer than `patience`.

@@ -962,6 +962,41 @@ class GuardTests(MeterCase):
 ######## Rebuild #######################################################################
 
 
+class StrayByteTests(MeterCase):
+    """Frames whose STX arrives as another byte."""
+
+    def test_a_frame_with_another_byte_as_stx_counts_and_is_relayed_as_any_frame(self):
+        marks = b"\x02\x03\x04"
+        for data in (HC_FRAME, encoded(standard())):
+            for stray in range(128):
+                if stray in marks:
+                    continue
+                for feed in (b"\n", b"\x0f"):
+                    with self.subTest(data[2:6], stray=stray, feed=feed):
+                        begin = b"%c%s" % (stray, feed)
+                        bad = begin + data[2:].replace(b"\r\n", b"\r\x0f", 3)
+                        meter = ecolinky.Meter(is_relayed=True)
+                        relayed = []
+                        for number in range(4):
+                            meter.feed(bad, 2.0 * number)
+                            relayed += meter.for_relay
+                        self.assertEqual([data] * 2, relayed)
+                        counts = meter.counts()
+                        groups = 4 * data.count(b"\r")
+                        self.assertEqual((4, groups), (counts.frames, counts.groups))
+                        self.assertEqual(0, counts.damaged)
+
+    def test_an_alert_ends_after_ten_seconds_whatever_the_stx(self):
+        alert = encoded(historic(ADPS="033")).replace(b"\x02", b"\x43")
+        calm = encoded(historic()).replace(b"\x02", b"\x43")
+        self.feed(*[calm] * 3, alert)
+        self.assertEqual(33, self.served("ADPS"))
+        self.feed(*[calm] * 5)
+        self.assertEqual(33, self.served("ADPS"))
+        self.feed(calm)
+        self.assertEqual(0, self.served("ADPS"))
+
+
 class RebuildTests(unittest.TestCase):
     def test_a_clean_line_is_relayed_byte_for_byte(self):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
@@ -1399,6 +1434,7 @@ class TranslateTests(MeterCase):
             ("HC SEM WE MERCR", "HP MERCREDI", 6, "HC..", "HP.."),
             ("HC SEM WE LUNDI", "HC LUNDI", 5, "HC..", "HC.."),
             ("H SUPER CREUSES", "SUPER CREUSE", 3, "HC..", "HC.."),
+            ("H SUPER CREUSES", "HSC", 2, "HC..", "HC.."),
             ("ZEN Flex", "HP SOBRIETE", 4, "HC..", "HP.."),
             ("ZEN Flex", "HC ECO", 1, "HC..", "HC.."),
             ("OFFRE HC SPECIAL", "HP ETE", 3, "HC..", "HP.."),
@@ -1674,9 +1710,64 @@ class MeterTests(MeterCase):
     def test_the_missing_power_is_that_of_the_meters_version(self):
         for version, label in (("01", "SINST1"), ("02", "SINSTS")):
             with self.subTest(version=version):
-                other = {"SINST1": "00100", "SINSTS": "00100", label: None}
+                other = {"SINST1": "00100", "SINSTS": None, label: None}
                 self.afresh(*[standard(VTIC=version, **other)] * 3)
                 self.assertEqual([label], self.meter.view(self.now).missing)
+
+    def test_a_meter_of_the_first_version_is_served_with_either_power(self):
+        for given in ({"SINSTS": "00777"}, {"SINST1": "00777", "SINSTS": None}):
+            with self.subTest(given):
+                self.afresh(*[standard(VTIC="01", **given)] * 3)
+                self.assertEqual(777, self.served("PAPP"))
+
+    def test_a_subscription_of_0_is_replaced_by_the_meters_maximum(self):
+        three = dict(IRMS2="001", IRMS3="001", URMS2="230", URMS3="230")
+        for groups, amperes in (
+            (standard(PREF="00"), 90),
+            (standard(PREF="00", **three), 60),
+            (changed(HC, ISOUSC="00"), 90),
+        ):
+            with self.subTest(amperes=amperes, first=groups[0]):
+                self.afresh(*[groups] * 3)
+                self.assertEqual(amperes, self.served("ISOUSC"))
+
+    def test_currents_that_may_flow_out_give_no_drawn_power(self):
+        sun = dict(EAIT="000012345", SINSTI="02087", IRMS1="009", SINSTS="00000")
+        whole = encoded(standard(**sun))
+        lost = without("SINSTS", whole)
+        both = without("SINSTI", lost)
+        still = encoded(historic(papp="00000", IINST="009"))
+        for case, good, bad, power in (
+            ("injects", [whole] * 3, lost, 0),
+            ("injects since the start", [], lost, 0),
+            ("may inject", [whole] * 3, both, None),
+            ("a 0 beside a current", [still] * 3, without("PAPP", still), None),
+        ):
+            with self.subTest(case):
+                self.afresh(*good)
+                for _ in range(300):
+                    self.feed(bad)
+                    fields = self.meter.fields(self.now)
+                    if fields is not None:
+                        self.assertEqual(0, fields["PAPP"])
+                fields = self.meter.fields(self.now)
+                self.assertEqual(power, fields and fields["PAPP"])
+
+    def test_a_power_that_never_comes_intact_is_computed_after_half_a_minute(self):
+        drawn = dict(SINSTI="00000", EAIT="000000001", IRMS1="003", SINSTS="00700")
+        for data, label in (
+            (HC_FRAME, "PAPP"),
+            (encoded(standard()), "SINSTS"),
+            (encoded(standard(**drawn)), "SINSTS"),
+        ):
+            with self.subTest(label):
+                self.afresh(*[without(label, data)] * 15)
+                self.assertServesNothing()
+                self.feed(*[without(label, data)] * 3)
+                amperes = self.served("IINST")
+                self.assertEqual(
+                    (True, 230 * amperes), (amperes > 0, self.served("PAPP"))
+                )
 
     def test_missing_labels_are_named_as_a_standard_meter_names_them(self):
         base = dict(NGTF="      BASE      ")
@@ -2096,6 +2187,38 @@ class DiagnosisTests(InputCase):
         self.feed(*[without("PTEC", HC_FRAME)] * 200)
         expected = "des groupes manquent (PTEC), beaucoup de groupes sont abîmés"
         self.assertIn(expected, str(self.snapshot().reason))
+
+    def test_a_lost_identity_is_no_damage(self):
+        for groups, separator in ((HC, " "), (standard(), "\t")):
+            with self.subTest(groups[0][0]):
+                self.begin()
+                self.connect(*[frame(groups[8:], separator)] * 30)
+                reason = self.snapshot().reason
+                expected = "manquent (le numéro du compteur), aucun n'est abîmé"
+                self.assertIn(expected, str(reason))
+                self.assertIn("RX buffer size à 2048", reason.remedy)
+                self.assertIn(str(reason), "".join(self.said(logging.WARNING)))
+
+    def test_no_complaint_about_frames_that_end_as_the_meter_ends_them(self):
+        first = standard(VTIC="01")
+        while first[-1][0] != "STGE":
+            first.pop()
+        three = frame(THREE_PHASES)
+        less = without("PPOT", three)
+        blue = frame(changed(HC, MOTDETAT="40CC00"))
+        for case, chunks in (
+            ("VTIC 01", [encoded(first)] * 30),
+            ("PPOT in every second frame", [three, less] * 15),
+            ("hexadecimal MOTDETAT", [blue] * 30),
+        ):
+            with self.subTest(case):
+                self.begin()
+                self.connect(*chunks)
+                self.assertEqual("live", self.shown().state)
+                self.assertEqual([], self.snapshot().remarks)
+                self.assertEqual([], self.said(logging.WARNING))
+                relayed = _pieces(relay_of(chunks[:8]))
+                self.assertLess(2, len(relayed))
 
     def test_a_single_damaged_identity_does_not_replace_the_reason(self):
         self.connect(*[frame(HC[:8])] * 30)
@@ -5724,7 +5847,7 @@ class CapturesTests(DomoticzCase):
 
     def test_damaged_captures_serve_only_data_of_intact_groups(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "damaged", "*.tic")))
-        self.assertEqual(8, len(names))
+        self.assertEqual(15, len(names))
         served = 0
         for path in names:
             with open(path, "rb") as file:
