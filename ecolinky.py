@@ -1981,6 +1981,7 @@ class Link:
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
     FLOOD = 65536  # bytes without an intact group; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
+    SHOW_BYTE = 5.0  # seconds; the page sees that bytes come, though no frame ends
 
     def __init__(self) -> None:
         self.connections = 0
@@ -1990,6 +1991,8 @@ class Link:
         # When the last intact group came, or when its absence was last reported.
         self._waiting_since = 0.0
         self._connected_at = 0.0
+        self.last_byte = -math.inf  # when it came
+        self._byte_shown = -math.inf  # the last byte that claim_byte() let be shown
 
     def begin(self, now: float) -> None:
         """Note a new connection."""
@@ -2019,6 +2022,18 @@ class Link:
             return False
         self._waiting_since = now
         return True
+
+    def claim_byte(self) -> bool:
+        """Return whether the last byte is due to be shown, even without a frame."""
+        if self.last_byte - self._byte_shown < self.SHOW_BYTE:
+            return False
+        self._byte_shown = self.last_byte
+        return True
+
+    def is_contested(self, now: float) -> bool:
+        """Return whether another client still takes the connections."""
+        is_young = now - self._connected_at < self.BRIEF
+        return is_young and self.brief_connections >= self.EVICTED_AFTER
 
     def end(self, error: Exception, now: float) -> bool:
         """Note why the connection ended; return whether another client causes it.
@@ -2198,8 +2213,7 @@ class Minute(NamedTuple):
 class History:
     """The last 24 hours, minute by minute.
 
-    Minute number n begins at now = 60 n.  With the numbers the page can ask for the
-    minutes that it does not have yet.
+    Minute number n begins at now = 60 n.
     """
 
     STEP = 60  # seconds
@@ -2316,6 +2330,7 @@ class Snapshot(NamedTuple):
     source: str  # host:port
     timeout: float  # seconds after `time` for which the view may be served
     time: float  # when the last frame of the meter ended; -inf: there was none yet
+    last_byte: float  # when the last byte came; -inf: there was none yet
     view: View
     shows_injection: bool  # input 2 shows the injection of this meter
     last_view: View  # the last view that was served; until then, the first view
@@ -2384,12 +2399,14 @@ class Input:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
         self._all_known_at = now
+        self.reason = NOT_YET_CONNECTED  # shown when the first byte comes
 
     def feed(self, data: bytes, now: float) -> bool:
         """Take bytes; return whether there is something new to publish.
 
         Raises LinkError if the connection should be closed.
         """
+        self.link.last_byte = now
         frame_count = self.meter.feed(data, now)
         self.history.note_counts(self.meter.counts(), now)
         if frame_count:
@@ -2400,7 +2417,7 @@ class Input:
         if self.link.claim_report(self.patience, now):
             self._report(diagnose(self.link.sample), now)
             return True
-        return False
+        return self.link.claim_byte()
 
     def failed(self, error: Exception, now: float) -> None:
         """Note that the connection ended, or could not be opened."""
@@ -2453,7 +2470,7 @@ class Input:
 
     def _take_fields(self, fields: Fields, now: float) -> None:
         """Take the fields of a view that serves values."""
-        self.reason = ALL_WELL
+        self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
         self._all_known_at = now
         self._last_view = self.view
         self._last_time = now
@@ -2550,6 +2567,7 @@ class Input:
             source=self.source,
             timeout=self.meter.timeout,
             time=self.meter.last_frame,
+            last_byte=self.link.last_byte,
             view=self.view,
             shows_injection=self._input_2 == INJECTION,
             last_view=self._last_view,
@@ -2870,54 +2888,58 @@ class Program(NamedTuple):
     relay_ports: dict[int, int]  # number of an input with a relay -> port
 
 
-def describe(
-    program: Program, hostname: str, store: Store, query: str, now: float
-) -> Answer:
+def as_json(content: Fields) -> Answer:
+    """Return an answer of the page's own documents."""
+    text = json.dumps(content, separators=(",", ":"))
+    return Answer(200, JSON, text.encode("ascii"))
+
+
+def describe(program: Program, hostname: str, store: Store, now: float) -> Answer:
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
         described = {"input": number, **describe_input(snapshot, now)}
         described["relay_port"] = program.relay_ports.get(number)
-        described["history"] = describe_history(snapshot, first_wanted(query), now)
         inputs.append(described)
     clients = [
         {**client._asdict(), "reads": reads.times, "age": round(now - reads.last, 1)}
         for client, reads in store.clients().items()
     ]
-    document = {
-        "version": __version__,
-        "uptime": round(now - program.started),
-        "hostname": hostname,
-        "ports": program.ports,
-        "clients": clients[::-1],  # the latest first
-        "inputs": inputs,
-    }
-    return Answer(200, JSON, json.dumps(document).encode("ascii"))
+    return as_json(
+        {
+            "version": __version__,
+            "uptime": round(now - program.started),
+            "hostname": hostname,
+            "ports": program.ports,
+            "clients": clients[::-1],  # the latest first
+            "inputs": inputs,
+        }
+    )
 
 
-def first_wanted(query: str) -> int:
-    """Return the number of the first minute that a query wants (since=N); 0: all."""
-    since = re.fullmatch("since=([0-9]{1,10})", query)
-    return int(since[1]) if since else 0
+def describe_histories(store: Store, now: float) -> Answer:
+    """Return /history.json: the last 24 hours of each input, minute by minute."""
+    inputs = []
+    for number, snapshot in sorted(store.read().items()):
+        inputs.append({"input": number, **describe_history(snapshot, now)})
+    return as_json({"inputs": inputs})
 
 
-def describe_history(snapshot: Snapshot, since: int, now: float) -> Fields:
-    """Return the minutes of an input from number `since` on.
-
-    Return all minutes if `since` is out of range: the numbers start again when the
-    machine starts.
-    """
-    oldest = snapshot.running_minute - len(snapshot.minutes)  # its number
-    first = since if oldest < since <= snapshot.running_minute else oldest
-    minutes = snapshot.minutes[first - oldest :]
+def describe_history(snapshot: Snapshot, now: float) -> Fields:
+    """Return the complete minutes of an input, and how long ago the last one ended."""
     return {
         "step": History.STEP,
-        "first": first,
         "age": round(now - snapshot.running_minute * History.STEP, 1),
         "minutes": [
-            (minute.power, minute.lost, int(minute.is_cheap)) for minute in minutes
+            (minute.power, minute.lost, int(minute.is_cheap))
+            for minute in snapshot.minutes
         ],
     }
+
+
+def age_of(time: float, now: float) -> float | None:
+    """Return the seconds since a time, or None if it is -inf."""
+    return round(now - time, 1) if time > -math.inf else None
 
 
 def french(text: str) -> str:
@@ -2930,9 +2952,6 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
     fields = view.fields
-    age = None
-    if snapshot.time > -math.inf:
-        age = round(now - snapshot.time, 1)
     state = "stale" if snapshot.ever_served else "waiting"
     today = snapshot.today
     return {
@@ -2945,7 +2964,8 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
             "remedy": french(snapshot.reason.remedy),
         },
         "remarks": [french(remark) for remark in snapshot.remarks],
-        "age": age,
+        "age": age_of(snapshot.time, now),
+        "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "phases": None if fields is None else phase_count(fields),
         "labels": view.labels,
@@ -3058,6 +3078,14 @@ class LogSettings(NamedTuple):
     level: str = "info"
 
 
+HTTP_PORT_KEYS = ("[http] port", "[http] second_port")
+# Ports above 1023 with which no browser shows a page (Fetch standard, "bad port").
+PORTS_REFUSED = frozenset(
+    (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566)
+    + (6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080)
+)
+
+
 class Settings(NamedTuple):
     """All settings of an ini file: sections, and their keys with type and default."""
 
@@ -3099,8 +3127,7 @@ class Settings(NamedTuple):
     @property
     def named_ports(self) -> list[tuple[str, int]]:
         """Return all ports to listen on, each with the name of its key."""
-        keys = ("[http] port", "[http] second_port")
-        ports = list(zip(keys, self.ports))
+        ports = list(zip(HTTP_PORT_KEYS, self.ports))
         for number, port in self.relay_ports.items():
             ports.append((f"[teleinfo{number}] relay_port", port))
         return ports
@@ -3248,6 +3275,9 @@ def _cross_check(settings: Settings) -> None:
             both = f"{names[port]} et {name}"
             raise ConfigError(f"{both} ont le même port, changer l'un des deux")
         names[port] = name
+    for name, port in zip(HTTP_PORT_KEYS, settings.ports):
+        if port in PORTS_REFUSED:
+            raise ConfigError(f"{name} = {port}, les navigateurs refusent ce port")
     if bool(settings.http.username) != bool(settings.http.password):
         raise ConfigError("[http] username et password, donner les deux, ou aucun")
 
@@ -3712,7 +3742,9 @@ class Server(ThreadingHTTPServer):
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
         if path == "/ecolinky.json":
             hostname = self.device.hostname
-            return describe(self._program, hostname, self._store, query, now)
+            return describe(self._program, hostname, self._store, now)
+        if path == "/history.json":
+            return describe_histories(self._store, now)
         name = name_of_document(path, query)
         if name not in DOCUMENTS:
             return NOT_FOUND
@@ -4630,230 +4662,206 @@ body {
   --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
   --good: #0d7d58; --warn: #a15c00; --bad: #c92d28; --blue: #2a66d9; --on-colour: #fff;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   body {
     --page: #0d1210; --card: #161d1a; --ink: #e9f0ec; --soft: #95a49b; --line: #27312c;
     --good: #35c892; --warn: #f5ad3c; --bad: #ff6a61; --blue: #5b92ff;
     --on-colour: #0b0f0d;
   }
 }
+@media print { body { --page: #fff; print-color-adjust: exact; } }
+
+/* The marks of a state.  Values that are not live are grey, but easy to read. */
+.good { --mark: var(--good); }
+.warn { --mark: var(--warn); }
+.bad { --mark: var(--bad); }
+.soft { --mark: var(--soft); }
+.pill, .problem b, .limit b, .row b, .bad span, .warn span { color: var(--mark); }
+.old .values { --good: var(--soft); --mark: var(--soft); color: var(--soft); }
 
 /* The page. */
 * { box-sizing: border-box; margin: 0; }
 body {
   background: var(--page); color: var(--ink); max-width: 1160px; margin: 0 auto;
-  padding: 12px; font: 15px/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
-  font-variant-numeric: tabular-nums;
+  padding: min(20px, 3vw); font: .9375rem/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
-body > header { display: flex; align-items: center; padding: 4px 4px 16px; }
-#logo { width: 30px; margin-right: 10px; }
-h1 { flex: 1; font-size: 20px; }
-h2 { font-size: 16px; }
-#clock { font-size: 20px; }
-#down:not(:empty), #todo:not(:empty), noscript p {
-  border-radius: 14px; padding: 12px 18px; margin-bottom: 16px; font-size: 18px;
+header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
+body > header { padding-bottom: 14px; }
+h1, h2 { flex: 1; font-size: 1.25rem; white-space: nowrap; }
+a { color: inherit; }
+small, .way, .limit, footer, thead, .report, summary, .caption {
+  color: var(--soft); font-size: .8125rem; font-weight: 400;
+}
+summary { cursor: pointer; padding: 6px 0; }
+#down:not(:empty), noscript p, .to-do {
+  border-radius: 14px; padding: 12px 18px; margin-bottom: 16px; font-size: 1.125rem;
 }
 #down, noscript p { background: var(--bad); color: var(--on-colour); }
-#todo:not(:empty) { border: 2px solid var(--good); }
-a { color: inherit; }
-#cards {
-  display: grid; grid-template-columns: minmax(0, 1fr); align-items: start; gap: 20px;
-}
-footer { color: var(--soft); font-size: 13px; margin: 20px 4px 0; }
-footer p, summary { margin-bottom: 4px; }
-code { color: var(--ink); font-size: 1.1em; font-weight: 600; }
-summary { cursor: pointer; }
-
-/* The marks of a state. */
-.good { --mark: var(--good); }
-.warn { --mark: var(--warn); }
-.bad { --mark: var(--bad); }
-.soft { --mark: var(--soft); }
+.to-do { border: 2px solid var(--good); order: -1; }
+.to-do summary { color: inherit; font-size: 1.25rem; font-weight: 600; }
+main { display: flex; flex-direction: column; }
+#cards { display: grid; align-items: start; gap: 20px; margin-bottom: 12px; }
 
 /* A card: head, way of the values, one or two columns, details. */
 .card {
-  background: var(--card); border-radius: 22px; padding: 16px;
+  background: var(--card); border-radius: 22px; padding: min(22px, 4vw);
   box-shadow: 0 1px 2px #1b33250f, 0 10px 30px #1b332512;
 }
-.card > header {
-  display: flex; flex-wrap: wrap; align-items: center; justify-content: space-between;
-  gap: 4px 12px;
-}
-.pill {
-  border: 1px solid; border-radius: 99px; padding: 3px 12px; color: var(--mark);
-  font-size: 13px; font-weight: 600; text-align: center;
-}
-.alert { color: var(--bad); font-size: 20px; font-weight: 600; }
-.remark { color: var(--warn); }
-.caption { color: var(--soft); font-size: 13px; padding: 6px 0 4px; }
+.pill { border: 1px solid; border-radius: 20px; padding: 3px 12px; font-weight: 600; }
+.problem { padding: 12px 0; font-size: 1.0625rem; }
+.problem b { display: block; font-size: 1.25rem; line-height: 1.3; }
+.report { white-space: pre-line; user-select: all; }
 
-/* The way of the values: four stations, each with its sign. */
-.way {
-  display: grid; gap: 6px 18px; list-style: none; margin-top: 12px; padding: 10px 0;
-  border-top: 1px solid var(--line); font-size: 13px; overflow-wrap: anywhere;
-}
-.way li { display: grid; grid-template-columns: 20px 74px 1fr; gap: 0 8px; }
+/* The way of the values: the stations, each with its sign. */
+.way { display: grid; gap: 6px 18px; list-style: none; margin-top: 12px; padding: 9px; }
+.way, .row, tr { border-top: 1px solid var(--line); }
+.way li { display: flex; flex-wrap: wrap; align-content: start; gap: 0 8px; }
+.way b { flex: 0 1 6rem; color: var(--ink); }
+.way span { flex: 1 1 7rem; }
 .way i {
-  width: 20px; height: 20px; border-radius: 50%; background: var(--mark);
-  color: var(--card); font: 700 13px/20px system-ui, sans-serif; text-align: center;
+  width: 1.25rem; height: 1.25rem; border-radius: 50%; background: var(--mark);
+  color: var(--card); font: 700 .8rem/1.25rem system-ui, sans-serif; text-align: center;
 }
-.way .bad span { color: var(--bad); }
 
-/* The fault, in place of the gauge. */
-.trouble:not(:empty) { padding: 12px 0 20px; font-size: 17px; }
-.trouble b { display: block; color: var(--mark); font-size: 24px; line-height: 1.3; }
-.trouble p { margin-top: 8px; }
-
-/* Values that are not live are grey, but still easy to read. */
-.stale .energy, .waiting .energy, .stale .gauge, .stale .days {
-  --good: var(--soft); --bad: var(--soft); --warn: var(--soft); color: var(--soft);
-}
-.stale .day { background: none; color: inherit; }
-
-/* The gauge, with the power in the middle. */
-.gauge {
-  position: relative; max-width: 310px; margin: 10px auto 0; text-align: center;
-}
-.gauge svg { display: block; }
-.gauge path {
-  fill: none; stroke: var(--line); stroke-width: 13; stroke-linecap: round;
-}
+/* The gauge, with the power in the middle, and today's energy beside it. */
+.gauge { display: flex; flex-wrap: wrap; align-items: center; justify-content: center; }
+.gauge p { text-align: center; margin-left: 8px; }
+.gauge div { position: relative; flex: 1 1 13rem; max-width: 19rem; }
+svg { display: block; width: 100%; }
+path { fill: none; stroke: var(--line); }
+.gauge path { stroke-width: 13; stroke-linecap: round; }
 .gauge .value { stroke: var(--mark); }
-.power { position: absolute; left: 0; right: 0; top: 34%; }
-.power b { display: block; font-size: 54px; line-height: 60px; }
-.limit { margin-top: -6.5%; min-height: 44px; color: var(--soft); font-size: 13px; }
-.limit b { display: block; color: var(--mark); font-size: 15px; }
+.gauge b { display: block; font-size: 1.5rem; line-height: 1.2; }
+.gauge .power { position: absolute; width: 100%; top: 34%; margin: 0; }
+.gauge .power b { font-size: min(3.3rem, 10.5vw); }
+.gauge .limit { margin: -6.5% 0 0; min-height: 2.9rem; }
+.gauge .limit b { font-size: .9375rem; }
 
-/* Rows: a name on the left, values on the right, perhaps a bar. */
-.row {
-  display: flex; align-items: center; justify-content: space-between; gap: 14px;
-  padding: 8px 0; border-top: 1px solid var(--line);
-}
-.running > * { color: var(--good); font-weight: 600; }
-table { width: 100%; border-collapse: collapse; }
-th, td { padding: 7px 0 7px 12px; border-top: 1px solid var(--line); }
-th { padding-left: 0; text-align: left; font-weight: inherit; }
-thead th, .mark { color: var(--soft); font-size: 13px; font-weight: 400; }
-td, th + th { text-align: right; padding-left: 12px; }
-td { white-space: nowrap; }
-.bar {
-  flex: 1; height: 6px; border-radius: 3px; overflow: hidden; background: var(--line);
-}
-.bar i { display: block; height: 100%; background: var(--mark); }
+/* Rows: a name on the left, values on the right. */
+.row, tr { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 8px; }
+.row, th, td { padding: 7px 0; }
+table, thead, tbody { display: block; }
+tr > * { flex: 1 0 6rem; font-weight: inherit; text-align: right; }
+tr > :first-child { flex: 3 0 5rem; text-align: left; }
+tr > :nth-child(2) { flex-basis: 4.6rem; }
+.running { color: var(--good); font-weight: 600; }
 
-/* The days of the Tempo tariff, in their colours. */
+/* The days of the Tempo tariff, in their colours; dashed: not known. */
 .days { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; padding: 6px 0; }
-.day { border: 1px solid var(--line); border-radius: 14px; padding: 9px 14px; }
-small, .day b { display: block; }
-.day-blue { background: var(--blue); color: var(--on-colour); }
-.day-white { background: #fff; color: #15211b; }
-.day-red { background: var(--bad); color: var(--on-colour); }
+.day { border: 2px dashed var(--soft); border-radius: 14px; padding: 9px 14px; }
+.day small { display: block; color: inherit; }
+.bleu, .blanc, .rouge { border-style: solid; }
+.bleu { background: var(--blue); color: var(--on-colour); }
+.blanc { background: #fff; color: #15211b; }
+.rouge { background: var(--bad); color: var(--on-colour); }
+.old .day { background: none; color: inherit; }
 
-/* The power curve, with the losses under it. */
-.chart { height: 230px; margin-bottom: 6px; touch-action: pan-y; }
-.chart svg { display: block; width: 100%; height: 100%; }
-.chart text { font-size: 12px; fill: var(--soft); }
-.chart path { fill: none; stroke: var(--line); }
+/* The power curve: its picture is stretched, the texts around it are not. */
+.chart { position: relative; height: 168px; margin: 20px 6px 30px 52px; }
+.chart { font-size: min(.75rem, 3.6vw); color: var(--soft); white-space: nowrap; }
+.chart svg, .chart input { position: absolute; height: 100%; }
+.chart input { left: -8px; width: calc(100% + 16px); opacity: 0; touch-action: pan-y; }
+.chart input:focus-visible + svg { outline: 2px solid var(--ink); }
+.chart path { vector-effect: non-scaling-stroke; }
 .chart .limit-line { stroke: var(--bad); stroke-dasharray: 5 5; }
 .chart .curve { stroke: var(--good); stroke-width: 1.5; stroke-linecap: round; }
 .chart .area { fill: var(--good); stroke: none; opacity: .14; }
-.chart .cheap, .swatch { fill: var(--blue); background: var(--blue); opacity: .13; }
-.chart .lost { stroke: var(--warn); stroke-width: 3; }
 .chart .pointed { stroke: var(--ink); }
-.chart .pointed + text { fill: var(--ink); font-weight: 600; }
+.cheap, .swatch { fill: var(--blue); background: var(--blue); opacity: .13; }
+.gap { fill: var(--soft); opacity: .2; }
 .swatch { display: inline-block; width: 14px; height: 10px; margin-left: 10px; }
-.chart p { border: 1px dashed var(--line); border-radius: 14px; padding: 80px 16px 0; }
-.chart p { height: 100%; color: var(--soft); text-align: center; }
+.chart span { position: absolute; }
+.va { right: calc(100% + 8px); transform: translateY(-50%); }
+.at { top: calc(100% + 6px); transform: translateX(-50%); }
+.name { bottom: 100%; color: var(--ink); }
 
-/* Details of the link to the meter. */
-.card > details { border-top: 1px solid var(--line); margin-top: 10px; }
-.card summary { color: var(--soft); font-size: 13px; padding-top: 10px; }
-.link {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
-  gap: 8px 18px; font-size: 13px;
-}
-.link dt { color: var(--soft); }
-
-@media (min-width: 720px) {
-  body { padding: 20px; }
-  .card { padding: 20px 24px; }
-  .one-input .columns {
-    display: grid; grid-template-columns: minmax(0, 310px) minmax(0, 1fr); gap: 36px;
-  }
-  .one-input .way { grid-template-columns: repeat(4, 1fr); }
-  .one-input .way li { grid-template-columns: 20px 1fr; align-content: start; }
-  .one-input .way span { grid-column: 2; }
+@media (min-width: 56em) {
+  .one-input .columns { display: grid; grid: auto / 310px minmax(0, 1fr); gap: 36px; }
+  .one-input .way { grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); }
+  .one-input .way span { flex-basis: 100%; }
+  .one-input .sum { display: none; }
   .two-inputs #cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 </style>
 </head>
 <body>
-<header>
-  <img id="logo" alt="">
-  <h1>ecolinky</h1>
-  <span id="clock"></span>
-</header>
+<header><img id="logo" alt="" width="30">
+<h1>ecolinky</h1><span id="clock"></span></header>
 <noscript><p>Cette page a besoin de JavaScript. Les mêmes valeurs sont dans
 <a href="ecolinky.json">ecolinky.json</a>.</p></noscript>
 <p id="down" role="alert"></p>
-<main><div id="todo"></div><div id="cards"></div></main>
-<footer id="domoticz"></footer>
+<main>
+<div id="cards"></div>
+<details id="domoticz"><summary id="places-title">À mettre dans Domoticz</summary>
+<div id="places"></div></details>
+</main>
+<footer id="version"></footer>
 <script>
 "use strict";
-
-// Every two seconds poll() fetches /ecolinky.json, model() turns each input into plain
-// values, the templates turn these into HTML, and show() changes only the differences.
+// Every two seconds poll() asks for /ecolinky.json, every minute for /history.json too.
+// cardHtml() makes HTML of an input, and show() puts it into the page.
 
 const POLL_MS = 2000;
 const TIMEOUT_MS = 5000;
 const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asleep
+const LATE_MS = 8000;  // a frame lasts 3 s at most, and an answer is 2 s old at most
 const MINUTE_MS = 60000;
-const MOST_MINUTES = 1440;  // kept by the program
 const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads at least once a minute
-const DAY_MS = MOST_MINUTES * MINUTE_MS;
+const DAY_MS = 1440 * MINUTE_MS;
 
-const MAINS_VOLTS = 230;  // for the limit: 30 A are 6900 VA
-const CONTRACT_VOLTS = 200;  // for the contract's name: 30 A are "6 kVA"
-const WARN_SHARE = 0.8;  // of the subscription: orange above, then red
-const BAD_SHARE = 0.9;
+// The meter compares the power with PREF, which is ISOUSC times 200 V, in standard mode
+// (Enedis-NOI-CPT_54E), and the current with ISOUSC, at 230 V, in historic mode.
+const CONTRACT_VOLTS = 200;
+const LIMIT_VOLTS = { historic: 230, standard: CONTRACT_VOLTS };
+
+// The programs that read, by User-Agent; TIC reads the relay.  Who has read less may be
+// a person who tries a command.
+const SOMEBODY = "Un programme";
+const PROGRAMS = [
+  { name: "Domoticz", agent: /domoticz/i, least: 2 },
+  { name: "Home Assistant", agent: /home.?assistant/i, least: 2 },
+  { name: "Lecteur TIC", agent: /^TIC$/, least: 100 },
+  { name: SOMEBODY, agent: /^/, least: 4 },
+];
 
 const DASH = "–";
 const NBSP = "\u00a0";  // the space before : ; ? ! and a unit in French
 const MODES = { historic: "historique", standard: "standard" };
-const DAY_CLASSES = { bleu: "day-blue", blanc: "day-white", rouge: "day-red" };
-
-const NO_CURVE = "Pas encore de courbe\u00a0: un point par minute.";
-const NO_READER = "Les valeurs arrivent, mais rien ne les lit plus. Vérifier que"
-  + " Domoticz tourne et que son matériel Eco Devices est activé.";
-const NOTHING_FRESH = "rien de frais n’arrive du compteur";
-const UNREACHABLE
-  = "ecolinky ne répond pas\u00a0: le programme est arrêté, ou le réseau coupé.";
+const SIGNS = { good: ["✓", "en ordre"], warn: ["!", "à améliorer"],
+  bad: ["!", "en défaut"], soft: ["?", "pas connu"] };
+const STILL_RIGHT = "les valeurs transmises restent justes";
+const LOOK_AFTER_IT = "vérifier que ce programme tourne et que son matériel est activé";
+const UNREACHABLE = "ecolinky ne répond pas\u00a0: il est arrêté, ou le réseau"
+  + " coupé. Sur sa machine\u00a0: sudo systemctl restart ecolinky";
 const REFUSED = "ecolinky demande nom et mot de passe\u00a0: recharger la page.";
-const CUT_SHORT = "La réponse d’ecolinky est coupée ou illisible.";
+const UNREADABLE = "La réponse d’ecolinky est coupée ou illisible.";
+
+const page = {
+  seen: null,  // the last answer that could be shown; see meterOf()
+  problem: "",  // why no answer could be shown since, in the user's words
+  asking: false,  // a request is running
+  chosen: {},  // the slider that is used (id), and its minute
+};
 
 //////// Words and numbers ////////////////////////////////////////////////////////////
 
 function number(value, digits = 0) {
   if (!Number.isFinite(value)) return DASH;
   const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return value.toLocaleString("fr-FR", options);
+  return value.toLocaleString("fr-FR", options).replace("-", "−");
 }
 
 function quantity(value, unit, digits = 0) {
   return number(value, digits) + NBSP + unit;
 }
 
-function clockTime(time) {
-  const options = { hour: "2-digit", minute: "2-digit" };
-  return new Date(time).toLocaleTimeString("fr-FR", options);
-}
-
-// Add the date to a time more than a day ago.
-function clockOrDate(time, now) {
-  if (now - time < DAY_MS) return clockTime(time);
-  const options = { day: "numeric", month: "long" };
-  const date = new Date(time).toLocaleDateString("fr-FR", options);
-  return `le ${date} à ${clockTime(time)}`;
+// With the date if `now` is more than a day later.
+function clockTime(time, now = time) {
+  const isOld = now - time >= DAY_MS;
+  const date = isOld ? { day: "numeric", month: "long" } : {};
+  const options = { hour: "2-digit", minute: "2-digit", ...date };
+  return (isOld ? "le " : "") + new Date(time).toLocaleString("fr-FR", options);
 }
 
 // Add a capital letter and a full stop.
@@ -4861,256 +4869,20 @@ function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1) + ".";
 }
 
+// Of each unit its seconds, and where the next unit begins: 90 s, 90 min, 40 h, 3 j.
+const UNITS = [["second", 1, 100], ["minute", 60, 6000], ["hour", 3600, 172800],
+  ["day", 86400, Infinity]];
+
+function duration(seconds) {
+  const [unit, size] = UNITS.find(([, , end]) => seconds < end);
+  const options = { style: "unit", unit, maximumFractionDigits: 0 };
+  const count = Math.max(0, seconds) / size;
+  return count.toLocaleString("fr-FR", options).replace(/\s/, NBSP);
+}
+
 function ago(time, now) {
   return "il y a " + duration((now - time) / 1000);
 }
-
-// As 90 s, 90 min, 40 h, 3 j.
-function duration(seconds) {
-  const hours = seconds / 3600;
-  if (seconds < 100) return quantity(Math.max(0, seconds), "s");
-  if (hours < 1.7) return quantity(seconds / 60, "min");
-  if (hours < 48) return quantity(hours, "h");
-  return quantity(hours / 24, "j");
-}
-
-//////// Model: plain values that the page shows of an input //////////////////////////
-
-// `input`: from the answer; without fields now, with its last (see paintCards).
-// `seen`: when the answer came (receivedAt), the time (now), whether the program
-// answers (connected; if not, nothing is live), the clients, the program's uptime.
-function model(input, seen) {
-  const fields = input.fields || {};
-  const state = stateOf(input, seen);
-  const live = state === "live";
-  const share = live ? shareOf(input) : null;
-  const lastFrame = seen.receivedAt - input.age * 1000;
-  const way = wayOf(input, live, lastFrame, seen);
-  const remarks = live ? remarksOf(input, way) : [];
-  return {
-    number: input.input,
-    state,
-    stateText: stateText(state, remarks, lastFrame, seen.now),
-    stateMark: stateMark(state, fields, remarks),
-    way,
-    trouble: live || !seen.connected ? null : troubleOf(input),
-    remarks,
-    power: live ? number(netPower(input)) : DASH,
-    share: share || 0,
-    shareText: share === null ? "" : quantity(100 * share, "%"),
-    limitText: limitText(input, live),
-    load: loadOf(share),
-    alert: live ? alertOf(fields) : "",
-    currents: currentsOf(input, live),
-    ...tariffOf(input, live, seen),
-    chart: chartOf(input, live, seen),
-    link: linkOf(input, seen),
-  };
-}
-
-// The four stations of a value, each good, bad or not known (soft), with one fact.
-function wayOf(input, live, lastFrame, seen) {
-  const { station, cause } = input.fault;
-  const of = (name, isWell, fact) => {
-    if (!seen.connected) return { mark: "soft", fact };
-    if (station === name && !live) return { mark: "bad", fact: cause };
-    return { mark: isWell ? "good" : "soft", fact };
-  };
-  const frame = input.age === null
-    ? "pas encore entendu" : "trame " + ago(lastFrame, seen.now);
-  const isEspWell = live || station === "linky";  // the meter's fault came through it
-  const running = "en marche depuis " + duration(seen.uptime);
-  const down = { mark: "bad", fact: "ne répond pas" };
-  return [
-    { name: "Linky", ...of("linky", live, frame) },
-    { name: "ESP8266", ...of("esp", isEspWell, input.source) },
-    { name: "ecolinky", ...seen.connected ? of("ecolinky", true, running) : down },
-    { name: "Domoticz", ...domoticzOf(seen, live) },
-  ];
-}
-
-function domoticzOf(seen, live) {
-  if (!seen.clients.length) return { mark: "soft", fact: "n’a pas encore lu" };
-  const { address, age } = seen.clients[0];
-  const time = seen.receivedAt - age * 1000;
-  if (seen.connected && seen.now - time > READ_LATELY_MS) {
-    const since = clockOrDate(time, seen.now);
-    return { mark: "bad", fact: `${address} ne lit plus depuis ${since}` };
-  }
-  const fact = `lu par ${address} ${ago(time, seen.now)}`;
-  return live ? { mark: "good", fact } : { mark: "soft", fact: fact + ", sans valeur" };
-}
-
-// What could be better while values come.
-function remarksOf(input, way) {
-  const isRead = way[3].mark !== "bad";
-  const remarks = input.remarks.map(sentence);
-  if (remarks.length) remarks.push("Les valeurs transmises restent justes.");
-  return isRead ? remarks : [...remarks, NO_READER];
-}
-
-// Of the subscription; null if that is not known, or while the house injects.
-function shareOf(input) {
-  const limit = limitOf(input);
-  return limit && netPower(input) >= 0 ? input.fields.PAPP / limit : null;
-}
-
-function netPower({ fields, injection }) {
-  return fields.PAPP - (injection ? injection.PAPP : 0);
-}
-
-// Why nothing is live, and the remedy; in grey if the user need only wait.
-function troubleOf(input) {
-  const { station, cause, remedy } = input.fault;
-  const host = input.source.replace(/:\d+$/, "");
-  const isEsp = station === "esp" || station === "linky";
-  return {
-    mark: station ? "bad" : "soft",
-    cause: sentence(cause || NOTHING_FRESH),
-    remedy: sentence(remedy),
-    page: isEsp ? `http://${host}/` : "",
-  };
-}
-
-function stateOf(input, seen) {
-  return seen.connected || input.state === "waiting" ? input.state : "stale";
-}
-
-function stateText(state, remarks, lastFrame, now) {
-  if (state === "live") return "en direct" + (remarks.length ? ", à améliorer" : "");
-  if (state === "waiting") return "en attente du compteur";
-  return "données périmées depuis " + clockOrDate(lastFrame, now);
-}
-
-function stateMark(state, fields, remarks) {
-  if (state === "waiting") return "warn";
-  if (state === "stale" || fields.ADPS > 0) return "bad";
-  return remarks.length ? "warn" : "good";
-}
-
-// The power of the subscription in VA, 0 if unknown.
-function limitOf(input) {
-  if (!input.fields) return 0;
-  return input.fields.ISOUSC * MAINS_VOLTS * input.phases;
-}
-
-function limitText(input, live) {
-  if (live && netPower(input) < 0) return "injectés sur le réseau";
-  if (!limitOf(input)) return "";
-  const { ISOUSC, IINST } = input.fields;
-  const single = input.phases !== 3;
-  const contract = quantity(ISOUSC * CONTRACT_VOLTS * input.phases / 1000, "kVA");
-  const times = single ? "" : `3${NBSP}×${NBSP}`;
-  const limit = `${times}${quantity(ISOUSC, "A")} (${contract})`;
-  if (!live) return `Abonnement${NBSP}: ${limit}`;
-  return single ? `${quantity(IINST, "A")} sur ${limit}` : "de " + limit;
-}
-
-function loadOf(share) {
-  if (share > BAD_SHARE) return "bad";
-  return share > WARN_SHARE ? "warn" : "good";
-}
-
-// ADPS: the current is above the subscription.  PEJP: dear hours (EJP) are near.
-function alertOf(fields) {
-  if (fields.ADPS > 0) {
-    const limit = fields.ISOUSC ? " pour " + quantity(fields.ISOUSC, "A") : "";
-    const excess = `Dépassement${NBSP}: ${quantity(fields.ADPS, "A")}${limit}.`;
-    return excess + " Éteindre un appareil, sinon le compteur coupe.";
-  }
-  if (fields.PEJP > 0) return "Pointe mobile dans " + quantity(fields.PEJP, "min");
-  return "";
-}
-
-// Of three phases; the gauge has the current of a single phase.
-function currentsOf(input, live) {
-  if (input.phases !== 3) return [];
-  const { fields } = input;
-  return [1, 2, 3].map((phase) => {
-    const amperes = fields["IINST" + phase];
-    const share = live && fields.ISOUSC ? amperes / fields.ISOUSC : 0;
-    const limit = fields.ISOUSC ? " sur " + quantity(fields.ISOUSC, "A") : "";
-    const value = quantity(live ? amperes : null, "A") + (live ? limit : "");
-    return { phase, name: "Phase " + phase, value, share, load: loadOf(share) };
-  });
-}
-
-// The indexes, and the energy of today.
-function tariffOf(input, live, seen) {
-  const { tariff } = input;
-  if (!tariff) return { tariff: "", days: [], indexes: [] };
-  const { since, energy } = live && input.today || { since: "", energy: {} };
-  const counted = (wh) => number(wh / 1000, 2);  // kWh
-  const time = seen.receivedAt - (input.last || input).age * 1000;
-  const indexes = tariff.indexes.map(({ tag, name, running }) => ({
-    tag,
-    name,
-    today: counted(energy[tag]),
-    value: number(input.fields[tag] / 1000, 3),
-    running: live && running,
-  }));
-  if (live && indexes.length > 1) {
-    const total = tariff.indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
-    indexes.push({ tag: "total", name: "Total", today: counted(total), value: "" });
-  }
-  if (input.injection) {
-    indexes.push({ tag: "EAIT", name: "Injecté", today: counted(energy.EAIT),
-      value: number(input.injection.BASE / 1000, 3) });
-  }
-  return {
-    tariff: tariff.name,
-    days: daysOf(tariff.days),
-    since: since && "depuis " + since,
-    asOf: live ? "" : "figé depuis " + clockOrDate(time, seen.now),
-    indexes,
-  };
-}
-
-function daysOf(days) {
-  const dayOf = (id, title, unknown) => ({ id, title, colour: days[id] || unknown,
-    mark: DAY_CLASSES[days[id]] || "" });
-  return days ? [dayOf("today", "Aujourd’hui", "inconnu"),
-    dayOf("tomorrow", "Demain", "pas encore annoncé")] : [];
-}
-
-// The minutes since the first known power, then now; a power is null if unknown, and
-// below 0 if the house injects.
-function chartOf(input, live, seen) {
-  const { minutes, age } = input.history;
-  const end = seen.receivedAt - age * 1000;
-  const points = minutes.map(([power, lost, cheap], i) =>
-    ({ time: end - (minutes.length - i - 0.5) * MINUTE_MS, power, lost, cheap }));
-  while (points.length && points[0].power === null) points.shift();
-  const known = points.filter((point) => point.power !== null).length;
-  if (live) {
-    const last = { lost: 0, cheap: 0, ...points[points.length - 1] };
-    points.push({ ...last, time: seen.now, power: netPower(input) });
-  }
-  return {
-    number: input.input, points, now: seen.now, limit: limitOf(input),
-    cheap: points.some((point) => point.cheap),
-    notice: known < 2 ? NO_CURVE : "",
-  };
-}
-
-function linkOf(input, seen) {
-  const { frames, groups, connections, refused } = input.counters;
-  const damaged = refused.checksum + refused.form;
-  const share = ` (${quantity(100 * groups / (groups + damaged), "%", 2)})`;
-  const readers = seen.clients.map(({ address, age }) =>
-    [address, "a lu " + ago(seen.receivedAt - age * 1000, seen.now)]);
-  return [
-    ["Trames", number(frames)],
-    ["Groupes intacts", number(groups) + (groups ? share : "")],
-    ["Groupes abîmés", number(damaged)],
-    ["Invraisemblables", number(refused.implausible)],
-    ["Connexions", number(connections)],
-    ["Mode", MODES[input.mode] || DASH],
-    ...readers,
-  ];
-}
-
-//////// Templates: the values as HTML ////////////////////////////////////////////////
 
 // The result of html`...`: text that is already HTML.
 class Markup {
@@ -5128,205 +4900,254 @@ function html(strings, ...values) {
   return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
 }
 
-function currentRow(current, n) {
-  const percent = 100 * Math.min(1, current.share);
-  return html`<div class="row ${current.load}"><span>${current.name}</span>
-    <span class="bar" aria-hidden="true"><i style="width: ${percent}%"></i></span>
-    <b id="current-${n}-${current.phase}">${current.value}</b></div>`;
-}
+//////// A meter: an input, and what several parts of its card need ///////////////////
 
-function dayBox(day, n) {
-  return html`<div class="day ${day.mark}"><small>${day.title}</small>
-    <b id="${day.id}-${n}">${day.colour}</b></div>`;
-}
-
-// Two thirds of a circle; a dash colours the share of it.
-function gauge(share, shareText) {
-  const arc = "M33.4 160A100 100 0 1 1 206.6 160";
-  const length = 419;
-  const name = "Jauge\u00a0: " + (shareText || "puissance inconnue");
-  const value = html`<path class="value" d="${arc}"
-    stroke-dasharray="${length * Math.min(1, share)} 999"/>`;
-  return html`<svg viewBox="0 0 240 184" role="img" aria-label="${name}">
-    <path d="${arc}"/>${share > 0 ? value : ""}</svg>`;
-}
-
-const SIGNS = { good: "✓", bad: "!", soft: "?" };
-const SIGN_NAMES = { good: "en ordre", bad: "en défaut", soft: "pas connu" };
-
-function stationHtml({ name, mark, fact }, n) {
-  return html`<li class="${mark}">
-    <i role="img" aria-label="${SIGN_NAMES[mark]}">${SIGNS[mark]}</i> <b>${name}</b>
-    <span id="${name}-${n}">${fact}</span></li>`;
-}
-
-function cardHead(card, several) {
-  const n = card.number;
-  return html`<header><h2 id="title-${n}">Compteur${several ? " " + n : ""}</h2>
-    <p class="pill ${card.stateMark}" id="state-${n}">${card.stateText}</p></header>
-    <ol class="way">${card.way.map((station) => stationHtml(station, n))}</ol>
-    ${card.remarks.map((remark) => html`<p class="remark">${remark}</p>`)}`;
-}
-
-function troubleHtml({ mark, cause, remedy, page }) {
-  const link = html`<p><a href="${page}">La page de l’ESP8266</a></p>`;
-  return html`<b class="${mark}">${cause}</b><p>${remedy}</p>${page ? link : ""}`;
-}
-
-function powerHtml(card, n) {
-  return html`<div class="gauge ${card.load}">${gauge(card.share, card.shareText)}
-    <p class="power"><b id="power-${n}">${card.power}</b>VA</p>
-    <p class="limit"><b id="share-${n}">${card.shareText}</b>
-      <span id="limit-${n}">${card.limitText}</span></p></div>
-    ${card.currents.map((current) => currentRow(current, n))}`;
-}
-
-// The left column: the power and the currents, or the fault.
-function powerColumn(card) {
-  const n = card.number;
-  const { trouble } = card;
-  const days = html`<div class="days">${card.days.map((day) => dayBox(day, n))}</div>`;
-  return html`<div>
-    <div class="trouble" id="reason-${n}"
-      role="status">${trouble ? troubleHtml(trouble) : ""}</div>
-    <p class="alert" id="alert-${n}" role="status">${card.alert}</p>
-    <div>${trouble ? "" : powerHtml(card, n)}</div>
-    ${card.days.length ? days : ""}</div>`;
-}
-
-function energyRow({ tag, name, today, value, running }, n) {
-  const mark = running ? html` <span class="mark">en cours</span>` : "";
-  return html`<tr class="${running ? "running" : ""}">
-    <th scope="row">${name}${mark}</th><td id="today-${n}-${tag}">${today}</td>
-    <td id="index-${n}-${tag}">${value}</td></tr>`;
-}
-
-function energyTable(card, n) {
-  return html`<table><thead><tr><th scope="col">Tarif ${card.tariff}</th>
-    <th scope="col">Aujourd’hui (kWh) <small id="since-${n}">${card.since}</small></th>
-    <th scope="col">Index (kWh) <small id="as-of-${n}">${card.asOf}</small></th></tr>
-    </thead><tbody>${card.indexes.map((index) => energyRow(index, n))}</tbody></table>`;
-}
-
-// The right column: the curve, which drawChart() fills, and the energy.
-function energyColumn(card) {
-  const n = card.number;
-  const legend = html`<span class="swatch"></span> heures creuses`;
-  return html`<div class="energy"><p class="caption">Puissance (VA)
-    ${card.chart.cheap ? legend : ""}</p>
-    <div class="chart" id="chart-${n}"></div>
-    ${card.tariff ? energyTable(card, n) : ""}</div>`;
-}
-
-function entry([name, value]) {
-  return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
-}
-
-function cardHtml(card, several) {
-  const n = card.number;
-  return html`<section class="card ${card.state}" id="input-${n}"
-    aria-labelledby="title-${n}">${cardHead(card, several)}
-    <div class="columns">${powerColumn(card)}${energyColumn(card)}</div>
-    <details><summary>Détails</summary>
-    <dl class="link">${card.link.map(entry)}</dl></details></section>`;
-}
-
-// Where other programs find the values; users copy each port by hand.
-function place(host, port) {
-  return html`adresse <code>${host}</code>, port <code>${port}</code>`;
-}
-
-function instructions(answer, host) {
-  const second = answer.inputs.length > 1 ? "le compteur 2" : "l’injection";
-  const boxes = answer.ports.map((port, i) =>
-    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${place(host, port)}`);
-  return html`<p>Dans Domoticz, Configuration, Matériel, ajouter un matériel de type
-    «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: ${boxes}.</p>`;
-}
-
-// The instructions again, folded, for when Domoticz already reads the values.
-function footer(answer, host) {
-  const relays = answer.inputs.filter((input) => input.relay_port).map((input) =>
-    html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
-      ${place(host, input.relay_port)}</p>`);
-  const folded = html`<details><summary>À mettre dans Domoticz</summary>
-    ${instructions(answer, host)}</details>`;
-  return html`${folded}${relays}<p>ecolinky ${answer.version}</p>`;
-}
-
-//////// Chart: its scale, its grid, its curve ////////////////////////////////////////
-
-// In pixels: the height (as in the style), the margins for the axes, and the base line
-// of the strip of losses, above the times.
-const HEIGHT = 230;
-const [LEFT, RIGHT, TOP, BOTTOM] = [56, 6, 18, 44];
-const STRIP = HEIGHT - 24;
-const LOST = { width: 4, height: 9, most: 25 };  // most: percent at full height
-const LABEL_WIDTH = 58;  // of "10:55" and some space
-
-const LEAST_POWER = 400;  // VA at the top, at least: a quiet night is no mountain
-const MOST_STEPS = 4.2;  // from the lowest power to the highest: about five lines
-const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
-const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360];  // minutes
-
-// Convert times and powers to places in a chart of this width.
-function scale(chart, width) {
-  const powers = chart.points.map((point) => point.power || 0);
-  const highest = Math.max(LEAST_POWER, ...powers);
-  const lowest = Math.min(0, ...powers);
-  const span = highest - lowest;
-  const powerStep = POWER_STEPS.find((step) => span / step <= MOST_STEPS) || span;
-  const topPower = Math.ceil(highest / powerStep) * powerStep;
-  const bottomPower = Math.floor(lowest / powerStep) * powerStep;
-  const first = chart.points[0].time;
-  const pixelsPerMs = (width - LEFT - RIGHT) / (chart.now - first);
-  const pixelsPerVA = (HEIGHT - TOP - BOTTOM) / (topPower - bottomPower);
-  const tenths = (pixels) => Math.round(10 * pixels) / 10;
+// `seen`: the answer and the histories, when they came (at, historyAt), the time (now),
+// and whether the program answers (connected; if not, nothing is live).
+function meterOf(input, index, seen) {
+  const { inputs, ports } = seen.answer;
+  const known = { ...input, ...input.last, age: input.age };
+  const live = seen.connected && input.state === "live";
+  const energy = live && input.today ? input.today.energy : {};
+  const indexes = known.tariff ? known.tariff.indexes : [];
+  const timeOf = (age) => age === null ? -Infinity : seen.at - age * 1000;
   return {
-    width, first, now: chart.now, topPower, bottomPower, powerStep,
-    x: (time) => tenths(LEFT + (time - first) * pixelsPerMs),
-    y: (power) => tenths(HEIGHT - BOTTOM - (power - bottomPower) * pixelsPerVA),
-    time: (x) => first + (x - LEFT) / pixelsPerMs,
+    ...known,
+    ...powerOf(known),
+    live,
+    energy,  // of today, in Wh by index; empty if it may be yesterday's
+    total: indexes.reduce((sum, { tag }) => sum + energy[tag], 0),
+    frameAt: timeOf(input.age),
+    byteAt: timeOf(input.byte_age),
+    servedAt: timeOf(input.last ? input.last.age : input.age),
+    boxes: ports.filter((_, i) => Math.min(i, inputs.length - 1) === index),
+    history: seen.history.inputs[index],
   };
 }
 
-// Round times, as many as fit.
-function roundTimes(axes) {
-  const minutes = (axes.now - axes.first) / MINUTE_MS;
-  const room = (axes.width - LEFT - RIGHT) / LABEL_WIDTH;
-  const longest = TIME_STEPS[TIME_STEPS.length - 1];
-  const stepMinutes = TIME_STEPS.find((step) => step * room >= minutes) || longest;
-  const step = stepMinutes * MINUTE_MS;
-  // Times are round where the reader lives, not in Greenwich.
-  const zone = new Date(axes.now).getTimezoneOffset() * MINUTE_MS;
-  const firstRound = Math.ceil((axes.first - zone) / step) * step + zone;
-  const times = [];
-  for (let time = firstRound; time < axes.now; time += step) times.push(time);
-  return times;
+// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.
+function powerOf({ fields, injection, mode, phases }) {
+  if (!fields) return { power: null, limit: 0, digits: "" };
+  const power = fields.PAPP - (injection ? injection.PAPP : 0);
+  if (!Number.isFinite(power)) throw new Error("fields without a power");
+  const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;
+  return { power, limit, digits: "…" + String(fields.ADCO).slice(-4) };
 }
 
-function gridLine(axes, power, name) {
-  return html`<path class="${name}" d="M${LEFT} ${axes.y(power)}H${axes.width}"/>`;
+function loadOf(share) {
+  if (share > 0.9) return "bad";
+  return share > 0.8 ? "warn" : "good";
 }
 
-function axisText(x, y, anchor, text) {
-  return html`<text x="${x}" y="${y}" text-anchor="${anchor}">${text}</text>`;
-}
+//////// The way of the values, and what is wrong with it /////////////////////////////
 
-function grid(axes, limit) {
-  const parts = [];
-  for (let power = axes.bottomPower; power <= axes.topPower; power += axes.powerStep) {
-    parts.push(gridLine(axes, power, ""));
-    parts.push(axisText(LEFT - 8, axes.y(power) + 4, "end", number(power)));
+// The programs that read a port, as stations: of each name the one that read last.
+function readersOf(port, live, seen) {
+  const readers = [];
+  for (const client of seen.answer.clients.filter((each) => each.port === port)) {
+    const { name, least } = PROGRAMS.find(({ agent }) => agent.test(client.agent));
+    const isNew = readers.every((reader) => reader.name !== name);
+    const time = seen.at - client.age * 1000;
+    let mark = live ? "good" : "soft";
+    let fact = `lu par ${client.address} ${ago(time, seen.now)}`;
+    if (seen.connected && seen.now - time > READ_LATELY_MS) {
+      mark = "bad";
+      fact = `${client.address} ne lit plus depuis ${clockTime(time, seen.now)}`;
+    }
+    if (isNew && client.reads >= least) readers.push({ name, mark, fact });
   }
-  if (limit && limit <= axes.topPower) parts.push(gridLine(axes, limit, "limit-line"));
-  for (const time of roundTimes(axes)) {
-    const x = axes.x(time);
-    parts.push(html`<path d="M${x} ${STRIP}v5"/>`);
-    const middle = Math.min(x, axes.width - 18);  // the last label fits
-    parts.push(axisText(middle, HEIGHT - 5, "middle", clockTime(time)));
+  // Who has no name is not missed where somebody else reads.
+  return readers.filter(({ name, mark }) =>
+    mark !== "bad" || name !== SOMEBODY || readers.length === 1);
+}
+
+// The readers of each box and of the relay, or that a box has no reader.
+function readerStations(meter, seen) {
+  const where = (port) => seen.answer.ports.length > 1 ? `port ${port}, ` : "";
+  return [...meter.boxes, meter.relay_port].flatMap((port) => {
+    const readers = readersOf(port, meter.live, seen);
+    const nobody = { name: "Domotique", mark: "soft", fact: "pas encore lu" };
+    if (!readers.length && port !== meter.relay_port) readers.push(nobody);
+    return readers.map((each) => ({ ...each, fact: where(port) + each.fact }));
+  });
+}
+
+// The stations, each good, warn, bad or not known (soft), with one fact.
+function stationsOf(meter, seen) {
+  const { now, connected } = seen;
+  const station = (id, name, isWell, fact) => {
+    const isFault = connected && meter.fault.station === id;
+    const mark = connected && isWell ? "good" : "soft";
+    const fault = meter.live ? "warn" : "bad";
+    return { name, mark: isFault ? fault : mark, fact };
+  };
+  const isRead = meter.live && now - meter.frameAt < LATE_MS;
+  const isHeard = now - meter.byteAt < LATE_MS;
+  const isLate = !isHeard && meter.byte_age !== null;
+  const frame = "trame " + ago(meter.frameAt, now);
+  const byte = "dernier octet " + ago(meter.byteAt, now);
+  const running = "en marche depuis " + duration(seen.answer.uptime);
+  return [
+    station("linky", "Linky", isRead, meter.age === null ? "pas encore entendu" : frame),
+    station("esp", "ESP8266", isHeard, isLate ? byte : meter.source),
+    connected ? station("ecolinky", "ecolinky", true, running)
+      : { name: "ecolinky", mark: "bad", fact: "ne répond pas" },
+    ...readerStations(meter, seen),
+  ];
+}
+
+// ADPS: the subscription is exceeded.  PEJP: dear hours (EJP) are near.
+function alertsOf({ fields, mode, phases, power, limit }) {
+  const alerts = [];
+  const amperes = `${quantity(fields.ADPS, "A")} pour ${quantity(fields.ISOUSC, "A")}`;
+  const voltAmperes = phases === 3 ? "une phase a plus que sa part"
+    : `${quantity(power, "VA")} pour ${quantity(limit, "VA")}`;
+  if (fields.ADPS > 0) {
+    const excess = mode === "standard" ? voltAmperes : amperes;
+    alerts.push({ mark: "bad", cause: `Dépassement${NBSP}: ${excess}`,
+      remedy: "éteindre un appareil, sinon le compteur coupe" });
   }
-  return parts;
+  const notice = "pointe mobile dans " + quantity(fields.PEJP, "min");
+  if (fields.PEJP > 0) alerts.push({ mark: "soft", cause: notice, remedy: "" });
+  return alerts;
+}
+
+// Why nothing is live, or what is near and what could be better; in grey a short wait.
+function problemsOf(meter, seen) {
+  const { station, cause, remedy } = meter.fault;
+  if (!seen.connected) return [];
+  if (!meter.live) return [{ mark: station ? "bad" : "soft", cause, remedy }];
+  const gone = readerStations(meter, seen).filter(({ mark }) => mark === "bad")
+    .map(({ name, fact }) => ({ cause: `${name}, ${fact}`, remedy: LOOK_AFTER_IT }));
+  const remarks = meter.remarks.map((each) => ({ cause: each, remedy: STILL_RIGHT }));
+  const better = [...gone, ...remarks];
+  if (station) better.unshift({ cause, remedy });
+  return [...alertsOf(meter), ...better.map((each) => ({ mark: "warn", ...each }))];
+}
+
+// Where the ESP may help, with a link to its page; an IPv6 address stands in brackets.
+function problemHtml({ mark, cause, remedy }, { live, fault, source }) {
+  const host = source.replace(/:\d+$/, "");
+  const address = `http://${host.includes(":") ? `[${host}]` : host}/`;
+  const isEsp = !live && (fault.station === "esp" || fault.station === "linky");
+  const link = html`<p><a href="${address}">La page de l’ESP8266</a></p>`;
+  return html`<div class="problem ${mark}"><b>${sentence(cause)}</b>
+    <p>${sentence(remedy)}</p>${isEsp ? link : ""}</div>`;
+}
+
+function stationHtml({ name, mark, fact }) {
+  return html`<li class="${mark}">
+    <i role="img" aria-label="${SIGNS[mark][1]}">${SIGNS[mark][0]}</i> <b>${name}</b>
+    <span>${fact}</span></li>`;
+}
+
+//////// The power, the currents, the days and the energy /////////////////////////////
+
+function limitText({ fields, live, phases, power, limit, mode }) {
+  if (!live || !limit) return "";
+  if (power < 0) return "injectés sur le réseau";
+  const amperes = quantity(fields.ISOUSC, "A");
+  const contract = quantity(fields.ISOUSC * CONTRACT_VOLTS * phases / 1000, "kVA");
+  if (mode === "standard") return "de " + contract;
+  if (phases === 3) return `de 3${NBSP}×${NBSP}${amperes} (${contract})`;
+  return `${quantity(fields.IINST, "A")} sur ${amperes} (${contract})`;
+}
+
+// Two thirds of a circle; a dash colours the share of it.
+function gaugeHtml(meter) {
+  const { input: n, power, limit, live } = meter;
+  const share = live && limit && power >= 0 ? power / limit : 0;
+  const percent = share ? quantity(100 * share, "%") : "";
+  const arc = "M33.4 160A100 100 0 1 1 206.6 160";
+  const value = html`<path class="value" d="${arc}"
+    stroke-dasharray="${419 * Math.min(1, share)} 999"/>`;
+  return html`<div class="gauge ${loadOf(share)}"><div>
+    <svg viewBox="0 0 240 184" role="img"
+      aria-label="Jauge${NBSP}: ${percent || "part inconnue"}">
+      <path d="${arc}"/>${share ? value : ""}</svg>
+    <p class="power"><b id="power-${n}">${number(live ? power : null)}</b>VA</p>
+    <p class="limit"><b id="share-${n}">${percent}</b>
+      <span id="limit-${n}">${limitText(meter)}</span></p></div>
+    <p class="sum"><b>${number(meter.total / 1000, 2)}</b>kWh aujourd’hui</p></div>`;
+}
+
+// The current of each of three phases; the gauge has that of a single phase.
+function currentsHtml({ input: n, fields, live, phases }) {
+  if (phases !== 3 || !live) return "";
+  return [1, 2, 3].map((phase) => {
+    const amperes = fields["IINST" + phase];
+    const share = fields.ISOUSC ? amperes / fields.ISOUSC : 0;
+    const limit = fields.ISOUSC ? " sur " + quantity(fields.ISOUSC, "A") : "";
+    return html`<div class="row ${loadOf(share)}"><span>Phase ${phase}</span>
+      <b id="current-${n}-${phase}">${quantity(amperes, "A")}${limit}</b></div>`;
+  });
+}
+
+function daysHtml({ tariff }) {
+  if (!tariff || !tariff.days) return "";
+  const { today, tomorrow } = tariff.days;
+  const days = [["Aujourd’hui", today || "inconnu"],
+    ["Demain", tomorrow || "pas encore annoncé"]];
+  return html`<div class="days values">${days.map(([title, colour]) => html`<div
+    class="day ${colour}"><small>${title}</small><b>${colour}</b></div>`)}</div>`;
+}
+
+// The row of an index: its name, the kWh of today, the reading.
+function rowHtml(n, { tag, name, running }, wh, reading) {
+  const mark = running ? html`<small>en cours</small>` : "";
+  const kWh = number(reading / 1000, 3);
+  return html`<tr class="${running ? "running" : ""}">
+    <th scope="row">${name} ${mark}</th>
+    <td id="today-${n}-${tag}">${number(wh / 1000, 2)}</td>
+    <td id="index-${n}-${tag}">${reading === null ? "" : kWh}</td></tr>`;
+}
+
+function energyHtml(meter) {
+  const { input: n, tariff, fields, injection, live, energy, total, today } = meter;
+  if (!tariff) return "";
+  const rows = tariff.indexes.map(({ tag, name, running }) =>
+    rowHtml(n, { tag, name, running: live && running }, energy[tag], fields[tag]));
+  const sum = { tag: "total", name: "Total" };
+  if (rows.length > 1) rows.push(rowHtml(n, sum, total, null));
+  const injected = { tag: "EAIT", name: "Injecté" };
+  if (injection) rows.push(rowHtml(n, injected, energy.EAIT, injection.BASE));
+  const since = live && today && today.since ? "depuis " + today.since : "";
+  return html`<table><thead><tr><th scope="col">Tarif ${tariff.name}</th>
+    <th scope="col">Aujourd’hui (kWh) ${since}</th><th scope="col">Index (kWh)</th>
+    </tr></thead><tbody>${rows}</tbody></table>`;
+}
+
+//////// Chart: 24 hours in minutes from the left, percent from the top ///////////////
+
+const LEAST_POWER = 400;  // VA at the top, at least: a quiet night is no mountain
+const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
+
+// The minutes, then now; a power is null if unknown, and below 0 if the house injects.
+function pointsOf(meter, seen) {
+  const { minutes, age } = meter.history;
+  const end = seen.historyAt - age * 1000;
+  const points = minutes.map(([power, , cheap], i) =>
+    ({ time: end - (minutes.length - i - 0.5) * MINUTE_MS, power, cheap }));
+  if (meter.live) points.push({ time: seen.now, power: meter.power, cheap: 0 });
+  return points.filter(({ time }) => time > seen.now - DAY_MS);
+}
+
+// Convert times and powers to places.
+function axesOf(points, now) {
+  const powers = points.map((point) => point.power || 0);
+  const highest = Math.max(LEAST_POWER, ...powers);
+  const lowest = Math.min(0, ...powers);
+  const span = highest - lowest;
+  const step = POWER_STEPS.find((each) => span / each <= 4.2) || span;
+  const top = Math.ceil(highest / step);
+  const bottom = Math.floor(lowest / step);
+  const tenths = (value) => Math.round(10 * value) / 10;
+  return {
+    now,
+    powers: Array.from({ length: top - bottom + 1 }, (_, i) => (top - i) * step),
+    x: (time) => tenths((time - now + DAY_MS) / MINUTE_MS),
+    y: (power) => tenths(100 * (top - power / step) / (top - bottom)),
+  };
 }
 
 // The runs of consecutive points that pass a test.
@@ -5339,100 +5160,180 @@ function runsOf(points, test) {
   return runs.filter((run) => run.length);
 }
 
-function cheapHours(axes, points) {
-  return runsOf(points, (point) => point.cheap).map((run) => {
-    const x = axes.x(run[0].time);
-    const width = axes.x(run[run.length - 1].time) - x;
-    return html`<rect class="cheap" x="${x}" y="${TOP}" width="${width}"
-      height="${HEIGHT - TOP - BOTTOM}"/>`;
-  });
+function shadeHtml(run, name, { x }) {
+  const begin = x(run[0].time);
+  const width = x(run[run.length - 1].time) - begin;
+  return html`<rect class="${name}" x="${begin}" width="${width}" height="100"/>`;
 }
 
-// A bar for each stretch of time, as high as its highest loss.
-function lostGroups(axes, points) {
-  const stretches = new Map();
-  for (const { time, lost } of points) {
-    const x = Math.round(axes.x(time) / LOST.width) * LOST.width;
-    stretches.set(x, Math.max(lost, stretches.get(x) || 0));
-  }
-  const bars = [...stretches].filter(([, lost]) => lost).map(([x, lost]) => {
-    const height = Math.max(1, LOST.height * Math.min(1, lost / LOST.most));
-    return `M${x} ${STRIP}v${-height.toFixed(1)}`;
-  });
-  return html`<path d="M${LEFT} ${STRIP}H${axes.width}"/>
-    ${axisText(LEFT - 8, STRIP + 2, "end", "liaison")}
-    <path class="lost" d="${bars.join("")}"/>`;
-}
-
-// A line and the area under it for each run: neither crosses a gap.
-function curve(axes, points) {
-  return runsOf(points, (point) => point.power !== null).map((run) => {
-    const places = run.map((point) => `${axes.x(point.time)} ${axes.y(point.power)}`);
-    const line = places.join("L");
-    const begin = axes.x(run[0].time);
-    const ground = axes.y(0);
-    // h0: a run of a single point is a dot.
-    return html`<path class="area" d="M${begin} ${ground}L${line}V${ground}z"/>
+// A line (or a dot: h0) and the area under it for each run: neither crosses a gap.
+function curveHtml(points, { x, y }) {
+  return runsOf(points, ({ power }) => power !== null).map((run) => {
+    const line = run.map(({ time, power }) => `${x(time)} ${y(power)}`).join("L");
+    return html`<path class="area" d="M${x(run[0].time)} ${y(0)}L${line}V${y(0)}z"/>
       <path class="curve" d="M${line}h0"/>`;
   });
 }
 
-// The point that is nearest to a time.
 function nearest(points, time) {
   const gap = (point) => Math.abs(point.time - time);
   return points.reduce((best, point) => gap(point) < gap(best) ? point : best);
 }
 
-function describePoint({ time, power, lost }) {
-  const losses = lost ? `, ${quantity(lost, "%")} perdus` : "";
-  return `${clockTime(time)}${NBSP}: ${quantity(power, "VA")}${losses}`;
+function describePoint({ time, power }) {
+  const value = power === null ? "pas de données" : quantity(power, "VA");
+  return `${clockTime(time)}${NBSP}: ${value}`;
 }
 
-function pointedAt(axes, point) {
-  const x = axes.x(point.time);
-  const [side, anchor] = x > axes.width / 2 ? [-6, "end"] : [6, "start"];
-  return html`<path class="pointed" d="M${x} 0V${STRIP}"/>
-    ${axisText(x + side, 12, anchor, describePoint(point))}`;
+// A text beside the picture; a name stays within the width.
+function labelHtml(kind, percent, text) {
+  const side = kind === "va" ? "top" : "left";
+  const shift = kind === "name" ? `transform: translateX(-${percent}%)` : "";
+  return html`<span class="${kind}"
+    style="${side}: ${percent}%; ${shift}">${text}</span>`;
 }
 
-// `pointed` is the time that the pointer, a finger or the arrow keys chose.
-function chartHtml(chart, width, pointed) {
-  if (chart.notice) return html`<p>${chart.notice}</p>`;
-  const axes = scale(chart, width);
-  const { points } = chart;
-  const name = "Courbe de la puissance depuis " + clockTime(axes.first);
-  const point = nearest(points, pointed === null ? axes.now : pointed);
-  return html`<svg viewBox="0 0 ${width} ${HEIGHT}" role="slider" tabindex="0"
-    aria-label="${name}" aria-valuemin="0" aria-valuemax="${points.length - 1}"
-    aria-valuenow="${points.indexOf(point)}" aria-valuetext="${describePoint(point)}">
-    <g aria-hidden="true">${cheapHours(axes, points)}${grid(axes, chart.limit)}
-    ${curve(axes, points)}${lostGroups(axes, points)}
-    ${pointed === null ? "" : pointedAt(axes, point)}</g></svg>`;
+// Name the longest gap: there may be no room for two names.
+function gapName(gaps, { x }) {
+  const [longest] = gaps.sort((one, other) => other.length - one.length);
+  if (!longest) return "";
+  const [from, to] = [longest[0].time, longest[longest.length - 1].time];
+  const text = `pas de données ${clockTime(from)}–${clockTime(to)}`;
+  return labelHtml("name", (x(from) + x(to)) / 28.8, text);
+}
+
+// The texts: of the powers, and of times that are round where the reader lives.
+function textsHtml({ now, x, y, powers }) {
+  const date = new Date(now);
+  const last = date.setHours(date.getHours() - date.getHours() % 4, 0, 0, 0);
+  const times = [5, 4, 3, 2, 1, 0].map((steps) => last - steps * 240 * MINUTE_MS);
+  return [...powers.map((power) => labelHtml("va", y(power), number(power))),
+    ...times.map((time) => labelHtml("at", x(time) / 14.4, clockTime(time)))];
+}
+
+// The slider over the picture is for the pointer, a finger and the keys.
+function chartHtml(n, points, limit, now) {
+  if (points.filter(({ power }) => power !== null).length < 3) {
+    return html`<p class="caption">Pas encore de courbe${NBSP}: un point par minute.</p>`;
+  }
+  const axes = axesOf(points, now);
+  const { x, y, powers } = axes;
+  const isChosen = page.chosen.id === "chart-" + n;
+  const time = isChosen ? now - DAY_MS + page.chosen.minute * MINUTE_MS : now;
+  const point = nearest(points, time);
+  const gaps = runsOf(points, ({ power }) => power === null)
+    .filter((gap) => gap.length >= 10);  // minutes
+  const cheap = runsOf(points, (each) => each.cheap);
+  const isLimit = limit && limit <= powers[0];
+  const line = (power, kind) => html`<path class="${kind}" d="M0 ${y(power)}h1440"/>`;
+  const pointed = html`<path class="pointed" d="M${x(point.time)} 0v100"/>`;
+  return html`<div class="chart">
+    <input type="range" max="1440" value="1440" id="chart-${n}"
+      aria-label="Courbe de 24 heures" aria-valuetext="${describePoint(point)}">
+    <svg viewBox="0 0 1440 100" preserveAspectRatio="none" aria-hidden="true">
+    ${cheap.map((run) => shadeHtml(run, "cheap", axes))}
+    ${gaps.map((gap) => shadeHtml(gap, "gap", axes))}
+    ${powers.map((power) => line(power, ""))}
+    ${isLimit ? line(limit, "limit-line") : ""}
+    ${curveHtml(points, axes)}${isChosen ? pointed : ""}</svg>
+    <div>${isChosen ? labelHtml("name", x(point.time) / 14.4, describePoint(point))
+    : gapName(gaps, axes)}${textsHtml(axes)}</div></div>`;
+}
+
+// What a forum asks for, without the meter's number and without addresses.
+function reportOf(meter, problems, { answer }) {
+  const { frames, groups, refused, connections } = meter.counters;
+  const { option, name } = meter.tariff || { option: DASH, name: DASH };
+  const damaged = refused.checksum + refused.form;
+  const percent = quantity(100 * damaged / (groups + damaged), "%", 2);
+  const lost = Math.max(0, ...meter.history.minutes.map((minute) => minute[1]));
+  const lines = [
+    `ecolinky ${answer.version}, en marche depuis ${duration(answer.uptime)}`,
+    `Compteur ${meter.digits}, mode ${MODES[meter.mode] || DASH}`,
+    `Contrat ${option} (${name}) ${meter.labels.NGTF || ""}`,
+    `Connexions ${number(connections)}, trames ${number(frames)}`,
+    `Groupes intacts ${number(groups)}, abîmés ${number(damaged)} (${percent}),`
+      + ` invraisemblables ${number(refused.implausible)}`,
+    `Liaison${NBSP}: ${quantity(lost, "%")} perdus au plus en une minute`,
+    ...problems.map(({ cause, remedy }) => `${sentence(cause)} ${sentence(remedy)}`),
+    ...answer.clients.map(({ agent, port, reads, age }) =>
+      `Lecteur ${agent}, port ${port}, ${reads} fois, il y a ${duration(age)}`),
+  ];
+  return lines.join("\n").replace(/\d+(\.\d+){3}|\d{8}(?=\d{4})/g, "…");
+}
+
+function stateOf({ live, state, servedAt }, problems, now) {
+  if (state === "waiting") return ["warn", "en attente du compteur"];
+  if (!live) return ["bad", "données périmées depuis " + clockTime(servedAt, now)];
+  const has = (mark) => problems.some((problem) => problem.mark === mark);
+  const text = has("warn") ? "en direct, à améliorer" : "en direct";
+  return [["bad", "warn"].find(has) || "good", text];
+}
+
+function cardHtml(meter, seen) {
+  const { input: n, live } = meter;
+  const problems = problemsOf(meter, seen);
+  const [mark, state] = stateOf(meter, problems, seen.now);
+  const points = pointsOf(meter, seen);
+  const several = seen.answer.inputs.length > 1 ? ` ${n} ${meter.digits}` : "";
+  const legend = html`<span class="swatch"></span> heures creuses`;
+  return html`<section class="card ${live ? "" : "old"}" aria-labelledby="title-${n}">
+    <header><h2 id="title-${n}">Compteur${several}</h2>
+    <p class="pill ${mark}" id="state-${n}">${state}</p></header>
+    <ol class="way">${stationsOf(meter, seen).map(stationHtml)}</ol>
+    <div class="columns"><div><div id="reason-${n}"
+      role="status">${problems.map((problem) => problemHtml(problem, meter))}</div>
+    <div>${live || !seen.connected ? gaugeHtml(meter) : ""}${currentsHtml(meter)}
+    ${daysHtml(meter)}</div></div>
+    <div class="values"><p class="caption">Puissance (VA)
+    ${points.some((point) => point.cheap) ? legend : ""}</p>
+    ${chartHtml(n, points, meter.limit, seen.now)}${energyHtml(meter)}</div></div>
+    <details><summary>Détails, à copier pour demander de l’aide</summary>
+    <p class="report" id="report-${n}">${reportOf(meter, problems, seen)}</p></details>
+    </section>`;
+}
+
+// Whether nobody reads a box though its values come.  Other programs than Domoticz read
+// both inputs at the first box, or the relay.
+function isToBeSet(meter, seen) {
+  const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
+  const others = namesAt(seen.answer.ports[0]).filter((name) => name !== "Domoticz");
+  const isRead = others.length || namesAt(meter.relay_port).length;
+  return meter.live && !isRead && meter.boxes.some((port) => !namesAt(port).length);
+}
+
+function placeHtml(port) {
+  return html`adresse <code>${location.hostname}</code>, port <code>${port}</code>`;
+}
+
+// What is to be entered in Domoticz: open and first until it is done, then folded.
+function showPlaces(meters, seen) {
+  const { inputs, ports, uptime } = seen.answer;
+  const isToDo = meters.some((meter) => isToBeSet(meter, seen));
+  const wait = "Attendre une minute si Domoticz est déjà réglé. Sinon, dans";
+  const begin = isToDo && uptime * 1000 < MINUTE_MS ? wait : "Dans";
+  const second = inputs.length > 1 ? "le compteur 2" : "l’injection";
+  const places = ports.map((port, i) =>
+    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${placeHtml(port)}`);
+  const relays = inputs.filter((input) => input.relay_port).map((input) =>
+    html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
+      ${placeHtml(input.relay_port)}</p>`);
+  show("places-title", isToDo ? "Il reste à faire" : "À mettre dans Domoticz");
+  show("places", html`<p>${begin} Domoticz, Configuration,
+    Matériel, ajouter un matériel de type «&nbsp;Eco Devices&nbsp;», modèle
+    «&nbsp;EcoDevices&nbsp;»&nbsp;: ${places}.</p>${relays}`);
+  const folding = document.getElementById("domoticz");
+  if (folding.classList.contains("to-do") !== isToDo) folding.open = isToDo;
+  folding.classList.toggle("to-do", isToDo);
 }
 
 //////// Page: ask, remember, show ////////////////////////////////////////////////////
 
-const page = {
-  answer: null,  // the last complete answer of the program
-  receivedAt: 0,  // when it came
-  kept: [],  // the inputs whose history goes on
-  problem: "",  // why no answer came since, in the user's words
-  asking: false,  // a request is running
-  charts: [],  // as the page shows them
-  pointed: { chart: 0, time: null },  // the time that is chosen in a chart
-  timer: 0,  // of the next request
-};
-
-function element(id) {
-  return document.getElementById(id);
-}
-
-// Put HTML into an element, changing only the differences: a selection stays, a screen
-// reader reads only the news.
-function show(target, content) {
+// Change only the differences: a selection stays, a screen reader reads only the news.
+function show(id, content) {
   const template = document.createElement("template");
   template.innerHTML = markup(content);
-  patchChildren(target, template.content);
+  patchChildren(document.getElementById(id), template.content);
 }
 
 function patchChildren(old, fresh) {
@@ -5442,173 +5343,106 @@ function patchChildren(old, fresh) {
 }
 
 function patch(old, fresh) {
-  if (old.isEqualNode(fresh) || old.className === "chart") return;  // drawn apart
-  if (old.nodeName !== fresh.nodeName) {
+  const isCopied = old.className === "report" && getSelection().containsNode(old, true);
+  if (old.isEqualNode(fresh) || isCopied) return;
+  if (old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
     old.replaceWith(fresh);
   } else if (old.nodeType === Node.TEXT_NODE) {
     old.data = fresh.data;
   } else {
-    patchAttributes(old, fresh);
+    for (const { name, value } of fresh.attributes) {
+      if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    }
     patchChildren(old, fresh);
   }
 }
 
-function patchAttributes(old, fresh) {
-  for (const { name } of [...old.attributes]) {
-    const isFolding = name === "open";  // of <details>: the user's choice
-    if (!fresh.hasAttribute(name) && !isFolding) old.removeAttribute(name);
+// Choose a minute in the chart of a slider; without a slider, choose nothing.
+function choose(slider) {
+  page.chosen = slider ? { id: slider.id, minute: Number(slider.value) } : {};
+  paint();
+}
+
+function onPointer({ target, clientX }) {
+  if (target.type === "range") {
+    const { left, width } = target.getBoundingClientRect();
+    target.value = 1440 * (clientX - left - 8) / (width - 16);  // as in the style
+    choose(target);
+  } else if (page.chosen.id) {
+    choose(null);
   }
-  for (const { name, value } of fresh.attributes) {
-    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  }
-}
-
-// The chart is as wide as its column, which needs the card in the page.
-function drawChart(chart) {
-  const target = element("chart-" + chart.number);
-  const time = page.pointed.chart === chart.number ? page.pointed.time : null;
-  show(target, chartHtml(chart, target.clientWidth, time));
-}
-
-// Choose a time in a chart; without a time, choose nothing.
-function choose(chart, time = null) {
-  page.pointed = { chart: chart && chart.number, time };
-  page.charts.forEach(drawChart);
-}
-
-function chartOfEvent({ target }) {
-  const id = target.closest("svg[tabindex]") && target.closest(".chart").id;
-  return page.charts.find((chart) => "chart-" + chart.number === id);
-}
-
-function onPointer(event) {
-  const chart = chartOfEvent(event);
-  if (chart) {
-    const { left, width } = event.target.closest("svg").getBoundingClientRect();
-    choose(chart, scale(chart, width).time(event.clientX - left));
-  } else if (page.pointed.time) {
-    choose();
-  }
-}
-
-const KEYS = { ArrowLeft: -1, ArrowRight: 1, PageDown: -60, PageUp: 60 };
-
-function onKey(event) {
-  const chart = chartOfEvent(event);
-  if (!chart || !(event.key in KEYS)) return;
-  event.preventDefault();
-  const { points, now } = chart;
-  const from = points.indexOf(nearest(points, page.pointed.time || now));
-  const to = Math.max(0, Math.min(from + KEYS[event.key], points.length - 1));
-  choose(chart, points[to].time);
-}
-
-function paintCards(now) {
-  const { answer, receivedAt } = page;
-  const { inputs, clients, uptime } = answer;
-  const several = inputs.length > 1;
-  const connected = page.problem === "" && now - receivedAt < PATIENCE_MS;
-  const seen = { now, receivedAt, connected, clients, uptime };
-  const known = inputs.map((input) => ({ ...input, ...input.last, age: input.age }));
-  const cards = known.map((input) => model(input, seen));
-  page.charts = cards.map((card) => card.chart);
-  document.body.className = several ? "two-inputs" : "one-input";
-  show(element("cards"), cards.map((card) => cardHtml(card, several)));
-  page.charts.forEach(drawChart);
-  document.title = `${cards.map((card) => card.power).join(" · ")} VA · ecolinky`;
-  const host = location.hostname;
-  const isNew = !clients.length && cards.some((card) => card.state === "live");
-  show(element("todo"), isNew ? [html`<h2>Il reste à faire</h2>`,
-    instructions(answer, host)] : "");
-  show(element("domoticz"), footer(answer, host));
 }
 
 function paint() {
   const now = Date.now();
-  show(element("clock"), clockTime(now));
-  show(element("down"), page.problem);
-  if (page.answer) paintCards(now);
+  show("clock", clockTime(now));
+  show("down", page.problem);
   document.body.dataset.ready = "1";
+  if (!page.seen) return;
+  const connected = page.problem === "" && now - page.seen.at < PATIENCE_MS;
+  const seen = { ...page.seen, now, connected };
+  const meters = seen.answer.inputs.map((input, i) => meterOf(input, i, seen));
+  show("cards", meters.map((meter) => cardHtml(meter, seen)));
+  showPlaces(meters, seen);
+  show("version", "ecolinky " + seen.answer.version);
+  document.body.className = meters.length > 1 ? "two-inputs" : "one-input";
+  const powers = meters.map(({ live, power }) => number(live ? power : null));
+  const sign = document.querySelector(".pill:not(.good)") ? "⚠ " : "";
+  document.title = `${sign}${powers.join(" · ")} VA · ecolinky`;
 }
 
-// Append an answer's minutes to the last answer's.
-function joined(old, fresh) {
-  const before = old ? fresh.first - old.first : -1;  // old minutes to keep
-  if (before < 0 || before > old.minutes.length) return fresh;
-  const all = [...old.minutes.slice(0, before), ...fresh.minutes];
-  const minutes = all.slice(-MOST_MINUTES);
-  return { ...fresh, minutes, first: old.first + all.length - minutes.length };
+// Fetch a document of the program; throws a text for the user.
+async function load(name, signal) {
+  // The base has no name and password: fetch() would refuse them.
+  const url = new URL(name, location.origin + location.pathname);
+  const response = await fetch(url, { signal }).catch(() => null);
+  if (!response) throw UNREACHABLE;
+  if (response.ok) return response.json();
+  if (response.status === 401) throw REFUSED;
+  throw `ecolinky répond par une erreur (${response.status}).`;
 }
 
-function remember(answer) {
-  answer.inputs.forEach((input, i) => {
-    input.history = joined(page.kept[i] && page.kept[i].history, input.history);
-  });
-  page.answer = answer;
-  page.receivedAt = Date.now();
-}
-
-// The first minute that any input lacks; all, if the machine may have restarted.
-function firstWanted() {
-  const isRecent = Date.now() - page.receivedAt < MINUTE_MS;
-  page.kept = isRecent && page.answer ? page.answer.inputs : [];
-  const ends = page.kept.map(({ history }) => history.first + history.minutes.length);
-  return ends.length ? Math.min(...ends) : 0;
-}
-
-// Ask the program once.  `problem` is the fault if the next step fails.
+// Ask what the program says now, and once a minute for the histories.
 async function ask(signal) {
-  let problem = UNREACHABLE;
-  try {
-    // The base has no name and password: fetch() would refuse them.
-    const base = location.origin + location.pathname;
-    const url = new URL("ecolinky.json?since=" + firstWanted(), base);
-    const response = await fetch(url, { signal });
-    problem = problemOf(response.status);
-    const answer = await response.json();
-    if (response.ok && answer.inputs.length) return { answer, problem: "" };
-  } catch { /* `problem` says why */ }
-  return { answer: null, problem };
+  const before = page.seen;
+  const at = Date.now();  // the answer is not older, even if the computer falls asleep
+  const answer = await load("ecolinky.json", signal);
+  const isSameStart = before && before.answer.uptime <= answer.uptime;
+  const isRecent = isSameStart && at - before.historyAt < MINUTE_MS;
+  if (isRecent) return { ...before, answer, at };
+  return { answer, at, history: await load("history.json", signal), historyAt: at };
 }
 
-// Why an answer with this status cannot be used.
-function problemOf(status) {
-  if (status === 401) return REFUSED;
-  return status === 200 ? CUT_SHORT : `ecolinky répond par une erreur (${status}).`;
-}
-
-// Ask, show, and ask again in two seconds; nobody looks at a hidden tab.
+// Ask and show; nobody looks at a hidden tab.
 async function poll() {
-  if (page.asking || document.hidden) return;
+  if (document.hidden) return;
+  const before = page.seen;
+  if (before && Date.now() - before.at > PATIENCE_MS) paint();  // it was asleep
+  if (page.asking) return;
   page.asking = true;
-  clearTimeout(page.timer);
   const stop = new AbortController();
   const timeout = setTimeout(() => stop.abort(), TIMEOUT_MS);
-  const { answer, problem } = await ask(stop.signal);
-  clearTimeout(timeout);
-  page.problem = problem;
-  if (answer) {
-    const running = page.answer && page.answer.version;
-    if (running && running !== answer.version) location.reload();  // it was updated
-    remember(answer);
+  try {
+    page.seen = await ask(stop.signal);
+    page.problem = "";
+    paint();
+    if (before && before.answer.version !== page.seen.answer.version) location.reload();
+  } catch (error) {  // whatever it is: show the answer before, and that it is old
+    page.seen = before;
+    page.problem = typeof error === "string" ? error : UNREADABLE;
+    paint();
   }
+  clearTimeout(timeout);
   page.asking = false;
-  page.timer = setTimeout(poll, POLL_MS);
-  paint();
 }
 
-// When its tab returns, the page may hold old values: they are stale until the answer.
-function shownAgain() {
-  paint();
-  poll();
-}
-
-element("logo").src = element("icon").href;
-document.addEventListener("visibilitychange", shownAgain);
-addEventListener("resize", paint);
+document.getElementById("logo").src = document.getElementById("icon").href;
+document.addEventListener("visibilitychange", poll);
+addEventListener("pageshow", poll);
 addEventListener("pointermove", onPointer);
-addEventListener("pointerdown", onPointer);
-addEventListener("keydown", onKey);
+addEventListener("input", ({ target }) => choose(target));
+addEventListener("keydown", ({ key }) => key === "Escape" && choose(null));
+setInterval(poll, POLL_MS);
 poll();
 </script>
 </body>

@@ -45,7 +45,7 @@ const readOnly = (names) =>
   Object.fromEntries(names.split(" ").map((name) => [name, "readonly"]));
 
 const BROWSER = readOnly("AbortController Node URL addEventListener clearTimeout"
-  + " document fetch location setTimeout");
+  + " document fetch getSelection location setInterval setTimeout");
 // The tests of the page hand functions over to the browser.
 const NODE = readOnly("Event MutationObserver URL console getComputedStyle getSelection"
   + " process setTimeout window");

@@ -1,4 +1,5 @@
-// Answers as ecolinky gives them at /ecolinky.json, one function a kind of meter.
+// Answers as ecolinky gives them at /ecolinky.json, one function a kind of meter.  Each
+// input has its history with it; documentsOf() parts them as the program does.
 
 const TAGS = ("ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW"
   + " BBRHPJW BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX"
@@ -12,7 +13,7 @@ function fieldsOf(values) {
 // percent, and whether its hours were cheap.
 export function historyOf(powers, lost = () => 0, isCheap = () => 0) {
   const minutes = powers.map((power, i) => [power, lost(i), isCheap(i)]);
-  return { step: 60, first: 1000, age: 0, minutes };
+  return { step: 60, age: 0, minutes };
 }
 
 // The powers of a day, with a gap where the meter was away if one is wanted; its cheap
@@ -52,6 +53,8 @@ export const EVICTED = fault("esp",
 export const AWAY = fault("esp",
   "l’ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
   "vérifier l’ESP, et host dans ecolinky.ini");
+export const SILENT = fault("esp", "plus aucun octet ne vient de l’ESP",
+  "vérifier son alimentation et son Wi-Fi");
 export const NOTHING_LISTENS = fault("esp",
   "l’ESP répond, mais rien n’écoute sur ce port",
   "vérifier le Serial Server d’ESPEasy, et port dans ecolinky.ini");
@@ -65,11 +68,12 @@ export function input(changes = {}) {
     ...WELL,
     remarks: [],
     age: 0.8,
+    byte_age: 0.1,
     mode: "historic",
     phases: 1,
     labels: {},
-    fields: fieldsOf({ OPTARIF: "HC..", PTEC: "HP..", ISOUSC: 30, IINST: 8, IMAX: 90,
-      PAPP: 1840, HCHC: 12345686, HCHP: 9876543 }),
+    fields: fieldsOf({ ADCO: "021728123456", OPTARIF: "HC..", PTEC: "HP..", ISOUSC: 30,
+      IINST: 8, IMAX: 90, PAPP: 1840, HCHC: 12345686, HCHP: 9876543 }),
     tariff: {
       option: "HC..",
       name: "Heures creuses",
@@ -95,23 +99,39 @@ export function input(changes = {}) {
   };
 }
 
+// A program that reads, as the program tells it.
+export function reader(changes = {}) {
+  return { address: "192.168.1.10", agent: "domoticz/1.0", port: 4000, reads: 500,
+    age: 4.2, ...changes };
+}
+
 export function answer(inputs = [input()], changes = {}) {
   return { version: "1.2.0", uptime: 93784, hostname: "ecolinky", ports: [4000],
-    clients: [{ address: "192.168.1.10", age: 4.2 }], inputs, ...changes };
+    clients: [reader()], inputs, ...changes };
+}
+
+// The bodies of /ecolinky.json and of /history.json.
+export function documentsOf({ inputs, ...rest }) {
+  const parted = inputs.map(({ history: day, ...known }) => [known, day]);
+  const histories = parted.map(([known, day]) => ({ input: known.input, ...day }));
+  return {
+    "/ecolinky.json": JSON.stringify({ ...rest, inputs: parted.map(([known]) => known) }),
+    "/history.json": JSON.stringify({ inputs: histories }),
+  };
 }
 
 // Silent: no fields, no tariff, no power now, but what `known` had last.
-export function stale(age = 95, known = input(), why = EVICTED) {
+export function stale(age = 95, known = input(), why = EVICTED, byteAge = age) {
   const { fields, tariff, phases, injection } = known;
   const last = { age, fields, tariff, phases, injection };
   const silent = (minute) => 60 * (1440 - minute) < age;
   const powers = powersOfADay().map((power, minute) => silent(minute) ? null : power);
-  return input({ state: "stale", age, fields: null, tariff: null, phases: null,
+  return input({ state: "stale", age, byte_age: byteAge, mode: known.mode, fields: null, tariff: null, phases: null,
     today: null, last, history: historyOf(powers, undefined, isCheap), ...why });
 }
 
 export function waiting() {
-  return input({ state: "waiting", age: null, mode: null, phases: null, fields: null,
+  return input({ state: "waiting", age: null, byte_age: null, mode: null, phases: null, fields: null,
     tariff: null, today: null, history: historyOf([]), ...NOTHING_LISTENS });
 }
 
@@ -126,7 +146,7 @@ export function tempo(tomorrow = "rouge") {
   const energy = TEMPO.map(([tag], i) => [tag, i < 2 ? 5210 + 9000 * i : 0]);
   return input({
     today: { since: "", energy: Object.fromEntries(energy) },
-    fields: fieldsOf({ OPTARIF: "BBR(", PTEC: "HPJB", ISOUSC: 45, IINST: 40, PAPP: 9600,
+    fields: fieldsOf({ ADCO: "021728777888", OPTARIF: "BBR(", PTEC: "HPJB", ISOUSC: 45, IINST: 40, PAPP: 9600,
       IMAX: 90, DEMAIN: "ROUG", ...Object.fromEntries(counted) }),
     tariff: {
       option: "BBR(",
@@ -152,7 +172,7 @@ export function threePhase() {
     phases: 3,
     tariff: BASE_TARIFF,
     today: { since: "14:20", energy: { BASE: 23450 } },
-    fields: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 20, PAPP: 11900,
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 20, PAPP: 11900,
       IINST1: 11, IINST2: 17, IINST3: 24, IMAX1: 60, IMAX2: 60, IMAX3: 60, ADPS: 24,
       BASE: 45678901 }),
   });
@@ -166,9 +186,9 @@ export function injecting(power = 1230) {
     tariff: BASE_TARIFF,
     history: historyOf(sunny),
     today: { since: "", energy: { BASE: 3210, EAIT: 7654 } },
-    fields: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, IMAX: 30, PAPP: 0,
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, IMAX: 30, PAPP: 0,
       BASE: 45678901 }),
-    injection: fieldsOf({ OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, PAPP: power,
+    injection: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, PAPP: power,
       BASE: 1234567, IINST: 5 }),
   });
 }
@@ -176,5 +196,27 @@ export function injecting(power = 1230) {
 export function twoInputs() {
   const source = "192.168.1.51:8888";
   const second = { ...tempo(), input: 2, source, relay_port: 8890 };
-  return answer([input(), second], { ports: [4000, 4001] });
+  return answer([input(), second], { ports: [4000, 4001],
+    clients: [reader(), reader({ port: 4001 })] });
+}
+
+// One phase in standard mode, 6 kVA.
+export function standard(power = 1840, changes = {}) {
+  return input({
+    mode: "standard",
+    labels: { NGTF: "BASE" },
+    tariff: BASE_TARIFF,
+    today: { since: "", energy: { BASE: 13210 } },
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30,
+      IINST: Math.round(power / 233), IMAX: 90, PAPP: power, BASE: 45678901 }),
+    ...changes,
+  });
+}
+
+// More than the subscription.
+export function overloaded(mode = "historic") {
+  const meter = mode === "standard" ? standard(6300) : input();
+  const [power, amperes] = mode === "standard" ? [6300, 27] : [7820, 34];
+  Object.assign(meter.fields, { PAPP: power, IINST: amperes, ADPS: amperes });
+  return meter;
 }
