@@ -3002,14 +3002,7 @@ def describe_tariff(fields: Fields) -> Fields | None:
     if tariff is None:
         return None
     running = fields["PTEC"]
-    indexes = [
-        {
-            "tag": PERIODS[ptec].tag,
-            "name": PERIODS[ptec].name,
-            "running": ptec == running,
-        }
-        for ptec in tariff.periods
-    ]
+    indexes = [PERIODS[ptec]._asdict() for ptec in tariff.periods]
     days = None
     if tariff is TEMPO:
         days = {
@@ -3019,7 +3012,7 @@ def describe_tariff(fields: Fields) -> Fields | None:
     return {
         "option": fields["OPTARIF"],
         "name": tariff.name,
-        "period": {"code": running, "name": PERIODS[running].name},
+        "period": {"code": running, **PERIODS[running]._asdict()},
         "indexes": indexes,
         "days": days,
     }
@@ -4683,11 +4676,11 @@ body {
 * { box-sizing: border-box; margin: 0; }
 body {
   background: var(--page); color: var(--ink); max-width: 1160px; margin: 0 auto;
-  padding: min(20px, 3vw); font: .9375rem/1.45 system-ui, "Segoe UI", Roboto, Arial, sans-serif;
+  padding: min(20px, 3vw); font: .9375rem/1.45 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
 header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
-body > header { padding-bottom: 14px; }
+h1, .pill { margin: 8px 0; }
 h1, h2 { flex: 1; font-size: 1.25rem; white-space: nowrap; }
 a { color: inherit; }
 small, .way, .limit, footer, thead, .report, summary, .caption {
@@ -4714,7 +4707,7 @@ main { display: flex; flex-direction: column; }
 .report { white-space: pre-line; user-select: all; }
 
 /* The way of the values: the stations, each with its sign. */
-.way { display: grid; gap: 6px 18px; list-style: none; margin-top: 12px; padding: 9px; }
+.way { display: grid; gap: 6px 18px; list-style: none; padding: 10px 0; }
 .way, .row, tr { border-top: 1px solid var(--line); }
 .way li { display: flex; flex-wrap: wrap; align-content: start; gap: 0 8px; }
 .way b { flex: 0 1 6rem; color: var(--ink); }
@@ -4726,25 +4719,25 @@ main { display: flex; flex-direction: column; }
 
 /* The gauge, with the power in the middle, and today's energy beside it. */
 .gauge { display: flex; flex-wrap: wrap; align-items: center; justify-content: center; }
-.gauge p { text-align: center; margin-left: 8px; }
+.gauge p { flex: 0 1 6rem; text-align: center; }
 .gauge div { position: relative; flex: 1 1 13rem; max-width: 19rem; }
 svg { display: block; width: 100%; }
 path { fill: none; stroke: var(--line); }
 .gauge path { stroke-width: 13; stroke-linecap: round; }
 .gauge .value { stroke: var(--mark); }
 .gauge b { display: block; font-size: 1.5rem; line-height: 1.2; }
-.gauge .power { position: absolute; width: 100%; top: 34%; margin: 0; }
+.gauge .power { position: absolute; width: 100%; top: 34%; }
 .gauge .power b { font-size: min(3.3rem, 10.5vw); }
-.gauge .limit { margin: -6.5% 0 0; min-height: 2.9rem; }
+.gauge .limit { margin-top: -6.5%; min-height: 2.9rem; }
 .gauge .limit b { font-size: .9375rem; }
 
 /* Rows: a name on the left, values on the right. */
 .row, tr { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 8px; }
 .row, th, td { padding: 7px 0; }
 table, thead, tbody { display: block; }
-tr > * { flex: 1 0 6rem; font-weight: inherit; text-align: right; }
-tr > :first-child { flex: 3 0 5rem; text-align: left; }
-tr > :nth-child(2) { flex-basis: 4.6rem; }
+tr > * { flex: 0 0 6rem; margin-left: auto; font-weight: inherit; text-align: right; }
+tr > :first-child { flex: 1 0 5rem; text-align: left; }
+tr > :nth-child(2) { flex-basis: 5.2rem; }
 .running { color: var(--good); font-weight: 600; }
 
 /* The days of the Tempo tariff, in their colours; dashed: not known. */
@@ -4772,9 +4765,10 @@ tr > :nth-child(2) { flex-basis: 4.6rem; }
 .gap { fill: var(--soft); opacity: .2; }
 .swatch { display: inline-block; width: 14px; height: 10px; margin-left: 10px; }
 .chart span { position: absolute; }
-.va { right: calc(100% + 8px); transform: translateY(-50%); }
-.at { top: calc(100% + 6px); transform: translateX(-50%); }
-.name { bottom: 100%; color: var(--ink); }
+.va { top: var(--at); right: calc(100% + 8px); transform: translateY(-50%); }
+.at { left: var(--at); top: calc(100% + 6px); transform: translateX(-50%); }
+.name { left: var(--at); bottom: 100%; transform: translateX(calc(-1 * var(--at))); }
+.name { color: var(--ink); }
 
 @media (min-width: 56em) {
   .one-input .columns { display: grid; grid: auto / 310px minmax(0, 1fr); gap: 36px; }
@@ -4831,11 +4825,11 @@ const MODES = { historic: "historique", standard: "standard" };
 const SIGNS = { good: ["✓", "en ordre"], warn: ["!", "à améliorer"],
   bad: ["!", "en défaut"], soft: ["?", "pas connu"] };
 const STILL_RIGHT = "les valeurs transmises restent justes";
-const LOOK_AFTER_IT = "vérifier que ce programme tourne et que son matériel est activé";
+const LOOK_AFTER_IT = "vérifier qu’il tourne et que son matériel est activé";
 const UNREACHABLE = "ecolinky ne répond pas\u00a0: il est arrêté, ou le réseau"
   + " coupé. Sur sa machine\u00a0: sudo systemctl restart ecolinky";
 const REFUSED = "ecolinky demande nom et mot de passe\u00a0: recharger la page.";
-const UNREADABLE = "La réponse d’ecolinky est coupée ou illisible.";
+const UNREADABLE = "La réponse d’ecolinky est illisible\u00a0: recharger la page.";
 
 const page = {
   seen: null,  // the last answer that could be shown; see meterOf()
@@ -4910,7 +4904,7 @@ function meterOf(input, index, seen) {
   const live = seen.connected && input.state === "live";
   const energy = live && input.today ? input.today.energy : {};
   const indexes = known.tariff ? known.tariff.indexes : [];
-  const timeOf = (age) => age === null ? -Infinity : seen.at - age * 1000;
+  const timeOf = (age) => age === null ? 0 : seen.at - age * 1000;
   return {
     ...known,
     ...powerOf(known),
@@ -4988,10 +4982,10 @@ function stationsOf(meter, seen) {
   const byte = "dernier octet " + ago(meter.byteAt, now);
   const running = "en marche depuis " + duration(seen.answer.uptime);
   return [
-    station("linky", "Linky", isRead, meter.age === null ? "pas encore entendu" : frame),
+    station("linky", "Linky", isRead, meter.age === null ? "pas entendu" : frame),
     station("esp", "ESP8266", isHeard, isLate ? byte : meter.source),
     connected ? station("ecolinky", "ecolinky", true, running)
-      : { name: "ecolinky", mark: "bad", fact: "ne répond pas" },
+      : { name: "ecolinky", mark: "bad", fact: "pas de réponse lisible" },
     ...readerStations(meter, seen),
   ];
 }
@@ -5093,10 +5087,10 @@ function daysHtml({ tariff }) {
 }
 
 // The row of an index: its name, the kWh of today, the reading.
-function rowHtml(n, { tag, name, running }, wh, reading) {
-  const mark = running ? html`<small>en cours</small>` : "";
+function rowHtml(n, { tag, name, isRunning }, wh, reading) {
+  const mark = isRunning ? html`<small>en cours</small>` : "";
   const kWh = number(reading / 1000, 3);
-  return html`<tr class="${running ? "running" : ""}">
+  return html`<tr class="${isRunning ? "running" : ""}">
     <th scope="row">${name} ${mark}</th>
     <td id="today-${n}-${tag}">${number(wh / 1000, 2)}</td>
     <td id="index-${n}-${tag}">${reading === null ? "" : kWh}</td></tr>`;
@@ -5105,10 +5099,11 @@ function rowHtml(n, { tag, name, running }, wh, reading) {
 function energyHtml(meter) {
   const { input: n, tariff, fields, injection, live, energy, total, today } = meter;
   if (!tariff) return "";
-  const rows = tariff.indexes.map(({ tag, name, running }) =>
-    rowHtml(n, { tag, name, running: live && running }, energy[tag], fields[tag]));
+  const running = live && tariff.period.tag;
+  const rows = tariff.indexes.map(({ tag, name }) =>
+    rowHtml(n, { tag, name, isRunning: tag === running }, energy[tag], fields[tag]));
   const sum = { tag: "total", name: "Total" };
-  if (rows.length > 1) rows.push(rowHtml(n, sum, total, null));
+  if (live && rows.length > 1) rows.push(rowHtml(n, sum, total, null));
   const injected = { tag: "EAIT", name: "Injecté" };
   if (injection) rows.push(rowHtml(n, injected, energy.EAIT, injection.BASE));
   const since = live && today && today.since ? "depuis " + today.since : "";
@@ -5137,8 +5132,7 @@ function axesOf(points, now) {
   const powers = points.map((point) => point.power || 0);
   const highest = Math.max(LEAST_POWER, ...powers);
   const lowest = Math.min(0, ...powers);
-  const span = highest - lowest;
-  const step = POWER_STEPS.find((each) => span / each <= 4.2) || span;
+  const step = POWER_STEPS.find((each) => 4.2 * each >= highest - lowest) || 50000;
   const top = Math.ceil(highest / step);
   const bottom = Math.floor(lowest / step);
   const tenths = (value) => Math.round(10 * value) / 10;
@@ -5187,10 +5181,7 @@ function describePoint({ time, power }) {
 
 // A text beside the picture; a name stays within the width.
 function labelHtml(kind, percent, text) {
-  const side = kind === "va" ? "top" : "left";
-  const shift = kind === "name" ? `transform: translateX(-${percent}%)` : "";
-  return html`<span class="${kind}"
-    style="${side}: ${percent}%; ${shift}">${text}</span>`;
+  return html`<span class="${kind}" style="--at: ${percent}%">${text}</span>`;
 }
 
 // Name the longest gap: there may be no room for two names.
@@ -5214,7 +5205,7 @@ function textsHtml({ now, x, y, powers }) {
 // The slider over the picture is for the pointer, a finger and the keys.
 function chartHtml(n, points, limit, now) {
   if (points.filter(({ power }) => power !== null).length < 3) {
-    return html`<p class="caption">Pas encore de courbe${NBSP}: un point par minute.</p>`;
+    return html`<p class="caption">Pas encore de courbe, un point par minute.</p>`;
   }
   const axes = axesOf(points, now);
   const { x, y, powers } = axes;

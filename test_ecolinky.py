@@ -2432,6 +2432,41 @@ class LinkTests(InputCase):
         )
         self.assertEqual("live", self.shown().state)
 
+    def test_an_eviction_is_shown_while_values_are_still_served(self):
+        for _ in range(5):
+            self.connect(*[HC_FRAME] * 3)
+            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.said()
+        self.connect(*[HC_FRAME] * 3)
+        content = ecolinky.describe_input(self.snapshot(), self.now)
+        self.assertEqual(
+            ("live", "esp"), (content["state"], content["fault"]["station"])
+        )
+        self.assertIn("un autre programme lit", content["reason"])
+        self.feed(*[HC_FRAME] * 30)  # a minute: the other program has gone
+        self.assertEqual(ecolinky.ALL_WELL, self.snapshot().reason)
+        self.assertEqual([], self.said())
+
+    def test_a_refused_connection_is_no_reason_once_bytes_come(self):
+        self.lose(OSError(111, "refused"))
+        self.assertEqual(ecolinky.NOTHING_LISTENS, self.snapshot().reason)
+        without_identity = encoded(HC[1:])
+        for data in (without_identity, b"\x02\nHCHC 01"):
+            with self.subTest(data[:12]):
+                self.connect(data)
+                self.assertEqual(ecolinky.NOT_YET_CONNECTED, self.snapshot().reason)
+
+    def test_the_last_byte_is_shown_though_no_frame_ends(self):
+        self.connect(HC_FRAME)
+        frame_ended = self.now
+        shown = [self.input.feed(b"\0" * 9, frame_ended + 1 + n) for n in range(12)]
+        self.assertEqual(
+            [0, 5, 10], [n for n, is_shown in enumerate(shown) if is_shown]
+        )
+        self.now = frame_ended + 13
+        content = ecolinky.describe_input(self.snapshot(), self.now)
+        self.assertEqual((13.0, 1.0), (content["age"], content["byte_age"]))
+
     def test_long_connections_that_end_do_not_count_as_evictions(self):
         for count in (31, 31, 31, 3, 3, 31, 3, 3):
             self.connect(*[HC_FRAME] * count)
@@ -2716,6 +2751,20 @@ class InputTests(InputCase):
         self.now = 6130.0
         self.assertEqual((-1230, 920), self.powers())
 
+    def test_the_json_of_an_input_of_each_capture_is_below_3_kb(self):
+        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
+        if not names:
+            self.skipTest("no captures")
+        for name in names:
+            with self.subTest(name=os.path.basename(name)):
+                self.begin(ecolinky.INJECTION)
+                with open(name, "rb") as file:
+                    self.connect(*[file.read()] * 12)
+                self.input.count_day(self.now)
+                content = ecolinky.describe_input(self.snapshot(), self.now)
+                content.update(input=1, relay_port=8889)
+                self.assertLess(len(ecolinky.as_json(content).body), 3000)
+
     def test_the_history_marks_cheap_hours(self):
         self.connect(*[HC_FRAME] * 5)
         self.now = 6060.0
@@ -2741,31 +2790,8 @@ class InputTests(InputCase):
         for second in (6.0, 59.0, 61.5, 119.0):
             with self.subTest(second=second):
                 self.now = 6000.0 + second
-                history = ecolinky.describe_history(self.snapshot(), 0, self.now)
+                history = ecolinky.describe_history(self.snapshot(), self.now)
                 self.assertEqual(second % 60, history["age"])
-
-    def test_the_history_begins_at_the_requested_minute(self):
-        for minute in range(5):
-            self.now = 6000.0 + 60 * minute
-            power = "%05d" % (600 + 10 * minute)
-            self.connect(*[frame(changed(HC, PAPP=power))] * 3)
-        self.now = 6300.0
-        every = ecolinky.describe_history(self.snapshot(), 0, self.now)["minutes"]
-        self.assertEqual(5, len(set(every)))
-        for since, first in (
-            (0, 100),
-            (99, 100),
-            (100, 100),
-            (101, 101),
-            (104, 104),
-            (105, 105),  # no minute yet
-            (106, 100),  # the machine was started again since then
-            (9999999999, 100),
-        ):
-            with self.subTest(since=since):
-                told = ecolinky.describe_history(self.snapshot(), since, self.now)
-                self.assertEqual(first, told["first"])
-                self.assertEqual(every[first - 100 :], told["minutes"])
 
     def test_another_programme_of_tempo_is_no_change_of_contract(self):
         first = list(TEMPO_3)
@@ -2887,8 +2913,8 @@ class InputTests(InputCase):
 
     def test_the_json_of_an_input_has_the_keys_the_readme_lists(self):
         keys = (
-            "source state reason fault remarks age mode phases labels fields injection"
-            " tariff today counters last"
+            "source state reason fault remarks age byte_age mode phases labels fields"
+            " injection tariff today counters last"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
             self.snapshot(), self.now
@@ -2904,6 +2930,7 @@ class InputTests(InputCase):
         self.now += 1.26
         content = describe()
         self.assertEqual(("live", 1.3), (content["state"], content["age"]))
+        self.assertEqual(1.3, content["byte_age"])
         self.assertEqual(
             (live(), "historic", 1),
             tuple(content[name] for name in ("fields", "mode", "phases")),
@@ -2919,14 +2946,12 @@ class InputTests(InputCase):
         self.assertIsNone(content["today"])  # the clock has not been set
         tariff = content["tariff"]
         self.assertEqual(("HC..", "Heures creuses"), (tariff["option"], tariff["name"]))
-        self.assertEqual({"code": "HP..", "name": "Heures pleines"}, tariff["period"])
+        period = {"code": "HP..", "tag": "HCHP", "name": "Heures pleines"}
+        self.assertEqual(period, tariff["period"])
         self.assertIsNone(tariff["days"])
         self.assertEqual(
-            [("HCHC", "Heures creuses", False), ("HCHP", "Heures pleines", True)],
-            [
-                (each["tag"], each["name"], each["running"])
-                for each in tariff["indexes"]
-            ],
+            [("HCHC", "Heures creuses"), ("HCHP", "Heures pleines")],
+            [(each["tag"], each["name"]) for each in tariff["indexes"]],
         )
         self.now += 31
         content = describe()
@@ -3444,6 +3469,8 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "[ecodevice]\nmac = 12:34\n", "six paires"),
     (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
     (HOST + "[log]\nlevel = tout\n", "attendu : debug, info, warning ou error"),
+    (HOST + "[http]\nport = 5060\n", "[http] port = 5060, les navigateurs refusent"),
+    (TWO + "[http]\nsecond_port = 6000\n", "[http] second_port = 6000, les naviga"),
     (TWO + "injection = yes\n", "host et injection = yes"),
     (TWO + "[http]\nport = 4001\n", "[http] port et [http] second_port ont"),
     (
@@ -3977,7 +4004,9 @@ class ReaderTests(EspCase):
         source.connected(100.0)
         for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
             with self.subTest(now=now):
-                self.assertEqual(is_said, source.feed(b"\0" * 20, now), now)
+                source.feed(b"\0" * 20, now)
+                is_waiting = source.reason == ecolinky.NOT_YET_CONNECTED
+                self.assertEqual(is_said, not is_waiting)
 
 
 ######## Server ########################################################################
@@ -4082,7 +4111,7 @@ class ServerTests(HttpCase):
         self.assertEqual("text/plain; charset=utf-8", kind)
 
     def test_head_is_answered_like_get_without_the_body(self):
-        for path in PATHS + ("/", "/nope", "/index1.htm", "/ecolinky.json"):
+        for path in PATHS + ("/", "/nope", "/index1.htm", "/history.json"):
             with self.subTest(path):
                 full, head = ask(self.port, path), ask(self.port, path, "HEAD")
                 self.assertEqual((full.status, b""), (head.status, head.body), path)
@@ -4218,7 +4247,7 @@ class ServerTests(HttpCase):
             "/index.htm",
             "/ecolinky.json",
             "/nothing",
-            "/ecolinky.json?a",
+            "/history.json",
         ):
             ask(self.port, path)
         self.assertEqual([], clients())
@@ -4250,31 +4279,22 @@ class ServerTests(HttpCase):
         keys = ["address", "agent", "port", "reads", "age"]
         self.assertEqual(keys, list(content["clients"][0]))
 
-    def test_the_page_receives_the_minutes_that_it_requests(self):
+    def test_the_history_is_a_document_of_its_own(self):
         minutes = tuple(
             ecolinky.Minute(100 * number, True, 7, ecolinky.NO_COUNTS)
             for number in range(5)
         )
-        publish(self.store, 1, live(), minutes=minutes, running_minute=1005)
-        for query, expected in (
-            ("", [0, 100, 200, 300, 400]),
-            ("?since=1003", [300, 400]),
-            ("?since=1005", []),
-            ("?since=999999", [0, 100, 200, 300, 400]),
-            ("?since=-3", [0, 100, 200, 300, 400]),
-            ("?since=x", [0, 100, 200, 300, 400]),
-            ("?since=99999999999999999999", [0, 100, 200, 300, 400]),
-        ):
-            with self.subTest(query=query):
-                content = json.loads(
-                    ask(self.port, "/ecolinky.json" + query).body.decode()
-                )
-                history = content["inputs"][0]["history"]
-                powers = [power for power, _, _ in history["minutes"]]
-                self.assertEqual(expected, powers)
-                self.assertEqual(1005 - len(expected), history["first"])
-                for minute, power in zip(history["minutes"], expected):
-                    self.assertEqual([power, 7, 1], minute)
+        publish(self.store, 1, live(), minutes=minutes)
+        publish(self.store, 2, live())
+        content = json.loads(ask(self.port, "/history.json").body.decode())
+        first, second = content["inputs"]
+        self.assertEqual([1, 2], [first["input"], second["input"]])
+        expected = [[100 * number, 7, 1] for number in range(5)]
+        self.assertEqual((60, expected), (first["step"], first["minutes"]))
+        self.assertTrue(0 <= first["age"] <= 60)
+        self.assertEqual([], second["minutes"])
+        content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
+        self.assertNotIn("history", content["inputs"][0])
 
     def test_too_long_a_head_is_refused_while_it_arrives(self):
         line = b"X: " + b"y" * 1000 + b"\r\n"
@@ -6833,6 +6853,7 @@ def a_snapshot(fields=None, age=0.0, **changes):
         source="esp:8888",
         timeout=30.0,
         time=time.monotonic() - age,
+        last_byte=time.monotonic() - age,
         view=view,
         shows_injection=False,
         reason=ecolinky.ALL_WELL,

@@ -77,10 +77,10 @@ export function input(changes = {}) {
     tariff: {
       option: "HC..",
       name: "Heures creuses",
-      period: { code: "HP..", name: "Heures pleines" },
+      period: { code: "HP..", tag: "HCHP", name: "Heures pleines" },
       indexes: [
-        { tag: "HCHC", name: "Heures creuses", running: false },
-        { tag: "HCHP", name: "Heures pleines", running: true },
+        { tag: "HCHC", name: "Heures creuses" },
+        { tag: "HCHP", name: "Heures pleines" },
       ],
       days: null,
     },
@@ -151,8 +151,8 @@ export function tempo(tomorrow = "rouge") {
     tariff: {
       option: "BBR(",
       name: "Tempo",
-      period: { code: "HPJB", name: "Heures pleines, jour bleu" },
-      indexes: TEMPO.map(([tag, name]) => ({ tag, name, running: tag === "BBRHPJB" })),
+      period: { code: "HPJB", tag: "BBRHPJB", name: "Heures pleines, jour bleu" },
+      indexes: TEMPO.map(([tag, name]) => ({ tag, name })),
       days: { today: "bleu", tomorrow },
     },
   });
@@ -161,8 +161,8 @@ export function tempo(tomorrow = "rouge") {
 const BASE_TARIFF = {
   option: "BASE",
   name: "Base",
-  period: { code: "TH..", name: "Toutes heures" },
-  indexes: [{ tag: "BASE", name: "Toutes heures", running: true }],
+  period: { code: "TH..", tag: "BASE", name: "Toutes heures" },
+  indexes: [{ tag: "BASE", name: "Toutes heures" }],
   days: null,
 };
 

@@ -113,7 +113,7 @@ async function take(browser, state, file, width, scheme) {
   await tab.goto(`http://127.0.0.1:${server.address().port}/`);
   await tab.waitForSelector("body[data-ready='1']");
   if (!isAnswer) {
-    bodies = state ? { "/ecolinky.json": JSON.stringify(state) } : {};
+    bodies = state ? { ...bodies, "/ecolinky.json": JSON.stringify(state) } : {};
     await tab.evaluate("poll()");
   }
   await tab.screenshot({ path: file, fullPage: true });
