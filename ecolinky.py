@@ -4681,7 +4681,7 @@ body {
 }
 header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
 h1, .pill { margin: 8px 0; }
-h1, h2 { flex: 1; font-size: 1.25rem; white-space: nowrap; }
+h1, h2 { flex: auto; font-size: 1.25rem; }
 a { color: inherit; }
 small, .way, .limit, footer, thead, .report, summary, .caption {
   color: var(--soft); font-size: .8125rem; font-weight: 400;
@@ -4754,7 +4754,8 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .chart { position: relative; height: 168px; margin: 20px 6px 30px 52px; }
 .chart { font-size: min(.75rem, 3.6vw); color: var(--soft); white-space: nowrap; }
 .chart svg, .chart input { position: absolute; height: 100%; }
-.chart input { left: -8px; width: calc(100% + 16px); opacity: 0; touch-action: pan-y; }
+.chart input { left: -8px; width: calc(100% + 16px); z-index: 1; }
+.chart input { opacity: 0; touch-action: pan-y; }
 .chart input:focus-visible + svg { outline: 2px solid var(--ink); }
 .chart path { vector-effect: non-scaling-stroke; }
 .chart .limit-line { stroke: var(--bad); stroke-dasharray: 5 5; }
@@ -4768,7 +4769,6 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .va { top: var(--at); right: calc(100% + 8px); transform: translateY(-50%); }
 .at { left: var(--at); top: calc(100% + 6px); transform: translateX(-50%); }
 .name { left: var(--at); bottom: 100%; transform: translateX(calc(-1 * var(--at))); }
-.name { color: var(--ink); }
 
 @media (min-width: 56em) {
   .one-input .columns { display: grid; grid: auto / 310px minmax(0, 1fr); gap: 36px; }
@@ -4920,8 +4920,8 @@ function meterOf(input, index, seen) {
 }
 
 // In VA: the power, below 0 if the house injects, and the limit, 0 if not known.
-function powerOf({ fields, injection, mode, phases }) {
-  if (!fields) return { power: null, limit: 0, digits: "" };
+function powerOf({ state, fields, injection, mode, phases }) {
+  if (!fields && state !== "live") return { power: null, limit: 0, digits: "" };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
   if (!Number.isFinite(power)) throw new Error("fields without a power");
   const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;

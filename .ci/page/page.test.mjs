@@ -1,6 +1,7 @@
-// The home page: its model in node, then the whole page in a browser, against a little
-// server whose answer each test chooses.  Run by `node --test`; see extract.mjs for
-// where the page is read.  CHROMIUM names the browser.
+// The home page: the HTML of its cards in node, then the whole page in a browser, against
+// a little server whose answer each test chooses, then against the program itself.  Run
+// by `node --test`; see extract.mjs for where the page is read.  CHROMIUM names the
+// browser.
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
@@ -22,12 +23,8 @@ const PAGE = readPage();
 const NBSP = "\u00a0";
 const THIN = "\u202f";
 const NOW = Date.parse("2026-01-15T14:47:31+01:00");
-const CLIENTS = [{ address: "192.168.1.10", age: 4.2 }];
-const SEEN = { now: NOW, receivedAt: NOW, connected: true, clients: CLIENTS,
-  uptime: 93784 };
-const UNSEEN = { ...SEEN, connected: false };
 
-//////// The model, in node ///////////////////////////////////////////////////////////
+//////// The cards, in node ///////////////////////////////////////////////////////////
 
 // The page's script where nothing happens by itself: what it defines is returned.
 function loadScript() {
@@ -36,6 +33,7 @@ function loadScript() {
     addEventListener: nothing,
     clearTimeout: nothing,
     document: { addEventListener: nothing, getElementById: () => ({}), hidden: true },
+    setInterval: nothing,
     setTimeout: nothing,
   });
   vm.runInContext(scriptOf(PAGE), context);
@@ -49,167 +47,202 @@ function same(actual, expected) {
   assert.deepEqual(JSON.parse(JSON.stringify(actual)), expected);
 }
 
-// As paintCards() calls it.
-function model(input, seen = SEEN) {
-  return script.model({ ...input, ...input.last, age: input.age }, seen);
+// As paint() makes it of an answer; `changes` are of the program or of the page.
+function seenOf(inputs, changes = {}) {
+  const answer = { ...samples.answer(inputs), ...changes };
+  return { now: NOW, at: NOW, historyAt: NOW, connected: true, ...changes, answer,
+    history: { inputs: inputs.map((input) => input.history) } };
 }
 
-describe("the model of an input", () => {
+const UNSEEN = { connected: false };
+const meterOf = (input, changes) =>
+  script.meterOf(input, 0, seenOf([input], changes));
+
+// The card of an input: what is in the element with an id, or with a class, as text.
+function cardOf(input, changes = {}) {
+  const seen = seenOf([input], changes);
+  const html = script.markup(script.cardHtml(script.meterOf(input, 0, seen), seen));
+  const plain = (text) => text.replace(/<[^>]*>/g, "").replace(/\s+/g, (space) =>
+    /[\u00a0\u202f]/.test(space) ? space : " ").trim();
+  const at = (id) => {
+    const found = html.match(new RegExp(`id="${id}"[^>]*>([^]*?)</(b|p|td|span|h2)>`));
+    return found ? plain(found[1]) : null;
+  };
+  const all = (pattern) => [...html.matchAll(pattern)].map((found) => plain(found[1]));
+  return {
+    html,
+    at,
+    text: plain(html),
+    state: at("state-1"),
+    mark: html.match(/class="pill (\w+)"/)[1],
+    problems: all(/<div class="problem [^]*?>([^]*?)<\/div>/g),
+    rows: all(/<tr class="[^]*?>([^]*?)<\/tr>/g),
+    stations: [...html.matchAll(/<li class="(\w+)">[^]*?<b>(.*?)<\/b>\s*<span>(.*?)</g)]
+      .map(([, mark, name, fact]) => ({ mark, name, fact })),
+  };
+}
+
+const marks = (card) => card.stations.map(({ mark }) => mark);
+const facts = (card) => card.stations.map(({ fact }) => fact);
+
+describe("the card of an input", () => {
   test("says what could be better while values come, and not later", () => {
     const remarks = ["contrat inconnu"];
-    same(model(samples.input({ remarks })).remarks, 
-      ["Contrat inconnu.", "Les valeurs transmises restent justes."]);
-    same(model(samples.input({ remarks }), UNSEEN).remarks, []);
-    assert.equal(model(samples.input({ remarks })).stateText, "en direct, à améliorer");
-    assert.equal(model(samples.input({ remarks })).stateMark, "warn");
-    assert.equal(model(samples.input()).stateText, "en direct");
-    assert.equal(model(samples.input()).stateMark, "good");
+    const card = cardOf(samples.input({ remarks }));
+    same(card.problems, ["Contrat inconnu. Les valeurs transmises restent justes."]);
+    same([card.state, card.mark], ["en direct, à améliorer", "warn"]);
+    same(cardOf(samples.input({ remarks }), UNSEEN).problems, []);
+    const well = cardOf(samples.input());
+    same([well.state, well.mark, well.problems], ["en direct", "good", []]);
   });
 
   test("says the power and the share of the subscription", () => {
-    const card = model(samples.input());
-    assert.equal(card.state, "live");
-    assert.equal(card.stateText, "en direct");
-    assert.equal(card.power, `1${THIN}840`);
-    assert.equal(card.shareText, `27${NBSP}%`);
-    assert.equal(card.limitText, `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
-    assert.equal(card.load, "good");
+    const card = cardOf(samples.input());
+    assert.equal(card.at("power-1"), `1${THIN}840`);
+    assert.equal(card.at("share-1"), `27${NBSP}%`);
+    assert.equal(card.at("limit-1"), `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.match(card.html, /class="gauge good"/);
   });
 
   test("counts the subscription of each of three phases", () => {
-    const card = model(samples.threePhase());
-    assert.equal(card.shareText, `86${NBSP}%`);
-    assert.equal(card.limitText,
+    const historic = cardOf({ ...samples.threePhase(), mode: "historic" });
+    assert.equal(historic.at("share-1"), `86${NBSP}%`);
+    assert.equal(historic.at("limit-1"),
       `de 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
-    assert.equal(card.load, "warn");
+    assert.match(historic.html, /class="gauge warn"/);
+    const standard = cardOf(samples.threePhase());
+    assert.equal(standard.at("share-1"), `99${NBSP}%`);
+    assert.equal(standard.at("limit-1"), `de 12${NBSP}kVA`);
   });
 
   test("has no share of a subscription that is not known", () => {
     const input = samples.input();
     input.fields.ISOUSC = 0;
-    const card = model(input);
-    same([card.share, card.shareText, card.limitText, card.load], [0, "", "", "good"]);
+    const card = cardOf(input);
+    same([card.at("share-1"), card.at("limit-1")], ["", ""]);
+    assert.doesNotMatch(card.html, /class="value"/);
   });
 
   test("turns orange above 80 % and red above 90 %", () => {
     const loads = [5520, 5521, 6210, 6211].map((power) => {
       const input = samples.input();
       input.fields.PAPP = power;
-      return model(input).load;
+      return cardOf(input).html.match(/class="gauge (\w+)"/)[1];
     });
     assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
   });
 
+  test("limits a standard meter at its kVA, and does not contradict itself", () => {
+    const card = cardOf(samples.overloaded("standard"));  // 6 kVA, 6300 VA, 27 A
+    assert.equal(card.at("share-1"), `105${NBSP}%`);
+    assert.equal(card.at("limit-1"), `de 6${NBSP}kVA`);
+    same(card.problems, [`Dépassement${NBSP}: 6${THIN}300${NBSP}VA pour`
+      + ` 6${THIN}000${NBSP}VA. Éteindre un appareil, sinon le compteur coupe.`]);
+    assert.equal(meterOf(samples.standard()).limit, 6000);
+    assert.equal(meterOf(samples.input()).limit, 6900);
+    const three = cardOf(samples.threePhase());  // 99 % of all, but not of a phase
+    assert.match(three.problems[0], /: une phase a plus que sa part\. Éteindre/);
+    const stale = { ...samples.stale(60, samples.standard()) };
+    assert.equal(meterOf(stale).limit, 6000);
+  });
+
+  test("announces an excess, and the dear hours that are near", () => {
+    const card = cardOf(samples.overloaded());
+    same(card.problems, [`Dépassement${NBSP}: 34${NBSP}A pour 30${NBSP}A. Éteindre un`
+      + " appareil, sinon le compteur coupe."]);
+    same([card.state, card.mark], ["en direct", "bad"]);
+    const ejp = samples.input();
+    ejp.fields.PEJP = 30;
+    const near = cardOf(ejp);
+    same([near.problems, near.mark], [[`Pointe mobile dans 30${NBSP}min.`], "good"]);
+  });
+
   test("keeps the currents of the phases in order", () => {
-    same(model(samples.threePhase()).currents.map(({ phase, name, value, load }) =>
-      [phase, name, value, load]), [
-      [1, "Phase 1", `11${NBSP}A sur 20${NBSP}A`, "good"],
-      [2, "Phase 2", `17${NBSP}A sur 20${NBSP}A`, "warn"],
-      [3, "Phase 3", `24${NBSP}A sur 20${NBSP}A`, "bad"],
-    ]);
-    same(model(samples.input()).currents, []);  // the gauge tells it
+    const card = cardOf(samples.threePhase());
+    same([1, 2, 3].map((phase) => card.at("current-1-" + phase)),
+      [11, 17, 24].map((amperes) => `${amperes}${NBSP}A sur 20${NBSP}A`));
+    same([...card.html.matchAll(/class="row (\w+)"/g)].map(([, load]) => load),
+      ["good", "warn", "bad"]);
+    assert.equal(cardOf(samples.input()).at("current-1-1"), null);
   });
 
   test("tells what each period has counted today, and their sum", () => {
-    const card = model(samples.input());
-    same(card.indexes.map(({ tag, today, value }) => [tag, today, value]), [
-      ["HCHC", "4,12", `12${THIN}345,686`],
-      ["HCHP", "8,22", `9${THIN}876,543`],
-      ["total", "12,34", ""],
-    ]);
-    assert.equal(card.since, "");
-    const base = model(samples.threePhase());
-    same(base.indexes.map(({ tag, today }) => [tag, today]), [["BASE", "23,45"]]);
-    assert.equal(base.since, "depuis 14:20");
+    const card = cardOf(samples.input());
+    same(card.rows, [`Heures creuses 4,12 12${THIN}345,686`,
+      `Heures pleines en cours 8,22 9${THIN}876,543`, "Total 12,34"]);
+    assert.match(card.text, /12,34kWh aujourd’hui/);  // beside the gauge
+    const base = cardOf(samples.threePhase());
+    same(base.rows, [`Toutes heures en cours 23,45 45${THIN}678,901`]);
+    assert.match(base.text, /Aujourd’hui \(kWh\) depuis 14:20/);
   });
 
   test("does not tell today's energy of an input that is not live", () => {
-    for (const card of [model(samples.stale()), model(samples.input(), UNSEEN)]) {
-      same(card.indexes.map(({ tag, today }) => [tag, today]),
-        [["HCHC", "–"], ["HCHP", "–"]]);
-      assert.match(card.asOf, /^figé depuis \d\d:\d\d$/);
+    for (const card of [cardOf(samples.stale()), cardOf(samples.input(), UNSEEN)]) {
+      same(card.rows, [`Heures creuses – 12${THIN}345,686`,
+        `Heures pleines – 9${THIN}876,543`]);
+      assert.match(card.state, /^données périmées depuis \d\d:\d\d$/);
     }
-    const unknown = model(samples.input({ today: null }));
-    same(unknown.indexes.map(({ today }) => today), ["–", "–", "–"]);
+    const unknown = cardOf(samples.input({ today: null }));
+    assert.match(unknown.rows[0], /^Heures creuses – /);
   });
 
-  test("names periods and indexes as the program does", () => {
-    const card = model(samples.tempo());
-    assert.equal(card.tariff, "Tempo");
-    same(card.indexes[1], {
-      tag: "BBRHPJB",
-      name: "Heures pleines, jour bleu",
-      today: "14,21",
-      value: `13${THIN}456,797`,
-      running: true,
-    });
-    assert.deepEqual([...card.indexes].filter((index) => index.running).length, 1);
-  });
-
-  test("gives each Tempo day its own colour", () => {
-    same(model(samples.tempo("rouge")).days, [
-      { id: "today", title: "Aujourd’hui", colour: "bleu", mark: "day-blue" },
-      { id: "tomorrow", title: "Demain", colour: "rouge", mark: "day-red" },
-    ]);
-    same(model(samples.tempo("blanc")).days[1],
-      { id: "tomorrow", title: "Demain", colour: "blanc", mark: "day-white" });
-    same(model(samples.tempo(null)).days[1],
-      { id: "tomorrow", title: "Demain", colour: "pas encore annoncé", mark: "" });
-    same(model(samples.input()).days, []);
+  test("names each Tempo day, and tells white from unknown", () => {
+    const days = (tomorrow) => [...cardOf(samples.tempo(tomorrow)).html.matchAll(
+      /class="day (.*?)"><small>(.*?)<\/small><b>(.*?)</g)].map((day) => day.slice(1));
+    same(days("rouge"),
+      [["bleu", "Aujourd’hui", "bleu"], ["rouge", "Demain", "rouge"]]);
+    same(days("blanc")[1], ["blanc", "Demain", "blanc"]);
+    assert.equal(days(null)[1][2], "pas encore annoncé");
+    assert.doesNotMatch(cardOf(samples.input()).html, /class="day/);
   });
 
   test("says nothing live of an input that is stale", () => {
-    const known = samples.threePhase();
     const why = samples.fault("esp", "l’ESP dort", "le réveiller");
-    const card = model({ ...known, state: "stale", age: 95, ...why });
-    assert.equal(card.power, "–");
-    assert.equal(card.shareText, "");
-    assert.equal(card.share, 0);
-    assert.equal(card.alert, "");
-    assert.equal(card.stateText, "données périmées depuis 14:45");
-    same(card.trouble, { mark: "bad", cause: "L’ESP dort.", remedy: "Le réveiller.",
-      page: "http://192.168.1.50/" });
-    assert.equal(card.indexes[0].value, `45${THIN}678,901`);
-    assert.equal(card.indexes[0].running, false);
-    same(card.currents.map((current) => current.value), Array(3).fill(`–${NBSP}A`));
-    assert.ok(card.chart.points.every((point) => point.time < NOW - 20000));
+    const card = cardOf(samples.stale(95, samples.threePhase(), why));
+    same(card.problems, ["L’ESP dort. Le réveiller.La page de l’ESP8266"]);
+    same([card.state, card.mark], ["données périmées depuis 14:45", "bad"]);
+    assert.equal(card.at("power-1"), null);
+    assert.equal(card.at("current-1-1"), null);
+    same(card.rows, [`Toutes heures – 45${THIN}678,901`]);
+  });
+
+  test("says since when nothing is served though frames come", () => {
+    const input = { ...samples.stale(3600), age: 1.2, byte_age: 0.1 };
+    assert.equal(cardOf(input).state, "données périmées depuis 13:47");
   });
 
   test("says nothing live when the program does not answer", () => {
-    const card = model(samples.input(samples.AWAY), UNSEEN);
-    assert.equal(card.state, "stale");
-    assert.equal(card.power, "–");
-    assert.equal(card.trouble, null);
-    same(card.way.map(({ mark }) => mark), ["soft", "soft", "bad", "soft"]);
-    assert.equal(card.way[2].fact, "ne répond pas");
-    assert.equal(model(samples.waiting(), UNSEEN).stateText, "en attente du compteur");
+    const card = cardOf(samples.input(samples.AWAY), UNSEEN);
+    assert.equal(card.at("power-1"), "–");
+    same(card.problems, []);
+    same(marks(card), ["soft", "soft", "bad", "soft"]);
+    assert.equal(facts(card)[2], "pas de réponse lisible");
+    assert.equal(cardOf(samples.waiting(), UNSEEN).state, "en attente du compteur");
   });
 
   test("tells the date of data that are older than a day", () => {
-    const card = model(samples.stale(2 * 86400));
-    assert.equal(card.stateText, "données périmées depuis le 13 janvier à 14:47");
+    assert.equal(cardOf(samples.stale(2 * 86400)).state,
+      "données périmées depuis le 13 janvier à 14:47");
   });
 
   test("waits for a meter of which nothing is known", () => {
-    const card = model(samples.waiting());
-    assert.equal(card.stateText, "en attente du compteur");
-    assert.equal(card.power, "–");
-    assert.equal(card.limitText, "");
-    assert.match(card.chart.notice, /^Pas encore de courbe/);
-    same(card.link[5], ["Mode", "–"]);
+    const card = cardOf(samples.waiting());
+    same([card.state, card.mark], ["en attente du compteur", "warn"]);
+    assert.match(card.text, /Pas encore de courbe/);
+    assert.match(card.at("report-1"), /mode –/);
+    same(facts(card).slice(0, 2), ["pas entendu", "192.168.1.50:8888"]);
   });
 
-  const marks = (card) => [...card.way].map(({ mark }) => mark);
-  const facts = (card) => [...card.way].map(({ fact }) => fact);
-
   test("shows the way of a value: four stations, each with its one fact", () => {
-    const card = model(samples.input());
+    const card = cardOf(samples.input());
+    same(card.stations.map(({ name }) => name),
+      ["Linky", "ESP8266", "ecolinky", "Domoticz"]);
     same(marks(card), ["good", "good", "good", "good"]);
     same(facts(card), [`trame il y a 1${NBSP}s`, "192.168.1.50:8888",
       `en marche depuis 26${NBSP}h`, `lu par 192.168.1.10 il y a 4${NBSP}s`]);
   });
 
-  test("marks the station at fault, which carries the reason", () => {
+  test("marks the station at fault, and says the fault once", () => {
     for (const [station, expected] of [
       ["linky", ["bad", "good", "good", "soft"]],
       ["esp", ["soft", "bad", "good", "soft"]],
@@ -217,90 +250,66 @@ describe("the model of an input", () => {
       ["", ["soft", "soft", "good", "soft"]],
     ]) {
       const why = samples.fault(station, "c’est cassé", "réparer");
-      const card = model(samples.stale(95, samples.input(), why));
+      const heard = station === "linky" ? 0.2 : 95;
+      const card = cardOf(samples.stale(95, samples.input(), why, heard));
       same(marks(card), expected);
-      assert.equal(facts(card).includes("c’est cassé"), station !== "");
+      assert.equal(facts(card).includes("c’est cassé"), false);
+      assert.equal(card.problems.length, 1);
+      assert.equal(card.html.includes(station ? "problem bad" : "problem soft"), true);
     }
   });
 
   test("says in grey what only takes some seconds", () => {
     const why = samples.fault("", "ecolinky se connecte à l’ESP", "");
-    same(model({ ...samples.waiting(), ...why }).trouble, { mark: "soft",
-      cause: "Ecolinky se connecte à l’ESP.", remedy: "", page: "" });
+    const card = cardOf({ ...samples.waiting(), ...why });
+    same(card.problems, ["Ecolinky se connecte à l’ESP."]);
   });
 
-  test("says who read last, and that nobody does any more", () => {
-    const seen = (clients, changes) => ({ ...SEEN, clients, ...changes });
-    const last = (...options) => model(samples.input(), seen(...options)).way[3];
-    same(last([]), { name: "Domoticz", mark: "soft", fact: "n’a pas encore lu" });
-    const two = [{ address: "10.0.0.2", age: 599 }, { address: "10.0.0.1", age: 900 }];
-    same(last(two), { name: "Domoticz", mark: "good",
-      fact: `lu par 10.0.0.2 il y a 10${NBSP}min` });
-    const late = [{ address: "10.0.0.2", age: 3600 }];
-    same(last(late), { name: "Domoticz", mark: "bad",
-      fact: "10.0.0.2 ne lit plus depuis 13:47" });
-    assert.equal(last(late, { connected: false }).mark, "soft");
-    const card = model(samples.input(), seen(late));
-    assert.match(card.remarks[0], /^Les valeurs arrivent, mais rien ne les lit plus/);
-    assert.equal(card.stateMark, "warn");
-    same(model(samples.stale(), seen(late)).remarks, []);
-    same(model(samples.input(), seen(two)).remarks, []);
-    assert.equal(model(samples.stale(), seen(two)).way[3].fact,
-      `lu par 10.0.0.2 il y a 10${NBSP}min, sans valeur`);
-    same([...model(samples.input(), seen(two)).link].slice(-2), [
-      ["10.0.0.2", `a lu il y a 10${NBSP}min`],
-      ["10.0.0.1", `a lu il y a 15${NBSP}min`],
-    ]);
+  test("does not say that all is well while another program takes the ESP", () => {
+    const card = cardOf(samples.input({ ...samples.EVICTED, remarks: [] }));
+    same([card.state, card.mark], ["en direct, à améliorer", "warn"]);
+    same(marks(card), ["good", "warn", "good", "good"]);
+    assert.match(card.problems[0], /^Un autre programme lit l’ESP.*Arrêter cet/);
+    assert.equal(card.at("power-1"), `1${THIN}840`);
+  });
+
+  test("does not call a dead ESP well until its values are stale", () => {
+    const card = cardOf(samples.input({ age: 9.5, byte_age: 9.2 }));
+    same(marks(card).slice(0, 2), ["soft", "soft"]);
+    assert.equal(facts(card)[1], `dernier octet il y a 9${NBSP}s`);
+    const noisy = cardOf(samples.input({ age: 9.5, byte_age: 0.1 }));
+    same(marks(noisy).slice(0, 2), ["soft", "good"]);
+    const later = cardOf(samples.input(), { now: NOW + 8000 });
+    same(marks(later).slice(0, 2), ["soft", "soft"]);
   });
 
   test("links to the page of the ESP where that may help", () => {
     for (const [source, page] of [["192.168.1.50:8888", "http://192.168.1.50/"],
-      ["linky.local:23", "http://linky.local/"]]) {
-      const card = model({ ...samples.stale(), source });
-      assert.equal(card.trouble.page, page);
+      ["linky.local:23", "http://linky.local/"],
+      ["fe80::1:8888", "http://[fe80::1]/"]]) {
+      const { html } = cardOf({ ...samples.stale(), source });
+      assert.equal(html.match(/<a href="(.*?)"/)[1], page);
     }
     const offline = samples.fault("ecolinky", "pas de réseau", "vérifier le Wi-Fi");
-    assert.equal(model({ ...samples.stale(), ...offline }).trouble.page, "");
+    assert.doesNotMatch(cardOf({ ...samples.stale(), ...offline }).html, /<a /);
   });
 
-  test("shows what is injected as a power below zero", () => {
-    const card = model(samples.injecting(1230));
-    assert.equal(card.power, `-1${THIN}230`);
-    assert.equal(card.limitText, "injectés sur le réseau");
-    assert.equal(card.shareText, "");
-    assert.equal(card.share, 0);
-    same([...card.indexes].pop(), { tag: "EAIT", name: "Injecté", today: "7,65",
-      value: `1${THIN}234,567` });
-    assert.equal(model(samples.injecting(0)).power, "0");
-    assert.equal(model(samples.injecting(0)).limitText,
-      `0${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
-    assert.equal(model(samples.injecting(), UNSEEN).power, "–");
-  });
-
-  test("announces an excess, and the dear hours that are near", () => {
-    assert.equal(model(samples.threePhase()).alert,
-      `Dépassement${NBSP}: 24${NBSP}A pour 20${NBSP}A. Éteindre un appareil, sinon`
-      + " le compteur coupe.");
-    assert.equal(model(samples.threePhase()).stateMark, "bad");
-    const ejp = samples.input();
-    ejp.fields.PEJP = 30;
-    assert.equal(model(ejp).alert, `Pointe mobile dans 30${NBSP}min`);
-    assert.equal(model(samples.input()).alert, "");
-  });
-
-  test("groups the digits of every counter, and tells the share of good groups", () => {
-    const link = Object.fromEntries(model(samples.input()).link);
-    assert.equal(link["Trames"], `123${THIN}456`);
-    assert.equal(link["Groupes abîmés"], `4${THIN}333`);
-    assert.equal(link["Invraisemblables"], "3");
-    assert.equal(link["Groupes intacts"], `1${THIN}234${THIN}567 (99,65${NBSP}%)`);
-    assert.equal(link["Mode"], "historique");
+  test("shows what is injected as a power below zero, with a minus", () => {
+    const card = cardOf(samples.injecting(1230));
+    assert.equal(card.at("power-1"), `−1${THIN}230`);
+    assert.equal(card.at("limit-1"), "injectés sur le réseau");
+    assert.equal(card.at("share-1"), "");
+    assert.equal(card.rows.pop(), `Injecté 7,65 1${THIN}234,567`);
+    assert.doesNotMatch(card.text, /-\d/);
+    assert.equal(cardOf(samples.injecting(0)).at("power-1"), "0");
+    assert.equal(cardOf(samples.injecting(0)).at("limit-1"), `de 6${NBSP}kVA`);
+    assert.equal(cardOf(samples.injecting(), UNSEEN).at("power-1"), "–");
   });
 
   test("groups the digits of the subscription too", () => {
     const big = samples.input();
     big.fields.ISOUSC = 1200;
-    assert.equal(model(big).limitText,
+    assert.equal(cardOf(big).at("limit-1"),
       `8${NBSP}A sur 1${THIN}200${NBSP}A (240${NBSP}kVA)`);
   });
 
@@ -310,150 +319,239 @@ describe("the model of an input", () => {
       .map((words) => words.replace(" ", NBSP)));
   });
 
-  test("says that there is no curve until it has two minutes", () => {
-    const notice = (powers) =>
-      model(samples.input({ history: samples.historyOf(powers) })).chart.notice;
-    const none = `Pas encore de courbe${NBSP}: un point par minute.`;
-    assert.equal(notice([]), none);
-    assert.equal(notice([null, 500, null]), none);
-    assert.equal(notice([null, 500, 510]), "");
+  test("has a report to copy, without the meter's number and without addresses", () => {
+    const remarks = ["le compteur a changé (avant 021728999999, maintenant"
+      + " 021728123456)"];
+    const clients = [samples.reader(), samples.reader({ address: "10.0.0.8",
+      agent: "script (10.0.0.8)", port: 8889, reads: 3, age: 120 })];
+    const report = cardOf(samples.input({ remarks, labels: { NGTF: "BASE" } }),
+      { clients }).at("report-1");
+    for (const part of ["ecolinky 1.2.0", "Compteur …3456", "historique", "HC..",
+      "Heures creuses", "BASE", `trames 123${THIN}456`, "Connexions 7",
+      `intacts 1${THIN}234${THIN}567`, `abîmés 4${THIN}333 (0,35${NBSP}%)`,
+      "invraisemblables 3", "avant …9999, maintenant …3456",
+      "domoticz/1.0, port 4000", "500 fois", "script (…), port 8889"]) {
+      assert.ok(report.includes(part), part + " is not in: " + report);
+    }
+    assert.doesNotMatch(report, /\d{12}|\d+\.\d+\.\d+\.\d+/);
+  });
+
+  test("tells in the report how much of the line was lost", () => {
+    const history = samples.damagedHistory();
+    const report = cardOf(samples.input({ history })).at("report-1");
+    assert.match(report, /Liaison\u00a0: 24\u00a0% perdus au plus en une minute/);
+  });
+
+  test("cannot show a live input without a power", () => {
+    assert.throws(() => meterOf(samples.input({ fields: {} })));
+    assert.throws(() => meterOf(samples.input({ fields: null })));
+    assert.throws(() => cardOf({}));
+  });
+});
+
+describe("the readers", () => {
+  const { reader } = samples;
+  const HOME_ASSISTANT = reader({ agent: "HomeAssistant/2026.11.0 aiohttp/3.13" });
+  const last = (clients, changes = {}) =>
+    cardOf(samples.input(), { clients, ...changes }).stations.slice(3)
+      .map(({ name, mark, fact }) => [name, mark, fact]);
+  const names = (clients, changes) =>
+    last(clients, changes).map(([name, mark]) => [name, mark]);
+
+  test("are called by their names", () => {
+    same(names([reader()]), [["Domoticz", "good"]]);
+    same(names([HOME_ASSISTANT]), [["Home Assistant", "good"]]);
+    same(names([reader({ agent: "" })]), [["Un programme", "good"]]);
+    same(names([reader({ agent: "curl/8.5.0" })]), [["Un programme", "good"]]);
+    same(last([]), [["Domotique", "soft", "pas encore lu"]]);
+  });
+
+  test("have read more than once", () => {
+    for (const client of [reader({ reads: 1 }),
+      reader({ agent: "curl/8.5.0", reads: 1 }),
+      reader({ agent: "curl/8.5.0", reads: 2, age: 86400 })]) {
+      same(names([client]), [["Domotique", "soft"]]);
+    }
+  });
+
+  test("that are gone are named with their time, whoever else reads", () => {
+    const gone = reader({ age: 3600 });
+    same(last([gone]), [["Domoticz", "bad", "192.168.1.10 ne lit plus depuis 13:47"]]);
+    same(names([HOME_ASSISTANT, gone]),
+      [["Home Assistant", "good"], ["Domoticz", "bad"]]);
+    const card = cardOf(samples.input(), { clients: [HOME_ASSISTANT, gone] });
+    assert.match(card.problems[0], /^Domoticz, 192\.168\.1\.10 ne lit plus depuis/);
+    assert.equal(card.mark, "warn");
+    same(names([gone], UNSEEN), [["Domoticz", "soft"]]);
+    same(cardOf(samples.stale(), { clients: [gone] }).problems.length, 1);
+  });
+
+  test("are one by their name: an update changes the agent", () => {
+    const old = reader({ agent: "HomeAssistant/2026.10", age: 90000 });
+    same(names([HOME_ASSISTANT, old]), [["Home Assistant", "good"]]);
+  });
+
+  test("without a name are not missed while somebody else reads", () => {
+    const somebody = reader({ agent: "curl/8.5.0", reads: 9, age: 3600 });
+    same(names([reader(), somebody]), [["Domoticz", "good"]]);
+    same(names([somebody]), [["Un programme", "bad"]]);
+  });
+
+  test("of the relay are not readers of a box", () => {
+    const tic = reader({ agent: "TIC", port: 8889, reads: 40, age: 1 });
+    const relayed = samples.input({ relay_port: 8889 });
+    const stations = (...clients) => cardOf(relayed, { clients }).stations.slice(3)
+      .map(({ name, mark }) => [name, mark]);
+    same(stations(tic), [["Domotique", "soft"]]);  // for a minute: it may be nc
+    same(stations({ ...tic, reads: 400 }),
+      [["Domotique", "soft"], ["Lecteur TIC", "good"]]);
+  });
+
+  test("have each a box of its own", () => {
+    const { inputs, ports } = samples.twoInputs();
+    const stations = (...clients) => {
+      const seen = seenOf(inputs, { ports, clients });
+      return inputs.map((input, i) => {
+        const meter = script.meterOf(input, i, seen);
+        return script.readerStations(meter, seen).map(({ name, mark }) =>
+          name + " " + mark);
+      });
+    };
+    same(stations(reader()), [["Domoticz good"], ["Domotique soft"]]);
+    same(stations(reader({ port: 4001 })), [["Domotique soft"], ["Domoticz good"]]);
+    same(last([reader()], { ports: [4000, 4001] }),
+      [["Domoticz", "good", `port 4000, lu par 192.168.1.10 il y a 4${NBSP}s`],
+        ["Domotique", "soft", "port 4001, pas encore lu"]]);
+  });
+
+  test("are missing until each box is read", () => {
+    const isToBeSet = (inputs, clients, changes) => {
+      const seen = seenOf(inputs, { clients, ...changes });
+      return inputs.some((input, i) =>
+        script.isToBeSet(script.meterOf(input, i, seen), seen));
+    };
+    const one = [samples.input()];
+    assert.equal(isToBeSet(one, []), true);
+    assert.equal(isToBeSet(one, [reader({ agent: "curl/8.5.0", reads: 1 })]), true);
+    assert.equal(isToBeSet(one, [reader()]), false);
+    assert.equal(isToBeSet(one, [reader({ age: 86400 })]), false);  // it was set
+    assert.equal(isToBeSet([samples.waiting()], []), false);  // something else is first
+    const { inputs, ports } = samples.twoInputs();
+    assert.equal(isToBeSet(inputs, [reader()], { ports }), true);
+    assert.equal(isToBeSet(inputs, [HOME_ASSISTANT], { ports }), false);
+    const tic = reader({ agent: "TIC", port: 8889, reads: 400 });
+    assert.equal(isToBeSet([samples.input({ relay_port: 8889 })], [tic]), false);
   });
 });
 
 describe("the chart", () => {
-  const axesOf = (power, width = 304) => {
-    const input = samples.input({ history: samples.historyOf(power) });
-    return script.scale(model(input).chart, width);
+  const inputOf = (powers, lost, cheap) =>
+    samples.input({ history: samples.historyOf(powers, lost, cheap) });
+  const pointsOf = (input, changes) => {
+    const seen = seenOf([input], changes);
+    return [...script.pointsOf(script.meterOf(input, 0, seen), seen)];
   };
+  const chartOf = (input, changes) => cardOf(input, changes).html
+    .match(/<div class="chart">[^]*?<\/svg>\s*<div>[^]*?<\/div>/)[0];
+  const axesOf = (powers) => script.axesOf(pointsOf(inputOf(powers)), NOW);
 
-  test("begins at the first minute that is known and ends now", () => {
-    const history = samples.historyOf([null, null, 500, null, 600]);
-    const { chart } = model(samples.input({ history }));
-    same(chart.points.map((point) => [(point.time - NOW) / 1000, point.power]),
-      [[-150, 500], [-90, null], [-30, 600], [0, 1840]]);
+  test("has the minutes of the program, and now", () => {
+    same(pointsOf(inputOf([null, 500, null, 600])).map(({ time, power }) =>
+      [(time - NOW) / 1000, power]),
+    [[-210, null], [-150, 500], [-90, null], [-30, 600], [0, 1840]]);
+    const older = { ...samples.historyOf([500, 600]), age: 47.5 };
+    same(pointsOf(samples.input({ history: older })).map(({ time }) =>
+      (time - NOW) / 1000), [-137.5, -77.5, 0]);
+    same(pointsOf(inputOf([500]), { historyAt: NOW - 40000 }).map(({ time }) =>
+      (time - NOW) / 1000), [-70, 0]);
   });
 
-  test("puts the highest power under the top, and now at the right", () => {
+  test("is always 24 hours wide, now at its right", () => {
+    for (const minutes of [3, 1440, 2000]) {
+      const axes = axesOf(Array(minutes).fill(500));
+      same([axes.x(NOW), axes.x(NOW - 86400000)], [1440, 0]);
+      const points = pointsOf(inputOf(Array(minutes).fill(500)));
+      assert.ok(points.every(({ time }) => axes.x(time) >= 0), "left of the chart");
+    }
+  });
+
+  test("puts the highest power under the top", () => {
     const axes = axesOf([500, 600, 9600]);
-    assert.equal(axes.topPower, 10000);
-    assert.equal(axes.powerStep, 5000);
-    assert.equal(axes.x(NOW), 298);
-    assert.equal(axes.y(0), 186);
-    assert.equal(axes.y(10000), 18);
-  });
-
-  test("marks round times with room between them at every span and width", () => {
-    for (const minutes of [2, 3, 7, 20, 61, 150, 300, 480, 960, 1440]) {
-      for (const width of [280, 304, 334, 480, 716]) {
-        const axes = axesOf(Array(minutes).fill(500), width);
-        const times = [...script.roundTimes(axes)];
-        const places = times.map(axes.x);
-        assert.ok(times.every((time) => time % 60000 === 0), "not a whole minute");
-        assert.ok(places.every((x) => x >= 56 && x <= width - 6), "no room");
-        const apart = places.length > 1 ? places[1] - places[0] : width;
-        const last = places[places.length - 1];
-        assert.ok(last >= width - 6.1 - apart, "the end has no time");
-        places.slice(1).forEach((x, i) => assert.ok(x - places[i] >= 50, "too near"));
-      }
-    }
-  });
-
-  test("marks eight hours by hours that are round where the reader lives", () => {
-    const times = [...script.roundTimes(axesOf(Array(480).fill(500), 716))];
-    assert.deepEqual(times.map((time) => script.clockTime(time)),
-      ["07:00", "08:00", "09:00", "10:00", "11:00", "12:00", "13:00",
-        "14:00"]);
-  });
-
-  test("ends its minutes where the program's last minute ended", () => {
-    const history = { ...samples.historyOf([500, 600]), age: 47.5 };
-    const { chart } = model(samples.input({ history }));
-    same(chart.points.map((point) => (point.time - NOW) / 1000), [-137.5, -77.5, 0]);
-  });
-
-  test("stands a clock that was set back", () => {
-    const axes = axesOf([500, 600, 700]);
-    same([...script.roundTimes({ ...axes, now: axes.first - 3600000 })], []);
-  });
-
-  test("leaves a gap where nothing is known", () => {
-    const axes = axesOf([500, 600, null, 700]);
-    const { chart } = model(samples.input({ state: "stale", age: 40,
-      history: samples.historyOf([500, 600, null, 700]) }));
-    const paths = script.curve(axes, chart.points).map(script.markup).join("");
-    assert.equal(paths.match(/class="curve"/g).length, 2);
-    const areas = [...paths.matchAll(/class="area" d="M(\S+) 186L(.*)V186z"/g)];
-    assert.equal(areas.length, 2);
-    for (const [, begin, line] of areas) {
-      assert.ok(line.startsWith(begin + " "), "the area leans at its left");
-    }
+    same(axes.powers, [10000, 5000, 0]);
+    same([axes.y(10000), axes.y(5000), axes.y(0)], [0, 50, 100]);
+    same(axesOf([100, 110, 120]).powers, [2000, 1500, 1000, 500, 0]);  // 1840 now
+    same(axesOf([36000, 0, 0]).powers, [40000, 30000, 20000, 10000, 0]
+      .filter((power) => power % 10000 === 0));
   });
 
   test("draws what is injected below zero", () => {
     const axes = axesOf([500, -2600, -300]);
-    assert.ok(axes.bottomPower <= -2600 && axes.topPower >= 1840);
-    assert.ok(axes.y(0) > 18 && axes.y(0) < 186);
+    same(axes.powers, [2000, 0, -2000, -4000]);
     assert.ok(axes.y(-2600) > axes.y(0));
-    const { chart } = model(samples.injecting(1230));
-    assert.equal([...chart.points].pop().power, -1230);
+    assert.ok(chartOf(samples.injecting()).includes(`>−2${THIN}000<`));
+    assert.equal(pointsOf(samples.injecting(1230)).pop().power, -1230);
+  });
+
+  test("marks hours that are round where the reader lives", () => {
+    const chart = chartOf(samples.input());
+    const times = [...chart.matchAll(/class="at" style="--at: (.*?)%">(.*?)</g)];
+    same(times.map(([, , time]) => time),
+      ["16:00", "20:00", "00:00", "04:00", "08:00", "12:00"]);
+    const places = times.map(([, at]) => Number(at));
+    assert.ok(places.every((at) => at >= 0 && at <= 100));
+    assert.ok(Math.abs(places[5] - 100 * (1 - 2.79 / 24)) < 0.1, String(places[5]));
+  });
+
+  test("says that there is no curve until it has two minutes", () => {
+    for (const powers of [[], [null, 500, null]]) {
+      assert.match(cardOf(inputOf(powers)).text, /Pas encore de courbe, un point par/);
+    }
+    assert.ok(chartOf(inputOf([null, 500, 510])));
+  });
+
+  test("leaves a gap where nothing is known", () => {
+    const chart = chartOf(inputOf([500, 600, null, 700]));
+    assert.equal(chart.match(/class="curve"/g).length, 2);
+    const areas = [...chart.matchAll(/class="area" d="M(\S+) 100L(\S+) .*V100z"/g)];
+    assert.equal(areas.length, 2);
+    for (const [, begin, line] of areas) assert.equal(line, begin, "the area leans");
+  });
+
+  test("names the longest time without data", () => {
+    const night = chartOf(samples.input({ history: samples.history(true) }));
+    const name = (chart) => chart.match(/class="name"[^>]*>(.*?)</)?.[1];
+    assert.equal(name(night), "pas de données 00:49–03:47");
+    assert.equal(night.match(/class="gap"/g).length, 1);
+    const short = Array.from({ length: 60 }, (_, i) => i % 6 ? null : 500);
+    assert.equal(name(chartOf(inputOf(short))), undefined);
+    assert.equal(chartOf(inputOf(short)).includes("gap"), false);
+    assert.equal(name(chartOf(samples.stale(4500))), "pas de données 13:34–14:47");
+    const both = Array(600).fill(500).fill(null, 100, 120).fill(null, 300, 400);
+    assert.equal(chartOf(inputOf(both)).match(/class="gap"/g).length, 2);
+    assert.equal(name(chartOf(inputOf(both))), "pas de données 09:48–11:27");
   });
 
   test("shades each run of cheap hours", () => {
     const cheap = (minute) => Number(minute === 1 || minute === 2 || minute > 3);
-    const history = samples.historyOf(Array(6).fill(500), () => 0, cheap);
-    const { chart } = model(samples.input({ history }));
-    const axes = script.scale(chart, 304);
-    const shades = script.cheapHours(axes, chart.points).map(script.markup);
-    assert.equal(shades.length, 2);
-    const x = axes.x(chart.points[1].time);
-    assert.match(shades[0], new RegExp(`x="${x}"`));
-    assert.equal(chart.cheap, true);
-    assert.equal(model(samples.threePhase()).chart.cheap, true);
-    const none = samples.historyOf([500, 500]);
-    assert.equal(model(samples.input({ history: none })).chart.cheap, false);
+    const card = cardOf(inputOf(Array(6).fill(500), () => 0, cheap));
+    assert.equal(card.html.match(/class="cheap"/g).length, 2);
+    assert.match(card.text, /heures creuses/);
+    assert.doesNotMatch(cardOf(inputOf([500, 500])).text, /\(VA\) heures creuses/);
   });
 
-  test("has a bar as high as the share that was lost", () => {
-    const bars = (lost) => {
-      const history = samples.historyOf(Array(4).fill(500), (minute) => lost[minute]);
-      const { chart } = model(samples.input({ history }));
-      const strip = script.markup(script.lostGroups(script.scale(chart, 304),
-        chart.points));
-      return [...strip.matchAll(/v-([\d.]+)/g)].map(([, height]) => Number(height));
-    };
-    assert.deepEqual(bars([0, 0, 0, 0]), []);
-    assert.deepEqual(bars([1, 10, 0, 0]), [1, 3.6]);
-    assert.deepEqual(bars([25, 100, 0, 0]), [9, 9]);
-  });
-
-  test("puts the minutes of an answer behind those of the last one", () => {
-    const history = (first, ...powers) => ({ ...samples.historyOf(powers), first });
-    const joined = (old, fresh) => {
-      const { first, minutes } = script.joined(old, fresh);
-      return [first, ...[...minutes].map(([power]) => power)];
-    };
-    same(joined(undefined, history(7, 1, 2)), [7, 1, 2]);
-    same(joined(history(7, 1, 2), history(9)), [7, 1, 2]);
-    same(joined(history(7, 1, 2), history(9, 3)), [7, 1, 2, 3]);
-    same(joined(history(7, 1, 2), history(8, 4, 5)), [7, 1, 4, 5]);
-    same(joined(history(7, 1, 2), history(10, 3)), [10, 3]);  // a minute is missing
-    same(joined(history(7, 1, 2), history(3, 6)), [3, 6]);  // another start
-    const day = history(0, ...Array(1440).fill(5));
-    const next = joined(day, history(1440, 6, 7));
-    same([next[0], next.length, ...next.slice(-2)], [2, 1441, 6, 7]);
+  test("has the limit of the meter if powers come near", () => {
+    const has = (input) => chartOf(input).includes("limit-line");
+    assert.deepEqual([samples.input(), samples.overloaded("standard")].map(has),
+      [false, true]);
   });
 
   test("tells the point that is next to a time", () => {
-    const { chart } = model(samples.input({ history:
-      samples.historyOf([500, 600, 700], (minute) => 3 * minute) }));
-    const near = (seconds) => script.nearest(chart.points, NOW + 1000 * seconds).power;
+    const points = pointsOf(inputOf([500, null, 700]));
+    const near = (seconds) => script.nearest(points, NOW + 1000 * seconds).power;
     assert.deepEqual([-1000, -150, -119, -59, -14, 0, 99].map(near),
-      [500, 500, 600, 700, 1840, 1840, 1840]);
-    const points = [...chart.points].map(script.describePoint);
-    assert.equal(points[0], `14:45${NBSP}: 500${NBSP}VA`);
-    assert.equal(points[1], `14:46${NBSP}: 600${NBSP}VA, 3${NBSP}% perdus`);
-    assert.equal(script.describePoint({ time: NOW, power: null, lost: 0 }),
-      `14:47${NBSP}: –${NBSP}VA`);
+      [500, 500, null, 700, 1840, 1840, 1840]);
+    same(points.slice(0, 2).map(script.describePoint),
+      [`14:45${NBSP}: 500${NBSP}VA`, `14:46${NBSP}: pas de données`]);
   });
 });
 
@@ -467,7 +565,7 @@ describe("the source of the page", () => {
 
   test("asks nothing of anybody else", () => {
     assert.deepEqual(PAGE.match(
-      /(src|href)="(?!data:|ecolinky\.json|\${page}")[^"]*"/g), null);
+      /(src|href)="(?!data:|ecolinky\.json|\${address}")[^"]*"/g), null);
     assert.deepEqual(PAGE.match(/@import|url\(/g), null);
   });
 
@@ -476,10 +574,10 @@ describe("the source of the page", () => {
     assert.deepEqual(shown.match(/[a-zé]'[a-zé]+/gi), null);
   });
 
-  test("keeps to its limits: 40 kB and 1,000 lines", () => {
+  test("keeps to its limits: 40 kB and 800 lines", () => {
     const size = Buffer.byteLength(PAGE);
     assert.ok(size <= 40000, `${size} bytes`);
-    assert.ok(PAGE.split("\n").length <= 1001);
+    assert.ok(PAGE.split("\n").length <= 801);
   });
 
   test("says a sentence to a browser without JavaScript", () => {
@@ -500,20 +598,23 @@ describe("the page in a browser", { concurrency: false }, () => {
   let server;
   let origin;
   let tab;
-  let answer;  // what /ecolinky.json says: an object, or a function of the response
+  let answer;  // what the program says: an object, or a function of the response
   let polls;
-  let asked;  // from which minute on
+  let histories;  // how often /history.json was asked for
   let failures;  // requests that failed, errors of the script
 
   function reply(request, response) {
     if (request.url === "/") {
       response.writeHead(200, { "Content-Type": "text/html; charset=utf-8" });
       response.end(PAGE);
-    } else if (/^\/ecolinky\.json\?since=\d+$/.test(request.url)) {
-      asked.push(Number(request.url.split("=")[1]));
+    } else if (request.url === "/ecolinky.json") {
       polls += 1;
       if (typeof answer === "function") answer(response);
-      else response.end(JSON.stringify(answer));
+      else response.end(samples.documentsOf(answer)[request.url]);
+    } else if (request.url === "/history.json") {
+      histories += 1;
+      const known = typeof answer === "function" ? samples.answer() : answer;
+      response.end(samples.documentsOf(known)[request.url]);
     } else {
       response.writeHead(404).end();
     }
@@ -532,8 +633,9 @@ describe("the page in a browser", { concurrency: false }, () => {
     (name, words) => document.getElementById(name)?.textContent.includes(words),
     { timeout: 4000, polling: 50 }, id, wanted);
 
-  // Ask now, not in two seconds: most tests need not wait.
-  const refresh = () => tab.evaluate("poll()");
+  // Ask now, not in two seconds, and for the history too: most tests need not wait.
+  const refresh = () =>
+    tab.evaluate("if (page.seen) page.seen.historyAt = 0; poll()");
 
   function hide(hidden) {
     return tab.evaluate((value) => {
@@ -562,7 +664,7 @@ describe("the page in a browser", { concurrency: false }, () => {
   beforeEach(async () => {
     answer = samples.answer();
     polls = 0;
-    asked = [];
+    histories = 0;
     failures = [];
     tab = await browser.newPage();
     tab.on("requestfailed", (request) => failures.push(request.url()));
@@ -590,6 +692,20 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await tab.title(), `2${THIN}050 VA · ecolinky`);
   });
 
+  test("asks for the history once a minute, and of a new start", async () => {
+    await open();
+    await tab.evaluate("poll()");
+    assert.deepEqual([polls, histories], [2, 1]);
+    await tab.evaluate("page.seen.historyAt -= 60000; poll()");
+    assert.deepEqual([polls, histories], [3, 2]);
+    answer = samples.twoInputs();  // it was set up for a second meter
+    answer.uptime = 3;
+    await tab.evaluate("poll()");
+    assert.deepEqual([polls, histories], [4, 3]);
+    assert.equal(await text("down"), "");
+    assert.equal(await text("title-2"), "Compteur 2 …7888");
+  });
+
   test("makes no request that fails and has no error", async () => {
     await open();
     await pause(300);
@@ -601,27 +717,26 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     answer = samples.answer([samples.stale(95, samples.tempo())]);
     await refresh();
-    await has(".card.stale");
+    await has(".card.old");
     assert.equal(await tab.$("#power-1"), null);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
     assert.equal((await text("reason-1")).replace(/\s+/g, " "),
-      "Un autre programme lit l’ESP, qui ne sert qu’un lecteur.Arrêter cet autre"
+      "Un autre programme lit l’ESP, qui ne sert qu’un lecteur. Arrêter cet autre"
       + " programme (nc, second ecolinky, autre domotique).La page de l’ESP8266");
     const [large, normal] = await tab.evaluate(() => ["#reason-1 b", "body"].map((at) =>
       parseFloat(getComputedStyle(document.querySelector(at)).fontSize)));
-    assert.ok(large >= 1.5 * normal, `${large} px`);
+    assert.ok(large >= 1.3 * normal, `${large} px`);
     assert.equal(await tab.$eval("#reason-1 a", (link) => link.href),
       "http://192.168.1.50/");
     assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686`);
-    assert.equal(await text("tomorrow-1"), "rouge");
-    assert.equal(await tab.title(), "– VA · ecolinky");
+    assert.match(await text("cards"), /Demainrouge/);
+    assert.equal(await tab.title(), "⚠ – VA · ecolinky");
   });
 
   test("shows what was known last in a new tab too", async () => {
     answer = samples.answer([samples.stale(7200, samples.tempo())]);
     await open();
     assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686`);
-    assert.match(await text("as-of-1"), /^figé depuis \d\d:\d\d$/);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
   });
 
@@ -648,11 +763,10 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("breaks a long state on a narrow phone", async () => {
     answer = samples.answer([samples.stale(40 * 86400)]);
     await open(320);
-    const [width, room] = await tab.evaluate(() => [
-      document.getElementById("state-1").getBoundingClientRect().width,
-      document.documentElement.clientWidth,
-    ]);
-    assert.ok(width < room - 50, `${width} of ${room}`);
+    const [pill, card] = await tab.$$eval("#state-1, .card", (nodes) =>
+      nodes.map((node) => node.getBoundingClientRect().toJSON()).reverse());
+    assert.ok(pill.height > 40, "it is short");
+    assert.ok(pill.right <= card.right - 10, `${pill.right} of ${card.right}`);
     const scroll = await tab.evaluate(() => document.documentElement.scrollWidth);
     assert.ok(scroll <= 320, String(scroll));
   });
@@ -661,6 +775,9 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer = samples.twoInputs();
     await open();
     assert.equal(await tab.title(), `1${THIN}840 · 9${THIN}600 VA · ecolinky`);
+    answer.inputs[1].remarks = ["c’est mieux en 7E1"];
+    await refresh();
+    assert.equal(await tab.title(), `⚠ 1${THIN}840 · 9${THIN}600 VA · ecolinky`);
   });
 
   test("announces a reason in a place that stays", async () => {
@@ -688,17 +805,26 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("shows the colours of today and of tomorrow", async () => {
     answer = samples.answer([samples.tempo()]);
     await open();
-    assert.equal(await text("today-1"), "bleu");
-    assert.equal(await text("tomorrow-1"), "rouge");
+    const words = await tab.$$eval(".day b", (days) =>
+      days.map((day) => day.textContent));
+    assert.deepEqual(words, ["bleu", "rouge"]);
     const colours = await tab.$$eval(".day", (days) =>
       days.map((day) => getComputedStyle(day).backgroundColor));
     assert.deepEqual(colours, ["rgb(42, 102, 217)", "rgb(201, 45, 40)"]);
+    const border = () => tab.$$eval(".day", (days) =>
+      getComputedStyle(days[1]).borderStyle);
+    answer = samples.answer([samples.tempo("blanc")]);
+    await refresh();
+    assert.equal(await border(), "solid");
+    answer = samples.answer([samples.tempo(null)]);
+    await refresh();
+    assert.equal(await border(), "dashed");
   });
 
   test("shows an injection", async () => {
     answer = samples.answer([samples.injecting(900)], { ports: [4000, 4001] });
     await open();
-    assert.equal(await text("power-1"), "-900");
+    assert.equal(await text("power-1"), "−900");
     assert.equal(await text("index-1-EAIT"), `1${THIN}234,567`);
     assert.match(await text("domoticz"), /second pour l’injection/);
   });
@@ -707,9 +833,9 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer = samples.twoInputs();
     await open();
     assert.equal(await text("power-2"), `9${THIN}600`);
-    assert.equal(await text("title-2"), "Compteur 2");
+    assert.equal(await text("title-2"), "Compteur 2 …7888");
     const footer = (await text("domoticz")).replace(/\s+/g, " ");
-    assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices » : /);
+    assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices »/);
     assert.match(footer, / : adresse 127.0.0.1, port 4000, et un second pour le c/);
     assert.match(footer, /le compteur 2 : adresse 127.0.0.1, port 4001\./);
     assert.match(footer, /lecteurs : adresse 127.0.0.1, port 8890/);
@@ -730,19 +856,21 @@ describe("the page in a browser", { concurrency: false }, () => {
         [key, evil(part)]));
     };
     const input = samples.tempo();
-    const { state, fields, tariff, ...rest } = input;
+    const { state, fields, mode, tariff, ...rest } = input;
     const tags = tariff.indexes.map((index) => ({ ...evil(index), tag: index.tag }));
-    const wrong = { ...evil(rest), state, fields: evil(fields),
-      tariff: { ...evil(tariff), indexes: tags }, today: input.today, history:
-      input.history, fault: { station: "", cause: bad, remedy: bad }, remarks: [bad] };
-    answer = { ...samples.answer([wrong]), version: bad };
+    const wrong = { ...evil(rest), state, mode, fields: evil(fields),
+      tariff: { ...evil(tariff), indexes: tags }, today: input.today,
+      history: input.history, remarks: [bad],
+      fault: { station: "esp", cause: bad, remedy: bad } };
+    answer = { ...samples.answer([wrong]), version: bad,
+      clients: [samples.reader({ agent: bad, address: bad })] };
     await open();
-    await becomes("input-1", "<img");
-    assert.match(await text("tomorrow-1"), /<img src=x/);
-    assert.match(await text("domoticz"), /<img src=x.*&amp;/);
-    assert.match(await text("input-1"), /192.168.1.50:8888<img/);
-    assert.match(await text("input-1"), /Tarif Tempo<img/);
-    assert.match(await text("input-1"), /jour rouge<img/);
+    await becomes("cards", "<img");
+    assert.match(await text("version"), /<img src=x.*&amp;/);
+    for (const words of [/Demainrouge<img/, /192.168.1.50:8888<img/, /Tarif Tempo<img/,
+      /jour rouge<img/, /Lecteur <img/, /lu par <img/]) {
+      assert.match(await text("cards"), words);
+    }
     assert.equal(await tab.$("img:not(#logo)"), null);
     assert.equal(await tab.evaluate(() => window.stolen), undefined);
   });
@@ -750,8 +878,8 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("keeps what is selected while new values come", async () => {
     await open();
     await tab.evaluate(() => {
-      document.querySelector("#domoticz details").open = true;
-      getSelection().selectAllChildren(document.querySelector("#domoticz p"));
+      document.getElementById("domoticz").open = true;
+      getSelection().selectAllChildren(document.querySelector("#places p"));
     });
     const selected = await tab.evaluate(() => String(getSelection()));
     assert.match(selected, /127\.0\.0\.1, port.4000/);
@@ -761,13 +889,32 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await tab.evaluate(() => String(getSelection())), selected);
   });
 
+  test("has a report that a click selects, and that stays selected", async () => {
+    await open();
+    await tab.click(".card summary");
+    await tab.click("#report-1");
+    const selected = await tab.evaluate(() => String(getSelection()));
+    assert.match(selected, /^ecolinky 1\.2\.0.*il y a 4\ss$/s);
+    answer.inputs[0].fields.PAPP = 3333;
+    answer.clients[0].age = 9;
+    await refresh();
+    await becomes("power-1", `3${THIN}333`);
+    assert.equal(await tab.evaluate(() => String(getSelection())), selected);
+    await tab.evaluate(() => getSelection().removeAllRanges());
+    await refresh();
+    assert.match(await text("report-1"), /il y a 9\ss$/);
+  });
+
   test("touches only what changed", async () => {
     await open();
     await tab.evaluate(() => {
       window.touched = [];
+      window.outside = 0;
       const note = ({ target }) => {
         const node = target.nodeType === 1 ? target : target.parentNode;
-        window.touched.push(node.closest("[id]").id);
+        const { id } = node.closest("[id]");
+        window.touched.push(id);
+        if (id === "cards" && !node.closest(".chart")) window.outside += 1;
       };
       const observer = new MutationObserver((changes) => changes.forEach(note));
       const kinds = { attributes: true, childList: true, characterData: true };
@@ -776,8 +923,10 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer.inputs[0].fields.HCHP += 1;
     await becomes("index-1-HCHP", "544");
     const touched = await tab.evaluate(() => window.touched);
-    const values = touched.filter((id) => id !== "chart-1");  // where time goes on
+    // Time goes on in the chart.
+    const values = touched.filter((id) => !["cards", "chart-1"].includes(id));
     assert.deepEqual(values, ["index-1-HCHP"]);
+    assert.equal(await tab.evaluate(() => window.outside), 0);
   });
 
   test("does not poll while it is hidden, and does at once when shown", async () => {
@@ -793,7 +942,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     await becomes("power-1", `4${THIN}444`);
     assert.ok(Date.now() - shownAt < 1000, "it was slow");
     await pause(2300);
-    assert.ok(polls <= pollsThen + 2, "it polls twice as often");
+    assert.ok(polls <= pollsThen + 3, "it polls twice as often");
   });
 
   test("shows no power of an hour ago as live when it is shown again", async () => {
@@ -805,21 +954,62 @@ describe("the page in a browser", { concurrency: false }, () => {
       Date.now = () => real() + 3600000;
     });
     await hide(false);
-    await has(".card.stale");
+    await has(".card.old");
+    assert.equal(await text("power-1"), "–");
+  });
+
+  test("does not say live after a sleep, before the first answer", async () => {
+    await open();
+    answer = () => undefined;  // no answer for now
+    await tab.evaluate(() => {
+      const real = Date.now;
+      Date.now = () => real() + 3600000;
+    });
+    const wokenAt = Date.now();
+    await has(".card.old");
+    assert.ok(Date.now() - wokenAt < 2500, "it waits for the answer");
+    assert.match(await text("state-1"), /^données périmées/);
+    assert.match(await tab.title(), /^⚠ – VA/);
+  });
+
+  test("does not take an answer from before the sleep as new", async () => {
+    await open();
+    let send;
+    const known = samples.documentsOf(samples.answer())["/ecolinky.json"];
+    answer = (response) => {
+      send = () => response.end(known);
+    };
+    await tab.evaluate("void poll()");
+    await pause(200);
+    await tab.evaluate(() => {
+      const real = Date.now;
+      Date.now = () => real() + 3600000;
+    });
+    send();
+    await has(".card.old");
     assert.equal(await text("power-1"), "–");
   });
 
   const PROBLEMS = {
     "a program that is unreachable": [
-      (response) => response.destroy(), /ne répond pas/],
+      (response) => response.destroy(), /ne répond pas.*systemctl restart ecolinky/],
     "an answer whose JSON is cut": [
-      (response) => response.end('{"version": "1.2'), /coupée ou illisible/],
+      (response) => response.end('{"version": "1.2'), /est illisible/],
     "a connection that ends in the middle": [
       (response) => {
         response.writeHead(200, { "Content-Length": "9999" });
         response.write('{"version":');
         setTimeout(() => response.destroy(), 50);
-      }, /coupée ou illisible/],
+      }, /est illisible/],
+    "an answer without what it should have": [
+      (response) => response.end('{"inputs":[{}]}'), /est illisible/],
+    "an answer without its indexes": [(response) => {
+      const broken = samples.answer();
+      broken.inputs[0].tariff.indexes = null;
+      response.end(samples.documentsOf(broken)["/ecolinky.json"]);
+    }, /est illisible/],
+    "an answer without a meter": [
+      (response) => response.end('{"version":"1.2.0"}'), /est illisible/],
     "a password that is asked for": [
       (response) => response.writeHead(401).end("mot de passe"), /mot de passe/],
     "an error of the server": [
@@ -868,9 +1058,14 @@ describe("the page in a browser", { concurrency: false }, () => {
     waiting: () => samples.answer([samples.waiting()]),
     damaged: () => samples.answer([samples.input({ remarks: ["l’ESP lit en 8N1"],
       history: samples.damagedHistory() })]),
+    evicted: () => samples.answer([samples.input(samples.EVICTED)]),
     "never read": () => samples.answer(undefined, { clients: [] }),
+    "just started": () => samples.answer(undefined, { clients: [], uptime: 9 }),
     "read no more": () => samples.answer(undefined,
-      { clients: [{ address: "192.168.1.10", age: 3600 }] }),
+      { clients: [samples.reader({ age: 3600 })] }),
+    overload: () => samples.answer([samples.overloaded("standard")]),
+    "a night without data": () => samples.answer([samples.input({ history:
+      samples.history(true) })]),
     tempo: () => samples.answer([samples.tempo("blanc")]),
     "three-phase": () => samples.answer([samples.threePhase()]),
     injection: () => samples.answer([samples.injecting()], { ports: [4000, 4001] }),
@@ -921,29 +1116,48 @@ describe("the page in a browser", { concurrency: false }, () => {
         await refresh();
         const wide = await tab.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(wide <= width, `${name} scrolls`);
-        const broken = await tab.$$eval(".row b, td", (cells) => cells.filter((cell) =>
-          /\d/.test(cell.textContent) && cell.getClientRects().length !== 1
-          || cell.clientWidth < cell.scrollWidth).map((cell) => cell.id));
+        const isBroken = `(cell) => {
+          const range = document.createRange();
+          range.selectNodeContents(cell);
+          const lines = range.getClientRects().length;
+          return lines > 1 || cell.clientWidth < cell.scrollWidth;
+        }`;
+        const broken = await tab.evaluate(`[...document.querySelectorAll(".row b, td")]
+          .filter(${isBroken}).map((cell) => cell.id)`);
         assert.deepEqual(broken, [], name);
       }
     });
 
     test(`keeps the time labels apart at ${width} px`, async () => {
-      for (const minutes of [3, 40, 480, 1440]) {
-        const history = samples.historyOf(samples.powersOfADay().slice(0, minutes));
-        answer = samples.answer([samples.input({ history })]);
-        await open(width);
-        const boxes = await tab.$$eval(".chart text", (labels) => labels
-          .map((label) => [label.textContent, label.getBoundingClientRect()])
-          .filter(([words]) => /:/.test(words))
-          .map(([words, box]) => [words, box.left, box.right]));
-        assert.ok(boxes.length >= 2, "no label");
-        boxes.slice(1).forEach(([words, left], i) => {
-          const [neighbour, , right] = boxes[i];
-          assert.ok(left - right >= 6, `${neighbour} touches ${words}`);
-        });
-        const times = boxes.slice(0, -1).map(([words]) => words);
-        assert.ok(times.every((words) => /^\d\d:\d\d$/.test(words)), times.join());
+      await open(width);
+      const boxes = await tab.$$eval(".chart .at", (labels) => labels.map((label) =>
+        [label.getBoundingClientRect().left, label.getBoundingClientRect().right]));
+      assert.equal(boxes.length, 6);
+      boxes.slice(1).forEach(([left], i) => {
+        assert.ok(left - boxes[i][1] >= 4, `${left} touches ${boxes[i][1]}`);
+      });
+    });
+  }
+
+  for (const width of [360, 390, 720, 800, 1280]) {
+    test(`holds text of twice the size at ${width} px`, async () => {
+      await open(width);
+      await tab.evaluate(() => {
+        document.documentElement.style.fontSize = "200%";
+      });
+      for (const [name, state] of Object.entries(STATES)) {
+        answer = state();
+        await refresh();
+        const [wide, large] = await tab.evaluate(() => [
+          document.documentElement.scrollWidth,
+          parseFloat(getComputedStyle(document.querySelector(".way span")).fontSize),
+        ]);
+        assert.ok(wide <= width, `${name}: ${wide} px`);
+        assert.equal(large, 26);
+        const cut = await tab.$$eval("main *", (nodes) => nodes.filter((node) =>
+          !node.childElementCount && node.clientWidth
+          && node.scrollWidth > node.clientWidth + 1).map((node) => node.outerHTML));
+        assert.deepEqual(cut, [], name);
       }
     });
   }
@@ -952,27 +1166,61 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open(360);
     answer = samples.answer([samples.stale()]);
     await refresh();
-    await has(".card.stale");
+    await has(".card.old");
     const [title, pill] = await tab.$$eval(".card > header > *", (nodes) =>
       nodes.map((node) => node.getBoundingClientRect().toJSON()));
     assert.ok(pill.height < 32, "the pill wraps");
     assert.ok(pill.left >= title.right + 8 || pill.top >= title.bottom, "they touch");
   });
 
-  test("draws the chart as wide as its column", async () => {
-    for (const width of [360, 768, 1000, 1280]) {
+  test("draws the chart as wide as its column, and wider than on a phone", async () => {
+    const widths = [];
+    for (const width of [390, 720, 800, 896, 1000, 1280]) {
       await open(width);
-      const { ratio, overflow } = await tab.$eval(".chart svg", (svg) => ({
-        ratio: svg.getBoundingClientRect().width / svg.viewBox.baseVal.width,
-        overflow: svg.getBoundingClientRect().right - svg.closest(".card")
-          .getBoundingClientRect().right,
+      const { left, right, card } = await tab.$eval(".chart svg", (svg) => ({
+        ...svg.getBoundingClientRect().toJSON(),
+        card: svg.closest(".card").getBoundingClientRect().toJSON(),
       }));
-      assert.ok(Math.abs(ratio - 1) < 0.06, `letters of ${12 * ratio} px at ${width}`);
-      assert.ok(overflow < 0);
+      assert.ok(left > card.left + 50 && right < card.right, `at ${width}`);
+      widths.push(right - left);
     }
-    await tab.setViewport({ width: 360, height: 800 });
-    await tab.waitForFunction(() =>
-      document.querySelector(".chart svg").viewBox.baseVal.width < 340);
+    assert.ok(widths.every((wide) => wide >= widths[0]), widths.join());
+    assert.ok(widths[1] > 500, widths.join());
+  });
+
+  test("stands a chart without any width", async () => {
+    await open();
+    await tab.evaluate(() => {
+      document.getElementById("cards").style.width = "0";
+    });
+    await refresh();
+    await tab.evaluate(() => {
+      document.getElementById("cards").style.display = "none";
+    });
+    await refresh();
+    assert.equal(await text("down"), "");
+    assert.deepEqual(failures, []);
+  });
+
+  test("is printed dark on white from dark mode too", async () => {
+    await open(800, "dark");
+    await tab.emulateMediaType("print");
+    const [ink, page, sign] = await tab.evaluate(() => ["color", "backgroundColor",
+      "printColorAdjust"].map((name) => getComputedStyle(document.body)[name]));
+    assert.deepEqual([ink, page, sign],
+      ["rgb(21, 33, 27)", "rgb(255, 255, 255)", "exact"]);
+    await tab.emulateMediaType(null);
+  });
+
+  test("has today's energy beside the gauge on a phone", async () => {
+    for (const width of [360, 390]) {
+      await open(width);
+      const [gauge, sum] = await tab.$$eval(".gauge > *", (nodes) =>
+        nodes.map((node) => node.getBoundingClientRect().toJSON()));
+      assert.ok(sum.left >= gauge.right && sum.top < gauge.bottom, `at ${width}`);
+    }
+    await open(1280);
+    assert.equal(await tab.$eval(".sum", (sum) => sum.checkVisibility()), false);
   });
 
   test("gives gauge and chart a text alternative", async () => {
@@ -980,40 +1228,51 @@ describe("the page in a browser", { concurrency: false }, () => {
     const name = (selector) => tab.$eval(selector, (svg) =>
       svg.getAttribute("role") === "img" && svg.getAttribute("aria-label"));
     assert.equal(await name(".gauge svg"), `Jauge${NBSP}: 27${NBSP}%`);
-    const chart = await tab.$eval(".chart svg", (svg) =>
-      svg.getAttribute("aria-label"));
-    assert.match(chart, /^Courbe de la puissance depuis \d\d:\d\d/);
-    assert.ok(await tab.$$eval(".chart text", (labels) =>
-      labels.length && labels.every((label) => label.closest("[aria-hidden=true]"))));
+    const [chart, value] = await tab.$eval(".chart input", (slider) =>
+      [slider.getAttribute("aria-label"), slider.getAttribute("aria-valuetext")]);
+    assert.equal(chart, "Courbe de 24 heures");
+    assert.match(value, /^\d\d:\d\d\u00a0: 1\u202f840\u00a0VA$/);
+    assert.equal(await tab.$eval(".chart svg", (svg) =>
+      svg.getAttribute("aria-hidden")), "true");
   });
 
-  test("shows the value under the pointer, and by the arrow keys", async () => {
+  test("shows the value under the pointer, and by the keys", async () => {
     await open();
     const svg = await tab.$(".chart svg");
     const { x, y, width } = await svg.boundingBox();
-    const value = () => tab.$eval(".chart svg", (node) =>
+    const value = () => tab.$eval(".chart input", (node) =>
       node.getAttribute("aria-valuetext"));
-    const shown = () => tab.$$eval(".chart .pointed + text", (nodes) =>
+    const shown = () => tab.$$eval(".chart .name", (nodes) =>
       nodes.map((node) => node.textContent));
     assert.deepEqual(await shown(), []);
-    await tab.mouse.move(x + 56 + (width - 62) / 2, y + 60);
+    await tab.mouse.move(x + width / 2, y + 60);
     const middle = await value();
     assert.match(middle, /^\d\d:\d\d\u00a0: [\d\u202f]+\u00a0VA$/);
     assert.deepEqual(await shown(), [middle]);
+    const noon = await tab.evaluate("clockTime(Date.now() - 43200000)");
+    const [minutes, expected] = [middle, noon].map((time) =>
+      60 * Number(time.slice(0, 2)) + Number(time.slice(3, 5)));
+    assert.ok(Math.abs(minutes - expected) <= 2, `${middle}, not ${noon}`);
     await refresh();
     assert.deepEqual(await shown(), [middle], "the next answer takes it away");
     await tab.mouse.move(5, 5);
     assert.deepEqual(await shown(), []);
-    await svg.evaluate((node) => node.focus());
+    const slider = await tab.$(".chart input");
+    await slider.focus();
+    await tab.keyboard.press("End");
+    assert.match(await value(), /1\u202f840\u00a0VA$/);
     await tab.keyboard.press("ArrowLeft");
     const earlier = await value();
     await tab.keyboard.press("PageDown");
     assert.notEqual(await value(), earlier);
-    await tab.keyboard.press("PageUp");
-    assert.equal(await value(), earlier);
-    await tab.keyboard.press("ArrowRight");
-    assert.match(await value(), /1\u202f840\u00a0VA$/);
-    assert.deepEqual(await shown(), [await value()]);
+    await tab.keyboard.press("Home");
+    const first = await value();
+    assert.deepEqual(await shown(), [first]);
+    assert.match(first, /^\d\d:\d\d\u00a0: 2\u202f5\d\d/);  // the first minute
+    await refresh();
+    assert.equal(await tab.evaluate(() => document.activeElement.id), "chart-1");
+    await tab.keyboard.press("Escape");
+    assert.deepEqual(await shown(), []);
   });
 
   test("shows the value under a finger, which stays", async () => {
@@ -1028,51 +1287,43 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.ok(await tab.$(".chart .pointed"));
   });
 
-  test("asks only for the minutes that it lacks", async () => {
-    await open();
-    assert.deepEqual(asked, [0]);
-    answer.inputs[0].history = { ...samples.historyOf([333]), first: 2440 };
-    await refresh();
-    assert.deepEqual(asked, [0, 2440]);
-    await refresh();
-    assert.equal(asked[2], 2441);
-    assert.equal(await tab.evaluate("page.answer.inputs[0].history.first"), 1001);
-    const last = await tab.evaluate("page.charts[0].points.slice(-2)[0].power");
-    assert.equal(last, 333);
-  });
-
-  test("keeps no minute of an earlier start of the machine", async () => {
-    await open();
-    // The numbers begin again with the machine; these come within the known minutes.
-    answer.inputs[0].history = { ...samples.historyOf([333]), first: 1005 };
-    await tab.evaluate("page.receivedAt -= 61000");
-    await refresh();
-    assert.equal(asked[1], 0);
-    assert.equal(await tab.evaluate("page.answer.inputs[0].history.first"), 1005);
-    assert.equal(await tab.evaluate("page.answer.inputs[0].history.minutes.length"), 1);
-  });
-
   test("says large what to enter in Domoticz until it reads", async () => {
     answer = samples.answer(undefined, { clients: [] });
     await open();
-    assert.match(await text("todo"), /type\s+«\u00a0Eco Devices\u00a0», modèle/);
+    const place = () => tab.$eval("#domoticz", (details) => [details.open,
+      details.innerText.split("\n")[0],
+      details.getBoundingClientRect().top < document.getElementById("cards")
+        .getBoundingClientRect().top]);
+    assert.deepEqual(await place(), [true, "Il reste à faire", true]);
+    assert.match(await text("places"), /^Dans Domoticz.*«\u00a0Eco Devices\u00a0»/s);
+    await tab.click("#domoticz summary");
+    await refresh();
+    assert.equal((await place())[0], false, "the next answer opens it");
     answer = samples.answer();
     await refresh();
-    assert.equal(await text("todo"), "");
-    const folded = () => tab.$eval("#domoticz details", (details) => !details.open);
-    assert.equal(await folded(), true);
+    assert.deepEqual(await place(), [false, "À mettre dans Domoticz", false]);
     await tab.click("#domoticz summary");
     answer.uptime += 10000;
     await refresh();
-    assert.equal(await folded(), false, "the next answer folds it");
+    assert.equal((await place())[0], true, "the next answer folds it");
     answer = samples.answer([samples.waiting()], { clients: [] });
     await refresh();
-    assert.equal(await text("todo"), "", "there is something else to do first");
+    assert.equal((await place())[1], "À mettre dans Domoticz", "too early");
+  });
+
+  test("says to wait a minute before it says how to add it", async () => {
+    answer = samples.answer(undefined, { clients: [], uptime: 59 });
+    await open();
+    assert.match(await text("places"),
+      /^Attendre une minute si Domoticz est déjà réglé\. Sinon, dans Domoticz, C/);
+    answer.uptime = 60;
+    await refresh();
+    assert.match(await text("places"), /^Dans Domoticz, Configuration/);
   });
 
   test("folds the counters away", async () => {
     await open();
-    const visible = () => tab.$eval(".link", (list) => list.checkVisibility());
+    const visible = () => tab.$eval(".report", (report) => report.checkVisibility());
     assert.equal(await visible(), false);
     await tab.click(".card summary");
     assert.equal(await visible(), true);
@@ -1085,8 +1336,8 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     const signs = await tab.$$eval(".way i", (nodes) => nodes.map((node) =>
       [node.textContent, node.getAttribute("aria-label")]));
-    assert.deepEqual(signs, [["?", "pas connu"], ["!", "en défaut"], ["✓", "en ordre"],
-      ["?", "pas connu"]]);
+    assert.deepEqual(signs, [["?", "pas connu"], ["!", "en défaut"],
+      ["✓", "en ordre"], ["?", "pas connu"]]);
   });
 
   test("takes little time of the processor in an open tab", async () => {
@@ -1104,8 +1355,7 @@ describe("the page in a browser", { concurrency: false }, () => {
   test("says that there is no curve yet instead of an empty axis", async () => {
     answer = samples.answer([samples.input({ history: samples.historyOf([]) })]);
     await open();
-    assert.equal(await text("chart-1"),
-      `Pas encore de courbe${NBSP}: un point par minute.`);
+    assert.match(await text("cards"), /Pas encore de courbe, un point par minute\./);
     assert.equal(await tab.$(".chart svg"), null);
   });
 });

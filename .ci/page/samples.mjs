@@ -114,8 +114,9 @@ export function answer(inputs = [input()], changes = {}) {
 export function documentsOf({ inputs, ...rest }) {
   const parted = inputs.map(({ history: day, ...known }) => [known, day]);
   const histories = parted.map(([known, day]) => ({ input: known.input, ...day }));
+  const now = { ...rest, inputs: parted.map(([known]) => known) };
   return {
-    "/ecolinky.json": JSON.stringify({ ...rest, inputs: parted.map(([known]) => known) }),
+    "/ecolinky.json": JSON.stringify(now),
     "/history.json": JSON.stringify({ inputs: histories }),
   };
 }
@@ -126,12 +127,14 @@ export function stale(age = 95, known = input(), why = EVICTED, byteAge = age) {
   const last = { age, fields, tariff, phases, injection };
   const silent = (minute) => 60 * (1440 - minute) < age;
   const powers = powersOfADay().map((power, minute) => silent(minute) ? null : power);
-  return input({ state: "stale", age, byte_age: byteAge, mode: known.mode, fields: null, tariff: null, phases: null,
+  return input({ state: "stale", age, byte_age: byteAge, mode: known.mode,
+    fields: null, tariff: null, phases: null,
     today: null, last, history: historyOf(powers, undefined, isCheap), ...why });
 }
 
 export function waiting() {
-  return input({ state: "waiting", age: null, byte_age: null, mode: null, phases: null, fields: null,
+  return input({ state: "waiting", age: null, byte_age: null, mode: null,
+    phases: null, fields: null,
     tariff: null, today: null, history: historyOf([]), ...NOTHING_LISTENS });
 }
 
@@ -146,7 +149,8 @@ export function tempo(tomorrow = "rouge") {
   const energy = TEMPO.map(([tag], i) => [tag, i < 2 ? 5210 + 9000 * i : 0]);
   return input({
     today: { since: "", energy: Object.fromEntries(energy) },
-    fields: fieldsOf({ ADCO: "021728777888", OPTARIF: "BBR(", PTEC: "HPJB", ISOUSC: 45, IINST: 40, PAPP: 9600,
+    fields: fieldsOf({ ADCO: "021728777888", OPTARIF: "BBR(", PTEC: "HPJB", ISOUSC: 45,
+      IINST: 40, PAPP: 9600,
       IMAX: 90, DEMAIN: "ROUG", ...Object.fromEntries(counted) }),
     tariff: {
       option: "BBR(",
@@ -172,7 +176,8 @@ export function threePhase() {
     phases: 3,
     tariff: BASE_TARIFF,
     today: { since: "14:20", energy: { BASE: 23450 } },
-    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 20, PAPP: 11900,
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
+      ISOUSC: 20, PAPP: 11900,
       IINST1: 11, IINST2: 17, IINST3: 24, IMAX1: 60, IMAX2: 60, IMAX3: 60, ADPS: 24,
       BASE: 45678901 }),
   });
@@ -186,9 +191,11 @@ export function injecting(power = 1230) {
     tariff: BASE_TARIFF,
     history: historyOf(sunny),
     today: { since: "", energy: { BASE: 3210, EAIT: 7654 } },
-    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, IMAX: 30, PAPP: 0,
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
+      ISOUSC: 30, IMAX: 30, PAPP: 0,
       BASE: 45678901 }),
-    injection: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30, PAPP: power,
+    injection: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
+      ISOUSC: 30, PAPP: power,
       BASE: 1234567, IINST: 5 }),
   });
 }
@@ -207,7 +214,8 @@ export function standard(power = 1840, changes = {}) {
     labels: { NGTF: "BASE" },
     tariff: BASE_TARIFF,
     today: { since: "", energy: { BASE: 13210 } },
-    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..", ISOUSC: 30,
+    fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
+      ISOUSC: 30,
       IINST: Math.round(power / 233), IMAX: 90, PAPP: power, BASE: 45678901 }),
     ...changes,
   });

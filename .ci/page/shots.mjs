@@ -1,6 +1,6 @@
 // Pictures of the page in its states, to look at:  node shots.mjs DIRECTORY [STATE ...]
-// The names of the files say nothing of the states, which are listed in KEY.md: who looks
-// at them must find out what is wrong.
+// The names of the files say nothing of the states, which are listed in KEY.md: who
+// looks at them must find out what is wrong.
 
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
@@ -23,11 +23,13 @@ const HOME_ASSISTANT = reader({ address: "192.168.1.12", age: 12,
 const NOISE = fault("linky", "du bruit arrive au lieu de la TIC",
   "changer la vitesse (1200 en historique, 9600 en standard), puis vérifier"
   + " l’optocoupleur");
-const STUCK = fault("linky", "la ligne est inversée ou bloquée (toujours le même octet)",
+const STUCK = fault("linky",
+  "la ligne est inversée ou bloquée (toujours le même octet)",
   "échanger les broches 3 et 4 de l’optocoupleur, vérifier G, 3V3 et la broche");
 const OFFLINE = fault("ecolinky", "la machine d’ecolinky n’est pas sur le réseau",
   "vérifier son Wi-Fi");
-const INCOMPLETE = fault("esp", "des groupes manquent (PAPP, HCHC), aucun n’est abîmé",
+const INCOMPLETE = fault("esp",
+  "des groupes manquent (PAPP, HCHC), aucun n’est abîmé",
   "l’ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas");
 const DAMAGED = "beaucoup de groupes sont abîmés, vérifier l’optocoupleur et ses"
   + " résistances";
@@ -122,7 +124,8 @@ async function take(browser, state, file, width, scheme) {
 
 const path = execFileSync("which", [process.env.CHROMIUM || "chromium"],
   { encoding: "utf8" }).trim();
-const browser = await puppeteer.launch({ executablePath: path, args: ["--no-sandbox"] });
+const options = { executablePath: path, args: ["--no-sandbox"] };
+const browser = await puppeteer.launch(options);
 const key = [];
 for (const [i, [name, state]] of STATES.entries()) {
   const id = "s" + String(i + 1).padStart(2, "0");
@@ -130,7 +133,8 @@ for (const [i, [name, state]] of STATES.entries()) {
   if (wanted.length && !wanted.includes(id)) continue;
   for (const width of [390, 1280]) {
     for (const scheme of ["light", "dark"]) {
-      await take(browser, state, `${directory}/${id}-${width}-${scheme}.png`, width, scheme);
+      const file = `${directory}/${id}-${width}-${scheme}.png`;
+      await take(browser, state, file, width, scheme);
     }
   }
 }
