@@ -47,8 +47,8 @@ const readOnly = (names) =>
 const BROWSER = readOnly("AbortController Node URL addEventListener clearTimeout"
   + " document fetch getSelection location setInterval setTimeout");
 // The tests of the page hand functions over to the browser.
-const NODE = readOnly("Event MutationObserver URL console getComputedStyle getSelection"
-  + " process setTimeout window");
+const NODE = readOnly("Event MutationObserver URL clearInterval console"
+  + " getComputedStyle getSelection process setTimeout window");
 
 export default [
   {

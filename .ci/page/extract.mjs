@@ -19,10 +19,11 @@ function between(text, begin, end) {
   return text.slice(start + begin.length, stop);
 }
 
+export const PROGRAM = process.env.ECOLINKY_PY || here("../../ecolinky.py");
+
 export function readPage() {
   if (process.env.PAGE_HTML) return readFileSync(process.env.PAGE_HTML, "utf8");
-  const program = process.env.ECOLINKY_PY || here("../../ecolinky.py");
-  return between(readFileSync(program, "utf8"), BEGIN, END);
+  return between(readFileSync(PROGRAM, "utf8"), BEGIN, END);
 }
 
 export function scriptOf(page) {

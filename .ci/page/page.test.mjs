@@ -1,20 +1,23 @@
-// The home page: the HTML of its cards in node, then the whole page in a browser, against
-// a little server whose answer each test chooses, then against the program itself.  Run
-// by `node --test`; see extract.mjs for where the page is read.  CHROMIUM names the
+// The home page: the HTML of its cards in node, the whole page in a browser against a
+// little server whose answer each test chooses, and the page of the program itself.
+// Run by `node --test`; see extract.mjs for where the page is read.  CHROMIUM names the
 // browser.
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
+import { connect, createServer as createTcpServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
 import vm from "node:vm";
 
 import puppeteer from "puppeteer-core";
 
-import { readPage, scriptOf } from "./extract.mjs";
+import { PROGRAM, readPage, scriptOf } from "./extract.mjs";
 import * as samples from "./samples.mjs";
 
 process.env.TZ = "Europe/Paris";  // the browser's too
@@ -593,6 +596,12 @@ const pause = (ms) => new Promise((done) => {
   setTimeout(done, ms);
 });
 
+function launch() {
+  const named = process.env.CHROMIUM || "chromium";
+  const path = execFileSync("which", [named], { encoding: "utf8" }).trim();
+  return puppeteer.launch({ executablePath: path, args: ["--no-sandbox"] });
+}
+
 describe("the page in a browser", { concurrency: false }, () => {
   let browser;
   let server;
@@ -650,9 +659,7 @@ describe("the page in a browser", { concurrency: false }, () => {
       server.listen(0, "127.0.0.1", done);
     });
     origin = `http://127.0.0.1:${server.address().port}/`;
-    const named = process.env.CHROMIUM || "chromium";
-    const path = execFileSync("which", [named], { encoding: "utf8" }).trim();
-    browser = await puppeteer.launch({ executablePath: path, args: ["--no-sandbox"] });
+    browser = await launch();
   });
 
   after(async () => {
@@ -1357,5 +1364,193 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     assert.match(await text("cards"), /Pas encore de courbe, un point par minute\./);
     assert.equal(await tab.$(".chart svg"), null);
+  });
+});
+
+//////// The page of the program itself ///////////////////////////////////////////////
+
+const TIC = readFileSync(new URL("../captures/historic-1ph-hc-1.tic", import.meta.url));
+
+// A free port of this machine.
+async function freePort() {
+  const server = createTcpServer();
+  await new Promise((done) => {
+    server.listen(0, "127.0.0.1", done);
+  });
+  const { port } = server.address();
+  await new Promise((done) => {
+    server.close(done);
+  });
+  return port;
+}
+
+// An ESP8266, which serves only its latest client.
+class Esp {
+  constructor(port) {
+    this.client = null;
+    this.isDead = false;
+    this.server = createTcpServer((client) => {
+      this.client?.end();
+      this.client = client;
+      client.on("error", () => undefined);
+    });
+    this.server.listen(port, "127.0.0.1");
+    this.clock = setInterval(() => this.isDead || this.client?.write(TIC), 300);
+  }
+
+  stop() {
+    clearInterval(this.clock);
+    this.client?.destroy();
+    this.server.close();
+  }
+}
+
+// Another program that reads the ESP, and comes again whenever it is cut off.
+class Rival {
+  constructor(port) {
+    this.port = port;
+    this.connect();
+  }
+
+  connect() {
+    this.socket = connect(this.port, "127.0.0.1");
+    this.socket.on("error", () => undefined);
+    this.socket.resume();
+    this.socket.on("close", () => {
+      this.timer = setTimeout(() => this.connect(), 1500);
+    });
+  }
+
+  stop() {
+    this.socket.removeAllListeners("close");
+    this.socket.destroy();
+    clearTimeout(this.timer);
+  }
+}
+
+describe("the page of the program", { concurrency: false }, () => {
+  let browser;
+  let tab;
+  let folder;
+  let program;
+  let esp;
+  let ports;
+
+  before(async () => {
+    browser = await launch();
+  });
+
+  after(() => browser?.close());
+
+  beforeEach(async () => {
+    ports = { esp: await freePort(), http: await freePort(), relay: await freePort() };
+    folder = mkdtempSync(join(tmpdir(), "ecolinky-"));
+    const ini = join(folder, "ecolinky.ini");
+    writeFileSync(ini, `[teleinfo1]\nhost = 127.0.0.1\nport = ${ports.esp}\n`
+      + `relay_port = ${ports.relay}\n[http]\naddress = 127.0.0.1\n`
+      + `port = ${ports.http}\n`);
+    esp = new Esp(ports.esp);
+    program = spawn("python3", ["-B", PROGRAM, "--config", ini], { stdio: "ignore" });
+    const deadline = Date.now() + 20000;
+    while (await read("a test") !== 200 && Date.now() < deadline) await pause(200);
+    tab = await browser.newPage();
+    await tab.goto(`http://127.0.0.1:${ports.http}/`);
+    await tab.waitForSelector(".pill");
+  });
+
+  afterEach(async () => {
+    await tab?.close();
+    program.kill();
+    esp.stop();
+    rmSync(folder, { recursive: true });
+  });
+
+  // Read a box as a program with this User-Agent.
+  async function read(agent, times = 1) {
+    let status = 0;
+    for (let turn = 0; turn < times; turn += 1) {
+      const url = `http://127.0.0.1:${ports.http}/status.xml`;
+      const headers = { "User-Agent": agent };
+      const response = await fetch(url, { headers }).catch(() => ({ status: 0 }));
+      ({ status } = response);
+    }
+    return status;
+  }
+
+  // What the page says now: the state, and the stations with their marks.
+  async function look() {
+    await tab.evaluate("poll()");
+    return tab.evaluate(() => ({
+      state: document.querySelector(".pill").textContent,
+      words: document.querySelector("#cards").textContent,
+      toDo: /Il reste à faire/.test(document.querySelector("main").innerText),
+      stations: [...document.querySelectorAll(".way li")].map((station) =>
+        station.querySelector("b").textContent + " " + station.className),
+    }));
+  }
+
+  async function waitFor(isWanted) {
+    const deadline = Date.now() + 20000;
+    let seen = await look();
+    while (!isWanted(seen) && Date.now() < deadline) {
+      await pause(250);
+      seen = await look();
+    }
+    assert.ok(isWanted(seen), JSON.stringify({ ...seen, words: "" }));
+    return seen;
+  }
+
+  const isLive = ({ state }) => state.startsWith("en direct");
+
+  test("never says that all is well while two programs share the ESP", async () => {
+    await waitFor(isLive);
+    const rival = new Rival(ports.esp);
+    try {
+      await pause(25000);
+      for (let turn = 0; turn < 25; turn += 1) {
+        const { state, words, stations } = await look();
+        assert.notEqual(state, "en direct", `look ${turn}`);
+        assert.equal(stations.includes("ESP8266 good"), false, `look ${turn}`);
+        assert.match(words, /Un autre programme lit/);
+        await pause(400);
+      }
+    } finally {
+      rival.stop();
+    }
+  });
+
+  test("does not call an ESP well that is silent", async () => {
+    await waitFor(isLive);
+    esp.isDead = true;
+    await pause(9000);
+    const { words, stations } = await look();
+    assert.equal(stations.includes("ESP8266 good"), false, stations.join());
+    assert.equal(stations.includes("Linky good"), false, stations.join());
+    assert.match(words, /dernier octet il y a \d+\ss/);
+  });
+
+  test("knows who reads", async () => {
+    await waitFor((seen) => isLive(seen) && seen.toDo);
+    await read("curl/8.5.0");
+    assert.equal((await look()).toDo, true, "a curl has hidden what is to do");
+    await read("domoticz/1.0", 2);
+    const seen = await look();
+    assert.equal(seen.toDo, false);
+    assert.equal(seen.stations[3], "Domoticz good");
+    await read("HomeAssistant/2026.11.0 aiohttp/3.13 Python/3.14", 2);
+    assert.deepEqual((await look()).stations.slice(3).sort(),
+      ["Domoticz good", "Home Assistant good"]);
+  });
+
+  test("does not take a connection to the relay for Domoticz", async () => {
+    await waitFor((seen) => isLive(seen) && seen.toDo);
+    const nc = connect(ports.relay, "127.0.0.1");
+    nc.resume();
+    await pause(3000);
+    const { toDo, words, stations } = await look();
+    nc.destroy();
+    assert.match(words, /Lecteur TIC, port \d+, \d+ fois/);
+    assert.equal(toDo, true);
+    assert.deepEqual(stations.slice(3), ["Domotique soft"]);
   });
 });
