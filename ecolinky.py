@@ -4994,7 +4994,7 @@ function stationsOf(meter, seen) {
 function alertsOf({ fields, mode, phases, power, limit }) {
   const alerts = [];
   const amperes = `${quantity(fields.ADPS, "A")} pour ${quantity(fields.ISOUSC, "A")}`;
-  const voltAmperes = phases === 3 ? "une phase a plus que sa part"
+  const voltAmperes = phases === 3 ? "trop de puissance sur une phase"
     : `${quantity(power, "VA")} pour ${quantity(limit, "VA")}`;
   if (fields.ADPS > 0) {
     const excess = mode === "standard" ? voltAmperes : amperes;
@@ -5284,35 +5284,34 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// Whether nobody reads a box though its values come.  Other programs than Domoticz read
+// The boxes that nobody reads though values come.  Other programs than Domoticz read
 // both inputs at the first box, or the relay.
-function isToBeSet(meter, seen) {
+function unreadBoxes(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
   const others = namesAt(seen.answer.ports[0]).filter((name) => name !== "Domoticz");
   const isRead = others.length || namesAt(meter.relay_port).length;
-  return meter.live && !isRead && meter.boxes.some((port) => !namesAt(port).length);
-}
-
-function placeHtml(port) {
-  return html`adresse <code>${location.hostname}</code>, port <code>${port}</code>`;
+  return meter.boxes.filter((port) => meter.live && !isRead && !namesAt(port).length);
 }
 
 // What is to be entered in Domoticz: open and first until it is done, then folded.
 function showPlaces(meters, seen) {
   const { inputs, ports, uptime } = seen.answer;
-  const isToDo = meters.some((meter) => isToBeSet(meter, seen));
+  const unread = meters.flatMap((meter) => unreadBoxes(meter, seen));
+  const isToDo = unread.length > 0;
   const wait = "Attendre une minute si Domoticz est déjà réglé. Sinon, dans";
   const begin = isToDo && uptime * 1000 < MINUTE_MS ? wait : "Dans";
   const second = inputs.length > 1 ? "le compteur 2" : "l’injection";
-  const places = ports.map((port, i) =>
-    html`${i ? `, et un second pour ${second}${NBSP}: ` : ""}${placeHtml(port)}`);
+  const places = (isToDo ? unread : ports).map((port) => {
+    const purpose = port === ports[0] ? "" : `${NBSP}; pour ${second} un second matériel`;
+    return html`${purpose}, port <code>${port}</code>`;
+  });
   const relays = inputs.filter((input) => input.relay_port).map((input) =>
-    html`<p>TIC vérifiée du compteur ${input.input}, pour d’autres lecteurs${NBSP}:
-      ${placeHtml(input.relay_port)}</p>`);
+    html`<p>TIC vérifiée du compteur ${input.input}${NBSP}: port
+      <code>${input.relay_port}</code></p>`);
   show("places-title", isToDo ? "Il reste à faire" : "À mettre dans Domoticz");
-  show("places", html`<p>${begin} Domoticz, Configuration,
-    Matériel, ajouter un matériel de type «&nbsp;Eco Devices&nbsp;», modèle
-    «&nbsp;EcoDevices&nbsp;»&nbsp;: ${places}.</p>${relays}`);
+  show("places", html`<p>${begin} Domoticz, Configuration, Matériel, ajouter un matériel
+    de type «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: adresse
+    <code>${location.hostname}</code>${places}.</p>${isToDo ? "" : relays}`);
   const folding = document.getElementById("domoticz");
   if (folding.classList.contains("to-do") !== isToDo) folding.open = isToDo;
   folding.classList.toggle("to-do", isToDo);

@@ -144,7 +144,7 @@ describe("the card of an input", () => {
     assert.equal(meterOf(samples.standard()).limit, 6000);
     assert.equal(meterOf(samples.input()).limit, 6900);
     const three = cardOf(samples.threePhase());  // 99 % of all, but not of a phase
-    assert.match(three.problems[0], /: une phase a plus que sa part\. Éteindre/);
+    assert.match(three.problems[0], /: trop de puissance sur une phase\. Éteindre/);
     const stale = { ...samples.stale(60, samples.standard()) };
     assert.equal(meterOf(stale).limit, 6000);
   });
@@ -428,22 +428,23 @@ describe("the readers", () => {
   });
 
   test("are missing until each box is read", () => {
-    const isToBeSet = (inputs, clients, changes) => {
+    const unread = (inputs, clients, changes) => {
       const seen = seenOf(inputs, { clients, ...changes });
-      return inputs.some((input, i) =>
-        script.isToBeSet(script.meterOf(input, i, seen), seen));
+      return inputs.flatMap((input, i) =>
+        [...script.unreadBoxes(script.meterOf(input, i, seen), seen)]);
     };
     const one = [samples.input()];
-    assert.equal(isToBeSet(one, []), true);
-    assert.equal(isToBeSet(one, [reader({ agent: "curl/8.5.0", reads: 1 })]), true);
-    assert.equal(isToBeSet(one, [reader()]), false);
-    assert.equal(isToBeSet(one, [reader({ age: 86400 })]), false);  // it was set
-    assert.equal(isToBeSet([samples.waiting()], []), false);  // something else is first
+    same(unread(one, []), [4000]);
+    same(unread(one, [reader({ agent: "curl/8.5.0", reads: 1 })]), [4000]);
+    same(unread(one, [reader()]), []);
+    same(unread(one, [reader({ age: 86400 })]), []);  // it was set
+    same(unread([samples.waiting()], []), []);  // something else is first
     const { inputs, ports } = samples.twoInputs();
-    assert.equal(isToBeSet(inputs, [reader()], { ports }), true);
-    assert.equal(isToBeSet(inputs, [HOME_ASSISTANT], { ports }), false);
+    same(unread(inputs, [], { ports }), [4000, 4001]);
+    same(unread(inputs, [reader()], { ports }), [4001]);
+    same(unread(inputs, [HOME_ASSISTANT], { ports }), []);
     const tic = reader({ agent: "TIC", port: 8889, reads: 400 });
-    assert.equal(isToBeSet([samples.input({ relay_port: 8889 })], [tic]), false);
+    same(unread([samples.input({ relay_port: 8889 })], [tic]), []);
   });
 });
 
@@ -833,7 +834,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     assert.equal(await text("power-1"), "−900");
     assert.equal(await text("index-1-EAIT"), `1${THIN}234,567`);
-    assert.match(await text("domoticz"), /second pour l’injection/);
+    assert.match(await text("domoticz"), /; pour l’injection un second matériel, port 4001/);
   });
 
   test("shows two inputs, each with its own box and relay", async () => {
@@ -843,9 +844,13 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("title-2"), "Compteur 2 …7888");
     const footer = (await text("domoticz")).replace(/\s+/g, " ");
     assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices »/);
-    assert.match(footer, / : adresse 127.0.0.1, port 4000, et un second pour le c/);
-    assert.match(footer, /le compteur 2 : adresse 127.0.0.1, port 4001\./);
-    assert.match(footer, /lecteurs : adresse 127.0.0.1, port 8890/);
+    assert.match(footer, / : adresse 127.0.0.1, port 4000 ; pour le compteur 2 un se/);
+    assert.match(footer, /un second matériel, port 4001\./);
+    assert.match(footer, /TIC vérifiée du compteur 2 : port 8890/);
+    answer.clients.pop();
+    await refresh();
+    const toDo = (await text("places")).replace(/\s+/g, " ");
+    assert.match(toDo, / : adresse 127.0.0.1 ; pour le compteur 2 un second matériel, p/);
   });
 
   test("says nothing of a relay that there is not", async () => {
