@@ -5300,9 +5300,9 @@ function showPlaces(meters, seen) {
   const isToDo = unread.length > 0;
   const wait = "Attendre une minute si Domoticz est déjà réglé. Sinon, dans";
   const begin = isToDo && uptime * 1000 < MINUTE_MS ? wait : "Dans";
-  const second = inputs.length > 1 ? "le compteur 2" : "l’injection";
+  const second = inputs.length > 1 ? "pour le compteur 2" : "pour l’injection";
   const places = (isToDo ? unread : ports).map((port) => {
-    const purpose = port === ports[0] ? "" : `${NBSP}; pour ${second} un second matériel`;
+    const purpose = port === ports[0] ? "" : `${NBSP}; ${second} un second matériel`;
     return html`${purpose}, port <code>${port}</code>`;
   });
   const relays = inputs.filter((input) => input.relay_port).map((input) =>
