@@ -4919,17 +4919,20 @@ function meterOf(input, index, seen) {
   };
 }
 
-// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.
+// In VA: the power, below 0 if the house injects, and the limit, 0 if not known; the
+// share is of the power in standard mode, of the highest current in historic mode.
 function powerOf({ state, fields, injection, mode, phases }) {
   if (!fields && state !== "live") return { power: null, limit: 0, digits: "" };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
   if (!Number.isFinite(power)) throw new Error("fields without a power");
   const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;
-  return { power, limit, digits: "…" + String(fields.ADCO).slice(-4) };
+  const amperes = Math.max(fields.IINST, fields.IINST1, fields.IINST2, fields.IINST3);
+  const share = mode === "standard" ? power / limit : amperes / fields.ISOUSC;
+  return { power, limit, share, digits: "…" + String(fields.ADCO).slice(-4) };
 }
 
 function loadOf(share) {
-  if (share > 0.9) return "bad";
+  if (share > 1) return "bad";
   return share > 0.8 ? "warn" : "good";
 }
 
@@ -4946,7 +4949,7 @@ function readersOf(port, live, seen) {
     let fact = `lu par ${client.address} ${ago(time, seen.now)}`;
     if (seen.connected && seen.now - time > READ_LATELY_MS) {
       mark = "bad";
-      fact = `${client.address} ne lit plus depuis ${clockTime(time, seen.now)}`;
+      fact = `ne lit plus depuis ${clockTime(time, seen.now)} (${client.address})`;
     }
     if (isNew && client.reads >= least) readers.push({ name, mark, fact });
   }
@@ -5002,7 +5005,8 @@ function alertsOf({ fields, mode, phases, power, limit }) {
       remedy: "éteindre un appareil, sinon le compteur coupe" });
   }
   const notice = "pointe mobile dans " + quantity(fields.PEJP, "min");
-  if (fields.PEJP > 0) alerts.push({ mark: "soft", cause: notice, remedy: "" });
+  const remedy = "les heures chères commencent, reporter les gros appareils";
+  if (fields.PEJP > 0) alerts.push({ mark: "soft", cause: notice, remedy });
   return alerts;
 }
 
@@ -5012,7 +5016,7 @@ function problemsOf(meter, seen) {
   if (!seen.connected) return [];
   if (!meter.live) return [{ mark: station ? "bad" : "soft", cause, remedy }];
   const gone = readerStations(meter, seen).filter(({ mark }) => mark === "bad")
-    .map(({ name, fact }) => ({ cause: `${name}, ${fact}`, remedy: LOOK_AFTER_IT }));
+    .map(({ name, fact }) => ({ cause: `${name} ${fact}`, remedy: LOOK_AFTER_IT }));
   const remarks = meter.remarks.map((each) => ({ cause: each, remedy: STILL_RIGHT }));
   const better = [...gone, ...remarks];
   if (station) better.unshift({ cause, remedy });
@@ -5050,7 +5054,7 @@ function limitText({ fields, live, phases, power, limit, mode }) {
 // Two thirds of a circle; a dash colours the share of it.
 function gaugeHtml(meter) {
   const { input: n, power, limit, live } = meter;
-  const share = live && limit && power >= 0 ? power / limit : 0;
+  const share = live && limit && power >= 0 ? meter.share : 0;
   const percent = share ? quantity(100 * share, "%") : "";
   const arc = "M33.4 160A100 100 0 1 1 206.6 160";
   const value = html`<path class="value" d="${arc}"
@@ -5070,10 +5074,9 @@ function currentsHtml({ input: n, fields, live, phases }) {
   if (phases !== 3 || !live) return "";
   return [1, 2, 3].map((phase) => {
     const amperes = fields["IINST" + phase];
-    const share = fields.ISOUSC ? amperes / fields.ISOUSC : 0;
-    const limit = fields.ISOUSC ? " sur " + quantity(fields.ISOUSC, "A") : "";
-    return html`<div class="row ${loadOf(share)}"><span>Phase ${phase}</span>
-      <b id="current-${n}-${phase}">${quantity(amperes, "A")}${limit}</b></div>`;
+    const text = `${quantity(amperes, "A")} sur ${quantity(fields.ISOUSC, "A")}`;
+    return html`<div class="row ${loadOf(amperes / fields.ISOUSC)}">
+      <span>Phase ${phase}</span> <b id="current-${n}-${phase}">${text}</b></div>`;
   });
 }
 
@@ -5086,7 +5089,6 @@ function daysHtml({ tariff }) {
     class="day ${colour}"><small>${title}</small><b>${colour}</b></div>`)}</div>`;
 }
 
-// The row of an index: its name, the kWh of today, the reading.
 function rowHtml(n, { tag, name, isRunning }, wh, reading) {
   const mark = isRunning ? html`<small>en cours</small>` : "";
   const kWh = number(reading / 1000, 3);
@@ -5127,7 +5129,6 @@ function pointsOf(meter, seen) {
   return points.filter(({ time }) => time > seen.now - DAY_MS);
 }
 
-// Convert times and powers to places.
 function axesOf(points, now) {
   const powers = points.map((point) => point.power || 0);
   const highest = Math.max(LEAST_POWER, ...powers);
@@ -5193,7 +5194,7 @@ function gapName(gaps, { x }) {
   return labelHtml("name", (x(from) + x(to)) / 28.8, text);
 }
 
-// The texts: of the powers, and of times that are round where the reader lives.
+// The powers, and times that are round where the reader lives.
 function textsHtml({ now, x, y, powers }) {
   const date = new Date(now);
   const last = date.setHours(date.getHours() - date.getHours() % 4, 0, 0, 0);
@@ -5257,8 +5258,8 @@ function stateOf({ live, state, servedAt }, problems, now) {
   if (state === "waiting") return ["warn", "en attente du compteur"];
   if (!live) return ["bad", "données périmées depuis " + clockTime(servedAt, now)];
   const has = (mark) => problems.some((problem) => problem.mark === mark);
-  const text = has("warn") ? "en direct, à améliorer" : "en direct";
-  return [["bad", "warn"].find(has) || "good", text];
+  if (has("bad")) return ["bad", "dépassement"];
+  return has("warn") ? ["warn", "en direct, à améliorer"] : ["good", "en direct"];
 }
 
 function cardHtml(meter, seen) {

@@ -109,10 +109,10 @@ describe("the card of an input", () => {
 
   test("counts the subscription of each of three phases", () => {
     const historic = cardOf({ ...samples.threePhase(), mode: "historic" });
-    assert.equal(historic.at("share-1"), `86${NBSP}%`);
+    assert.equal(historic.at("share-1"), `120${NBSP}%`);  // of the fullest phase
     assert.equal(historic.at("limit-1"),
       `de 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
-    assert.match(historic.html, /class="gauge warn"/);
+    assert.match(historic.html, /class="gauge bad"/);
     const standard = cardOf(samples.threePhase());
     assert.equal(standard.at("share-1"), `99${NBSP}%`);
     assert.equal(standard.at("limit-1"), `de 12${NBSP}kVA`);
@@ -126,10 +126,10 @@ describe("the card of an input", () => {
     assert.doesNotMatch(card.html, /class="value"/);
   });
 
-  test("turns orange above 80 % and red above 90 %", () => {
-    const loads = [5520, 5521, 6210, 6211].map((power) => {
+  test("turns orange above 80 %, and red only above the subscription", () => {
+    const loads = [24, 25, 30, 31].map((amperes) => {
       const input = samples.input();
-      input.fields.PAPP = power;
+      input.fields.IINST = amperes;
       return cardOf(input).html.match(/class="gauge (\w+)"/)[1];
     });
     assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
@@ -153,11 +153,13 @@ describe("the card of an input", () => {
     const card = cardOf(samples.overloaded());
     same(card.problems, [`Dépassement${NBSP}: 34${NBSP}A pour 30${NBSP}A. Éteindre un`
       + " appareil, sinon le compteur coupe."]);
-    same([card.state, card.mark], ["en direct", "bad"]);
+    same([card.state, card.mark], ["dépassement", "bad"]);
     const ejp = samples.input();
     ejp.fields.PEJP = 30;
     const near = cardOf(ejp);
-    same([near.problems, near.mark], [[`Pointe mobile dans 30${NBSP}min.`], "good"]);
+    const dear = " Les heures chères commencent, reporter les gros appareils.";
+    same([near.problems, near.mark],
+      [[`Pointe mobile dans 30${NBSP}min.${dear}`], "good"]);
   });
 
   test("keeps the currents of the phases in order", () => {
@@ -379,11 +381,12 @@ describe("the readers", () => {
 
   test("that are gone are named with their time, whoever else reads", () => {
     const gone = reader({ age: 3600 });
-    same(last([gone]), [["Domoticz", "bad", "192.168.1.10 ne lit plus depuis 13:47"]]);
+    same(last([gone]), [["Domoticz", "bad",
+      "ne lit plus depuis 13:47 (192.168.1.10)"]]);
     same(names([HOME_ASSISTANT, gone]),
       [["Home Assistant", "good"], ["Domoticz", "bad"]]);
     const card = cardOf(samples.input(), { clients: [HOME_ASSISTANT, gone] });
-    assert.match(card.problems[0], /^Domoticz, 192\.168\.1\.10 ne lit plus depuis/);
+    assert.match(card.problems[0], /^Domoticz ne lit plus depuis 13:47 \(192/);
     assert.equal(card.mark, "warn");
     same(names([gone], UNSEEN), [["Domoticz", "soft"]]);
     same(cardOf(samples.stale(), { clients: [gone] }).problems.length, 1);
@@ -1505,7 +1508,7 @@ describe("the page of the program", { concurrency: false }, () => {
     return seen;
   }
 
-  const isLive = ({ state }) => state.startsWith("en direct");
+  const isLive = ({ state }) => /^en direct|dépassement/.test(state);
 
   test("never says that all is well while two programs share the ESP", async () => {
     await waitFor(isLive);
