@@ -87,7 +87,7 @@ import textwrap
 import threading
 import time
 from collections import Counter, deque
-from http.client import HTTPConnection, HTTPException, LineTooLong
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (
     Any,
@@ -3636,12 +3636,36 @@ NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
 UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
 # The requests that http.server itself refuses: HTTP status -> text.
 REFUSALS = {
-    414: "adresse trop longue",
-    431: "en-têtes trop longs",
+    431: "demande trop longue",
     501: "seuls GET et HEAD ont une réponse",
     505: "version de HTTP inconnue",
 }
 UNREADABLE = "demande illisible"
+
+# The head of a request is its first line and its headers; an empty line ends it.
+END_OF_HEAD = re.compile(b"\n\r?\n")
+LONGEST_HEAD = 16384  # bytes
+PATIENCE = 30.0  # seconds for the head; for the answer, the time that is left
+
+
+def read_head(connection: socket.socket) -> bytes | None:
+    """Return the head of a request, or None if it is too long.
+
+    Bytes of a body can follow the head.  If the client ends the connection, return what
+    it has sent.  Raises socket.timeout.
+    """
+    head = b""
+    deadline = time.monotonic() + PATIENCE
+    while not END_OF_HEAD.search(head):
+        if len(head) == LONGEST_HEAD:
+            return None
+        left = deadline - time.monotonic()
+        connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
+        received = connection.recv(LONGEST_HEAD - len(head))
+        if not received:
+            break
+        head += received
+    return head
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -3654,69 +3678,60 @@ def split_target(target: str) -> tuple[str, str]:
     return path or "/", query
 
 
-class RequestBytes(io.RawIOBase):
-    """The bytes of a connection, with a limit on each request's length and time.
+class Login:
+    """Who may read; the threads of all connections share it."""
 
-    http.server alone reads a hundred header lines of 64 KiB from anybody before it asks
-    for a password, and its time-out starts again with each byte.
-    """
+    REFUSAL_WAITS = 1.0  # seconds: makes guessing slow
+    MOST_WAITING = 16  # refusals at a time, as each of them holds a thread
 
-    LONGEST = 16384  # bytes of a request
-    AT_ONCE = 8192  # bytes to read at once; they may hold the next requests as well
-    SECONDS = 30.0  # for a request to begin, and again for it to be complete
+    def __init__(self, user_and_password: str) -> None:
+        # As a client must send it, in base 64; empty: everybody may read.
+        self._expected = base64.b64encode(user_and_password.encode("ascii"))
+        self._waiting = threading.BoundedSemaphore(self.MOST_WAITING)
+        self._hourly = Hourly()
 
-    def __init__(self, connection: socket.socket) -> None:
-        super().__init__()
-        self._connection = connection
-        self.begin_request()
+    def accepts(self, header: str) -> bool:
+        """Return whether a client with this Authorization header may read."""
+        if not self._expected:
+            return True
+        scheme, _, token = header.encode("utf-8", "replace").partition(b" ")
+        is_right = hmac.compare_digest(token.strip(), self._expected)
+        return is_right and scheme.lower() == b"basic"
 
-    def begin_request(self) -> None:
-        """Start the limits of a new request."""
-        self._received = 0
-        self._deadline = time.monotonic() + self.SECONDS
-
-    def readable(self) -> bool:
-        """Return True, as io.BufferedReader requires."""
+    def wait_to_refuse(self, address: str) -> bool:
+        """Log a wrong password, and wait; return whether to answer at all."""
+        if self._hourly.claim("login", time.monotonic()):
+            log.warning(
+                "mot de passe refusé à %s, le corriger là-bas, ou dans [http]", address
+            )
+        if not self._waiting.acquire(blocking=False):
+            return False
+        try:
+            time.sleep(self.REFUSAL_WAITS)
+        finally:
+            self._waiting.release()
         return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read some bytes; raises socket.timeout or LineTooLong.
-
-        http.server answers LineTooLong in the headers with 431, Handler answers it in
-        the first line with 414.  After a time-out http.server drops the connection.
-        """
-        left = self._deadline - time.monotonic()
-        self._connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
-        count = self._connection.recv_into(buffer)
-        if self._received == 0:  # the request has begun
-            self._deadline = time.monotonic() + self.SECONDS
-        self._received += count
-        if self._received > self.LONGEST:
-            raise LineTooLong("request")
-        return count
 
 
 class Server(ThreadingHTTPServer):
-    """The HTTP server: a thread for each connection, while requests come over it."""
+    """The HTTP server of one Eco-Devices: a thread for each connection.
 
-    # Of all servers together; each connection takes a thread and a file descriptor.
-    MOST_CONNECTIONS = 64
-    WRONG_PASSWORD_WAITS = 1.0  # seconds until the answer
-    MOST_WAITING = 16  # threads that wait; more would only help to guess a password
-    request_queue_size = 128
+    A connection has one request, as with the device.
+    """
+
+    MOST_CONNECTIONS = 64  # of all servers: each takes a thread and a file descriptor
+    request_queue_size = 128  # connections that wait in the kernel
 
     def __init__(
         self, address: str, device: Device, program: Program, store: Store, login: str
     ) -> None:
         self.device = device
-        self.hourly = Hourly()  # of all threads: at worst a line is logged twice
-        self.waiting = threading.BoundedSemaphore(self.MOST_WAITING)
+        self.login = Login(login)
+        self._hourly = Hourly()  # of all threads: at worst a line is logged twice
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
-        # The user:password that a client must send, in base 64; empty: no password.
-        self.expected_login = base64.b64encode(login.encode("ascii"))
         super().__init__((address, device.port), Handler)
 
     def answer(self, path: str, query: str) -> Answer:
@@ -3725,7 +3740,7 @@ class Server(ThreadingHTTPServer):
             return self._answer_path(path, query)
         except Exception as bug:  # noqa: BLE001
             text = str(BUG.with_words(repr(bug)))
-            if self.hourly.claim("bug", time.monotonic()):
+            if self._hourly.claim("bug", time.monotonic()):
                 log.info("%s : %s", path, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
@@ -3780,7 +3795,11 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+    """Answers the request of one connection.
+
+    http.server only parses the head.  It would read a hundred lines of 64 KiB from
+    anybody before it asks for a password, and start its time-out again with each byte.
+    """
 
     server: Server
     server_version = "ecolinky/" + __version__
@@ -3788,38 +3807,32 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body leave together
+    # Of a request that is not parsed:
+    requestline = ""
+    command = ""
 
-    def setup(self) -> None:
-        """Read through RequestBytes, which sets limits."""
-        super().setup()
+    def handle(self) -> None:
+        """Read a request and answer it."""
+        head = read_head(self.connection)
+        if head is None:
+            self.send_error(431)
+            return
         self.rfile.close()  # this leaves the connection open
-        self._bytes = RequestBytes(self.connection)
-        self.rfile = io.BufferedReader(self._bytes, RequestBytes.AT_ONCE)
-
-    def handle_one_request(self) -> None:
-        """Handle a request within its own limits of time and length."""
-        self._bytes.begin_request()
-        self.requestline = ""
-        self.command = ""
-        try:
-            super().handle_one_request()
-        except LineTooLong:  # in the first line
-            self.send_error(414)
+        self.rfile = io.BytesIO(head)
+        self.handle_one_request()  # this calls do_GET, do_HEAD or send_error
 
     def do_GET(self) -> None:
         """Answer with a document, or refuse a wrong password."""
         path, query = split_target(self.path)
-        login = self.headers.get("Authorization", "")
-        if self._is_authorised(login):
+        address = self.client_address[0]
+        header = self.headers.get("Authorization", "")
+        if self.server.login.accepts(header):
             agent = self.headers.get("User-Agent", "")
-            self.server.note_client(path, query, self.client_address[0], agent)
+            self.server.note_client(path, query, address, agent)
             self._send(self.server.answer(path, query))
-            return
         # A missing password is not a wrong password: browsers first send no login.
-        if login and not self._wait_to_refuse():
-            self.close_connection = True
-            return
-        self._send(UNAUTHORISED)
+        elif not header or self.server.login.wait_to_refuse(address):
+            self._send(UNAUTHORISED)
 
     do_HEAD = do_GET  # the same answer, without its body
 
@@ -3827,65 +3840,24 @@ class Handler(BaseHTTPRequestHandler):
         self, code: int, _message: str | None = None, _explain: str | None = None
     ) -> None:
         """Answer a request that http.server itself refuses, in one line."""
-        self.close_connection = True
         self.request_version = self.protocol_version  # HTTP/0.9 would have no headers
         text = REFUSALS.get(code, UNREADABLE) + "\r\n"
         self._send(Answer(code, TEXT, text.encode()))
 
     def _send(self, answer: Answer) -> None:
-        if self._has_body():
-            self.close_connection = True  # the next bytes are the body, not a request
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
         if answer.body is HOME_PAGE:
             for name, value in HOME_PAGE_HEADERS.items():
                 self.send_header(name, value)
         if answer.status == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="ecolinky"')
-        if self.close_connection:
-            self.send_header("Connection", "close")
         self.end_headers()
-        self.connection.settimeout(RequestBytes.SECONDS)  # RequestBytes has set less
         if self.command != "HEAD":
             self.wfile.write(answer.body)
-
-    def _has_body(self) -> bool:
-        headers = getattr(self, "headers", None)  # None: the request was unreadable
-        if headers is None:
-            return False
-        lengths = headers.get_all("Content-Length", [])
-        has_length = any(length != "0" for length in lengths)
-        # "Content-Length : 5" is a defect, but may announce a body.
-        return has_length or "Transfer-Encoding" in headers or bool(headers.defects)
-
-    def _is_authorised(self, login: str) -> bool:
-        """Return whether a client with this Authorization header gets answers."""
-        expected = self.server.expected_login
-        if not expected:
-            return True
-        scheme, _, token = login.encode("utf-8", "replace").partition(b" ")
-        is_right = hmac.compare_digest(token.strip(), expected)
-        return is_right and scheme.lower() == b"basic"
-
-    def _wait_to_refuse(self) -> bool:
-        """Log a wrong password, and wait; return whether to answer at all.
-
-        The wait makes guessing slow.  A correct password never waits.
-        """
-        if self.server.hourly.claim("login", time.monotonic()):
-            log.warning(
-                "mot de passe refusé à %s, le corriger là-bas, ou dans [http]",
-                self.client_address[0],
-            )
-        if not self.server.waiting.acquire(blocking=False):
-            return False  # too many threads wait: this client gets no answer
-        try:
-            time.sleep(self.server.WRONG_PASSWORD_WAITS)
-        finally:
-            self.server.waiting.release()
-        return True
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Log a request, at level DEBUG."""
