@@ -100,7 +100,6 @@ from typing import (
     Optional,
     Pattern,
     TextIO,
-    Union,
 )
 from xml.sax.saxutils import escape
 
@@ -3025,26 +3024,14 @@ class ConfigError(Exception):
     """A defect of the configuration and its remedy, in one line."""
 
 
-class FirstInputSettings(NamedTuple):
-    """[teleinfo1]."""
+class InputSettings(NamedTuple):
+    """[teleinfo1] or [teleinfo2]."""
 
     host: str = ""  # empty: no such input
     port: int = 8888
     timeout: float = 30.0  # seconds
     relay_port: int | None = None
-
-
-class SecondInputSettings(NamedTuple):
-    """[teleinfo2]: [teleinfo1] plus injection; NamedTuples cannot be extended."""
-
-    host: str = ""
-    port: int = 8888
-    timeout: float = 30.0
-    relay_port: int | None = None
-    injection: bool = False  # show the injection of the first meter instead
-
-
-InputSettings = Union[FirstInputSettings, SecondInputSettings]
+    injection: bool = False  # of [teleinfo2] alone: show the injection of meter 1
 
 
 class HttpSettings(NamedTuple):
@@ -3082,8 +3069,8 @@ PORTS_REFUSED = frozenset(
 class Settings(NamedTuple):
     """All settings of an ini file: sections, and their keys with type and default."""
 
-    teleinfo1: FirstInputSettings = FirstInputSettings()
-    teleinfo2: SecondInputSettings = SecondInputSettings()
+    teleinfo1: InputSettings = InputSettings()
+    teleinfo2: InputSettings = InputSettings()
     http: HttpSettings = HttpSettings()
     ecodevice: DeviceSettings = DeviceSettings()
     log: LogSettings = LogSettings()
@@ -3091,7 +3078,7 @@ class Settings(NamedTuple):
     @property
     def inputs(self) -> dict[int, InputSettings]:
         """Return the settings of the inputs that read an ESP8266, by number."""
-        inputs: dict[int, InputSettings] = {1: self.teleinfo1, 2: self.teleinfo2}
+        inputs = {1: self.teleinfo1, 2: self.teleinfo2}
         return {number: source for number, source in inputs.items() if source.host}
 
     @property
@@ -3247,8 +3234,10 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
-def _check_second(first: FirstInputSettings, second: SecondInputSettings) -> None:
+def _check_second(first: InputSettings, second: InputSettings) -> None:
     """Raise ConfigError if [teleinfo2] contradicts itself or [teleinfo1]."""
+    if first.injection:
+        raise ConfigError("[teleinfo1] injection, l'écrire sous [teleinfo2]")
     if second.host and second.injection:
         raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
     if second.host and second[:2] == first[:2]:  # host and port
@@ -4474,20 +4463,13 @@ def wait_for_address(address: str) -> None:
 
     Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
     """
-    is_logged = False
+    hourly = Hourly()
     while True:
-        with socket.socket() as probe:
-            try:
-                probe.bind((address, 0))
-                return
-            except socket.gaierror:
-                pass  # the name is not known yet
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    return  # opening the ports will report the error
-        if not is_logged:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((address, 0))
+            return
+        if hourly.claim(NOT_OUR_ADDRESS_YET, time.monotonic()):
             log.warning(NOT_OUR_ADDRESS_YET, address)
-        is_logged = True
         time.sleep(1)
 
 
@@ -4580,19 +4562,14 @@ def stop(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def printable(stream: TextIO | None) -> TextIO:
-    """Return a stream that is safe to print on, even if closed, under any locale."""
-    if stream is None:  # closed by the shell, as with >&-
-        return open(os.devnull, "w")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
-    return stream
-
-
 def run() -> int:
     """Run main with any standard output and error; return the exit code."""
-    sys.stdout = printable(sys.stdout)
-    sys.stderr = printable(sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell, as with >&-
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        stream.reconfigure(errors="replace")  # some locales have no accents
+        setattr(sys, name, stream)
     # A shell starts a background job with SIGINT ignored: Ctrl-C works there, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -3378,15 +3378,16 @@ class DocumentsTests(unittest.TestCase):
 ######## Settings ######################################################################
 
 
+INPUT_DEFAULTS = {
+    "host": "",
+    "port": 8888,
+    "timeout": 30.0,
+    "relay_port": None,
+    "injection": False,
+}
 DEFAULTS = {
-    "teleinfo1": {"host": "", "port": 8888, "timeout": 30.0, "relay_port": None},
-    "teleinfo2": {
-        "host": "",
-        "port": 8888,
-        "timeout": 30.0,
-        "relay_port": None,
-        "injection": False,
-    },
+    "teleinfo1": INPUT_DEFAULTS,
+    "teleinfo2": INPUT_DEFAULTS,
     "http": {
         "address": "0.0.0.0",
         "port": 4000,
@@ -3481,6 +3482,7 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
     (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
     (HOST + "[teleinfo2]\nport = 8889\n", "[teleinfo2] host manque, le donner"),
+    (HOST + "injection = yes\n", "[teleinfo1] injection, l'écrire sous [teleinfo2]"),
     ("\0\0", "le fichier n'est pas en UTF-8, le réenregistrer"),
 )
 
@@ -3580,6 +3582,8 @@ class SettingsTests(unittest.TestCase):
                 self.assertIn("[%s]\n" % section, bare)
                 part = bare.partition("[%s]\n" % section)[2].partition("\n[")[0] + "\n"
                 for key in keys:
+                    if (section, key) == ("teleinfo1", "injection"):
+                        continue  # of teleinfo2 alone
                     self.assertRegex("\n" + part, "\n%s =" % key)
                     self.assertIn("`%s`" % key, readme)
         one = re.sub("(?m)^host = 192.168.1.51\n", "", bare)
@@ -3603,7 +3607,7 @@ class SettingsTests(unittest.TestCase):
         ):
             with self.subTest(content[:20]):
                 settings = self.read(content)
-                self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1)
+                self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1[:4])
                 http = ("127.0.0.1", 1, 2, "moi", "a.B_c~d-9")
                 self.assertEqual(http, settings.http)
                 self.assertIs(settings.ecodevice.discovery, True)
@@ -3666,7 +3670,7 @@ class EspCase(unittest.TestCase):
         return esp
 
     def read(self, port, number=1, timeout=5.0, host="127.0.0.1", **options):
-        settings = ecolinky.FirstInputSettings(host, port, timeout)
+        settings = ecolinky.InputSettings(host, port, timeout)
         options.setdefault("input_2", ecolinky.NO_INPUT)
         reader = QuickReader(number, settings, self.store, patience=0.1, **options)
         self.addCleanup(reader.join, 5)
@@ -3850,7 +3854,7 @@ class RelayTests(EspCase):
             except ConnectionRefusedError:
                 return True
 
-        settings = ecolinky.FirstInputSettings("10.0.0.9", 8888)
+        settings = ecolinky.InputSettings("10.0.0.9", 8888)
         with mock.patch("socket.create_connection", away):
             reader = PatientReader(1, settings, self.store, relay=relay)
             self.addCleanup(reader.join, 5)
@@ -3998,7 +4002,7 @@ class ReaderTests(EspCase):
             self.assertEqual(wait_for(self.live), live())
 
     def test_the_reader_waits_20_seconds_before_it_reports_bad_data(self):
-        settings = ecolinky.FirstInputSettings("127.0.0.1", 1, 30.0)
+        settings = ecolinky.InputSettings("127.0.0.1", 1, 30.0)
         reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
         source = reader._input
         source.connected(100.0)
@@ -5350,6 +5354,7 @@ class MainTests(ProgramCase):
 
     def test_closed_or_full_outputs_do_not_stop_the_program(self):
         esp, runs = self.esp(frames(HC_FRAME)), []
+        usual = {**os.environ, "PYTHONUNBUFFERED": ""}  # else nothing is left at exit
         with tempfile.TemporaryDirectory() as folder:
             for redirection, argument, code in (
                 (">&- 2>&-", "--check", 0),
@@ -5367,6 +5372,7 @@ class MainTests(ProgramCase):
                     ["bash", "-c", '"$0" "$@" ' + redirection, *command],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
+                    env=usual,
                 )
                 self.addCleanup(process.communicate)
                 self.addCleanup(process.kill)
