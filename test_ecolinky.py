@@ -6099,10 +6099,10 @@ class RealClientsTests(unittest.TestCase):
 
 
 class RelayedPiecesTests(unittest.TestCase):
-    """What a serial reader receives from a relay, without a socket."""
+    """What the relay sends of a meter's stream."""
 
     @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-    def test_linkytic_counts_each_frame_of_every_capture(self):
+    def test_every_capture_is_relayed_as_lines_that_a_serial_reader_understands(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
         self.assertGreater(len(names), 40)
         for path in names:
@@ -6118,168 +6118,55 @@ class RelayedPiecesTests(unittest.TestCase):
         said, counts = labels_of(content), []
         for chunks, step in ((looped, 2.0), (twos, 4.0)):
             with self.subTest(step=step):
-                pieces = pieces_of(chunks, step)
-                found = linkytic_frames(pieces, b"ADSC" in content)
-                relayed = [self.readable(each) for each in labels_of(b"".join(pieces))]
-                counts.append(len(found))
-                self.assertGreater(len(found), 3)
-                # All bytes of a meter, then the start of the next frame.
-                frame_of_it = rb"\x02\r?\n[^\x02\x03]+\r\n?\x03"
-                self.assertRegex(b"".join(pieces), rb"\A(%s)+\x02\n\Z" % frame_of_it)
-                self.assertIn(len(relayed) - len(found), (0, 1))
-                for labels, values in zip(relayed, found):
-                    self.assertEqual(
-                        labels,
-                        {key: data or stamp for key, (stamp, data) in values.items()},
-                    )
-                for label, data in relayed[-1].items():
-                    self.assertIn(data, [each[label] for each in said])
+                sent = b"".join(pieces_of(chunks, step))
+                # linkytic looks for these four bytes in a line, and skips the first.
+                frame_of_it = rb"[^\x02\x03]+\r\x03\x02\n"
+                self.assertRegex(sent, rb"\A\x02\n(%s)+\Z" % frame_of_it)
+                self.assertGreater(sent.count(b"\x03"), 3)
+                counts.append(sent.count(b"\x03"))
+                for labels in labels_of(sent)[-2:-1]:
+                    for label, data in labels.items():
+                        self.assertIn(data, [each[label] for each in said])
         self.assertLess(abs(counts[0] - counts[1]), 3)
 
-    @staticmethod
-    def readable(labels):
-        """Return the labels that Linkytic can read: no space in historic data."""
-        if "ADSC" in labels:
-            return labels
-        return {label: data for label, data in labels.items() if " " not in data}
-
-    def test_linkytic_forgets_the_indexes_of_a_former_contract(self):
-        new = historic(ADCO=dict(HC)["ADCO"])
-        chunks = [HC_FRAME] * 5 + [encoded(new)] * 160  # 300 s at most
-        found = linkytic_frames(pieces_of(chunks), is_standard=False)
-        self.assertIn(values_of(HC), found)
-        self.assertEqual(values_of(new), found[-1])
-
-    def test_linkytic_forgets_an_alert_ten_seconds_after_its_last_frame(self):
-        for make, label in ((numbered, "ADPS"), (numbered_ejp, "PEJP")):
+    def test_an_ended_alert_or_notice_leaves_the_relayed_frames(self):
+        for label, groups, relayed in (
+            ("ADPS", historic(ADPS="033"), "...xxxx..."),
+            # A notice is trusted when it is read again; no frame is sent before.
+            ("PEJP", EJP, "...xxx..."),
+        ):
             with self.subTest(label):
-                chunks = [encoded(make(number)) for number in range(16)]
-                found = linkytic_frames(pieces_of(chunks), is_standard=False)
-                having = [
-                    int(values["IINST"][1]) - 1 for values in found if label in values
-                ]
-                first, last = PASSES_IN[0], PASSES_IN[-1]
-                self.assertEqual(list(range(first, last + 6)), having)
-                self.assertEqual(values_of(make(15)), found[-1])
+                # Two frames without them end both.
+                with_it = encoded(groups)
+                without_it = encoded([each for each in groups if each[0] != label])
+                stream = [without_it] * 4 + [with_it] * 3 + [without_it] * 4
+                found = relayed_frames(relay_of(stream))
+                marks = ["x" if label in dict(each) else "." for each in found]
+                self.assertEqual(relayed, "".join(marks))
 
-    def test_a_short_frame_does_not_end_linkytics_frame(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        found = linkytic_frames(
-            pieces_of([whole] * 5 + [short] * 2 + [whole] * 3), False
-        )
-        self.assertGreater(len(found), 4)
-        for values in found:
-            self.assertLessEqual({"IMAX1", "PPOT", "ADCO", "BASE"}, set(values))
-        self.assertEqual(values_of(historic(**THREE)), found[-1])
+    def test_the_indexes_of_a_former_contract_leave_the_relayed_frames(self):
+        new = encoded(historic(ADCO=dict(HC)["ADCO"]))
+        found = _pieces(relay_of([HC_FRAME] * 5 + [new] * 160))  # 300 s at most
+        self.assertEqual([HC_FRAME, new], [found[0], found[-1]])
 
 
-class SerialReadersCase(EspCase):
-    """The running program between a fake ESP and readers of its relay."""
-
-    def setUp(self):
-        super().setUp()
-        self.go = threading.Event()
-
-    def relay_ports(self, meters):
-        """Start a program for each (stream, baud, pause); return their relay ports."""
-        programs, ports = [], []
-        for stream, baud, pause in meters:
-            esp = self.esp(at_pace(iter(stream), baud, self.go, pause))
-            ports.append(free_port())
-            ini = "[teleinfo1]\nhost = 127.0.0.1\nport = %d\nrelay_port = %d\n"
-            # At true speed, because readings more than ten seconds apart (one second
-            # at ten times the speed) would not confirm each other on a busy machine.
-            programs.append(Program(ini % (esp.port, ports[-1]), hasty=1))
-            self.addCleanup(programs[-1].end)
-        for program in programs:
-            wait_for(program.answers, 20)
-        return ports
-
-
-class LinkyticTests(SerialReadersCase):
-    """Linkytic on the relay of the running program."""
-
-    # A meter's times are divided by this, and linkytic's time-out with them: what
-    # counts is that a frame lasts longer than the time-out, and the pause less.
-    FASTER = 20
-
-    def test_linkytic_counts_each_frame_and_sees_its_alerts(self):
-        paced = []
-        for make, baud, _ in PACED_METERS:
-            whole = [encoded(make(number)) for number in range(CONNECTIONS)]
-            half, other_half = whole[0][:100], whole[0][100:]  # both go unread
-            stream = whole[:FIRST_CONNECTION] + [half, None, other_half]
-            stream += whole[FIRST_CONNECTION:]
-            paced.append((stream, baud * self.FASTER, PAUSE / self.FASTER))
-        ports = self.relay_ports(paced)
-        early, steady = self.readers(ports), self.readers(ports)
-        self.go.set()
-        for reader in early:
-            wait_for(lambda: len(reader.rule.frames) > 1)
-            reader.stop()
-        self.go.clear()  # the next connections wait for the restarted readers
-        late = self.readers(ports)
-        self.go.set()
-        for (make, _, label), readers in zip(PACED_METERS, zip(early, steady, late)):
-            with self.subTest(make.__name__):
-                sent = [values_of(make(number)) for number in range(CONNECTIONS)]
-                for reader in readers[1:]:
-                    wait_for(lambda: self.has_read(reader.rule.frames, sent[-1]), 20)
-                begun = [
-                    self.check(reader.rule.frames, sent, label) for reader in readers
-                ]
-                self.assertLess(begun[0], 4)
-                self.assertEqual(begun[0], begun[1])
-
-    def readers(self, ports):
-        """Return a reader of each port."""
-        made, timeout = [], LINE_TIMEOUT / self.FASTER
-        for port, (_, baud, _) in zip(ports, PACED_METERS):
-            made.append(LinkyticThread(port, baud == 9600, timeout))
-            self.addCleanup(made[-1].stop)
-        return made
-
-    @staticmethod
-    def has_read(frames, last):
-        """Return whether the last frame is that, alerts apart."""
-        return frames[-1:] and last.items() <= frames[-1].items()
-
-    def check(self, frames, sent, label):
-        """Check that frames are the sent ones in a row; return the first's number.
-
-        An alert or a notice stays for ten seconds, which is longer than this test.
-        """
-
-        def lasting(values):
-            return {key: value for key, value in values.items() if key != label}
-
-        lasting_sent = [lasting(values) for values in sent]
-        numbers = []
-        for values in frames:
-            self.assertIn(lasting(values), lasting_sent)
-            numbers.append(lasting_sent.index(lasting(values)))
-        self.assertEqual(list(range(numbers[0], numbers[-1] + 1)), numbers)
-        if label:
-            having = [n for n, values in zip(numbers, frames) if label in values]
-            expected = [number for number in numbers if number >= PASSES_IN[0]]
-            self.assertEqual(expected, having)
-        return numbers[0]
-
-
-@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "it is not installed")
-class SerialTeleinfoTests(SerialReadersCase):
-    """serial-teleinfo on a pseudo-terminal, with its own time-out of a second."""
+@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "they are not installed")
+class SerialReadersTests(unittest.TestCase):
+    """Readers' own code on what the relay sends."""
 
     def test_serial_teleinfo_becomes_ready_with_all_values(self):
         tempo, _ = House("tempo", random.Random(1)).step()
         three_phase, _ = House("three-phase", random.Random(1)).step()
         meters = [HC, EJP, tempo, three_phase]
-        ports = self.relay_ports([([frame(each)] * 9, 1200, PAUSE) for each in meters])
-        updaters = [self.updater(port) for port in ports]
-        self.go.set()
-        for groups, updater in zip(meters, updaters):
+        lines = [self.serial_line() for _ in meters]
+        streams = [pieces_of([frame(each)] * 6) for each in meters]
+        for pieces in zip(*streams):
+            for (line, _), piece in zip(lines, pieces):
+                os.write(line, piece)
+            time.sleep(1.1)  # readline() gives up after a second: a frame has no rest
+        for groups, (_, updater) in zip(meters, lines):
             with self.subTest(groups[1][1]):
-                wait_for(lambda: updater.ready, 15)
+                self.assertTrue(updater.ready)
                 found = {key: each.value for key, each in updater.values.items()}
                 self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
 
@@ -6290,79 +6177,36 @@ class SerialTeleinfoTests(SerialReadersCase):
             return data.rstrip(".")
         return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
 
-    def updater(self, port):
-        """Return an updater that reads a relay's bytes from a pseudo-terminal."""
-        connection = socket.create_connection(("127.0.0.1", port), 10)
+    def serial_line(self):
+        """Return the writing end of a pseudo-terminal, and an updater that reads it."""
         master, slave = os.openpty()
         import tty  # missing on some systems
 
         tty.setraw(slave)  # bytes that arrive before it is opened must stay unchanged
         updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
-
-        def pass_on():
-            for data in iter(lambda: connection.recv(4096), b""):
-                os.write(master, data)
-
-        line = threading.Thread(target=pass_on, daemon=True)
-
-        def stop():
-            updater.stop()
-            connection.shutdown(socket.SHUT_RDWR)
-            line.join(5)
-            connection.close()
-            os.close(master)
-            os.close(slave)
-
-        self.addCleanup(stop)
-        connection.settimeout(None)
+        self.addCleanup(os.close, master)
+        self.addCleanup(os.close, slave)
+        self.addCleanup(updater.stop)
         updater.start()
-        line.start()
-        return updater
-
-
-@unittest.skipUnless(
-    serial_teleinfo or CLIENTS_WANTED, "the decoders are not installed"
-)
-class DecodersTests(EspCase):
-    """An hour of the demonstration, in fast time, through the relay to decoders."""
+        return master, updater
 
     def relayed(self, mode):
+        """Return the relayed frames of an hour of the demonstration."""
         demo = ecolinky.DemoMeter(mode)
-        meter = ecolinky.Meter(is_relayed=True)
-        relay_port = free_port()
-        relay = ecolinky.Relay("127.0.0.1", relay_port, 1e9, 0.0)
-        self.addCleanup(relay.close)
-        with socket.create_connection(("127.0.0.1", relay_port), 10) as client:
-            relay.poll(0.0)
-            received, now = b"", 0.0
-            while now < 3600:
-                data = demo.frame(now)
-                now += len(data) * 10 / demo.baud
-                meter.feed(data, now)
-                if meter.for_relay:
-                    relay.send(meter.for_relay, now)
-                    sent = client.recv(65536)
-                    while not sent.endswith(b"\x03\x02\n"):
-                        sent += client.recv(65536)
-                    received += sent
-        return _pieces(received)
+        stream = (demo.frame(now) for now in range(0, 3600, 2))
+        frames_read = _pieces(relay_of(stream))
+        self.assertGreater(len(frames_read), 1700)
+        return frames_read
 
     def test_serial_teleinfo_reads_historic_frames(self):
         for mode in ("historic", "tempo", "three-phase"):
             with self.subTest(mode):
-                frames_read = self.relayed(mode)
-                self.assertGreater(len(frames_read), 1000)
-                for raw in frames_read:
-                    lines = raw[2:-2].split(b"\r\n")
-                    values = [
-                        serial_teleinfo.parse_line(each + b"\r\n") for each in lines
-                    ]
-                    self.assertEqual(len(lines), len(values))
+                for raw in self.relayed(mode):
+                    for line in raw[2:-2].split(b"\r\n"):
+                        serial_teleinfo.parse_line(line + b"\r\n")  # or an error
 
     def test_enedis_tic_reads_standard_frames(self):
-        frames_read = self.relayed("standard")
-        self.assertGreater(len(frames_read), 2000)
-        for raw in frames_read:
+        for raw in self.relayed("standard"):
             groups = enedis_link.FrameFactory(raw.decode("ascii")).to_dict()
             self.assertEqual(26, len(groups))
 
@@ -7241,97 +7085,7 @@ def power_in_summary(port, number=1):
     return root.findtext("T%d_PAPP" % number)
 
 
-######## Linkytic, and meters at their pace ############################################
-
-
-LINE_TIMEOUT = 1.0  # seconds without a byte after which readline() returns
-PAUSE = 0.03  # seconds from ETX to STX: 17 to 33 ms
-FIRST_CONNECTION, CONNECTIONS = 10, 14  # whole frames of the first connection, of both
-PASSES_IN = range(4, 7)  # the frames that have the alert or the notice
-
-
-class Linkytic:
-    """What linkytic 3.0.0-beta6 does with lines, as its serial_reader.py has it.
-
-    A frame ends with a line that ends CR ETX STX LF; what the frame did not have is
-    forgotten then.  A short frame of three phases ends without that.
-    """
-
-    FRAME_END = b"\r\x03\x02\n"
-
-    def __init__(self, is_standard):
-        self.separator = b"\t" if is_standard else b" "
-        self.values = {}  # label -> (stamp, data)
-        self.frames = []  # the values at the end of each frame
-        self._seen = set()
-        self._is_first, self._is_short = True, False
-
-    def take(self, line):
-        if not line:  # the time-out
-            return
-        if self._is_first:  # it may be half a line
-            self._is_first = False
-        else:
-            self._read(line.rstrip(b"\r\n").rstrip(self.FRAME_END))
-        if self.FRAME_END in line:
-            self._end_frame()
-
-    def _read(self, line):
-        words = line.split(self.separator)
-        if not 3 <= len(words) <= 4:
-            return
-        if self.separator == b"\t":
-            signed = self.separator.join(words[:-1]) + b"\t"
-        else:
-            signed = b" ".join(words[:2])
-            words[2:] = [words[2] or b" "]  # a space can be the checksum, too
-        if words[-1] != bytes([(sum(signed) & 0x3F) + 0x20]):
-            return
-        label, *stamp, data = [word.decode("ascii") for word in words[:-1]]
-        self.values[label] = ("".join(stamp), data)
-        self._seen.add(label)
-        if label in ("ADIR1", "ADIR2", "ADIR3"):
-            self._is_short = True
-
-    def _end_frame(self):
-        if self._is_short:
-            self._is_short = False
-            return
-        self.values = {label: self.values[label] for label in self._seen}
-        self._seen = set()
-        self.frames.append(self.values.copy())
-
-
-class LinkyticThread(threading.Thread):
-    """Linkytic with its port: readline() of pyserial, one byte at a time."""
-
-    def __init__(self, port, is_standard, timeout):
-        super().__init__(daemon=True)
-        self.rule = Linkytic(is_standard)
-        self._connection = socket.create_connection(("127.0.0.1", port), 5)
-        self._connection.settimeout(timeout)
-        self.start()
-
-    def run(self):
-        with contextlib.suppress(ConnectionError):
-            while True:
-                self.rule.take(self._readline())
-
-    def _readline(self):
-        line = b""
-        with contextlib.suppress(socket.timeout):
-            while not line.endswith(b"\n"):
-                byte = self._connection.recv(1)
-                if not byte:
-                    raise ConnectionError
-                line += byte
-        return line
-
-    def stop(self):
-        with contextlib.suppress(OSError):  # the program has ended the connection
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self.join(5)
-        self._connection.close()
+######## Readers of the relay #########################################################
 
 
 class ReconnectingReader(threading.Thread):
@@ -7375,71 +7129,6 @@ class ReconnectingReader(threading.Thread):
         self.join(10)
 
 
-def values_of(groups):
-    """Return what Linkytic keeps of the groups of one frame."""
-    return {each[0]: ((each[2:] or ("",))[0], each[1]) for each in groups}
-
-
-def numbered(number):
-    """Return an HC frame's groups; the current is its number, ADPS comes and ends."""
-    groups = changed(
-        HC, IINST="%03d" % (1 + number), PAPP="%05d" % (230 + 230 * number)
-    )
-    return groups[:7] + [("ADPS", "033")] * (number in PASSES_IN) + groups[7:]
-
-
-def numbered_ejp(number):
-    """Return an EJP frame's groups; the current is its number, PEJP comes and ends."""
-    groups = changed(
-        EJP, IINST="%03d" % (1 + number), PAPP="%05d" % (230 + 230 * number)
-    )
-    return [each for each in groups if each[0] != "PEJP" or number in PASSES_IN]
-
-
-def numbered_standard(number):
-    """Return the groups of a standard frame of 1.1 s; its date tells its number."""
-    groups = House("standard three-phase tempo", random.Random(1)).step()[0]
-    groups[2] = ("DATE", "", "H2601011200%02d" % number)
-    groups[-1:-1] = [("EASD0%d" % n, "00012345%d" % n) for n in (1, 2, 3, 4)]
-    groups[-1:-1] = [("EAIT", "000012345"), ("SINSTI", "00000")]
-    groups[-1:-1] = [("ERQ%d" % n, "00000123%d" % n) for n in (1, 2, 3, 4)]
-    groups[-1:-1] = [("PPOINTE", "00008001 0256C002" + " NONUTILE" * 9)]
-    return groups
-
-
-# What makes a frame, its baud rate, and the label that comes and ends.
-PACED_METERS = (
-    (numbered, 1200, "ADPS"),
-    (numbered_ejp, 1200, "PEJP"),
-    (numbered_standard, 9600, ""),
-)
-
-
-def at_pace(stream, baud, go, pause=PAUSE):
-    """Send pieces as an ESP does, some bytes at a time; None ends the connection.
-
-    It begins when `go` is set, and goes on in the next connection.
-    """
-
-    def script(esp, connection):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        go.wait(10 * BUSY)
-        due = time.monotonic()
-        for data in stream:
-            if data is None:
-                return
-            for place in range(0, len(data), 32):
-                chunk = data[place : place + 32]
-                connection.sendall(chunk)
-                due += len(chunk) * 10 / baud  # ten bits a byte
-                if esp.over.wait(max(0.0, due - time.monotonic())):
-                    return
-            due += pause
-        esp.over.wait()
-
-    return script
-
-
 class Wire:
     """The connection of one reader of a relay; it keeps the pieces that are sent."""
 
@@ -7476,15 +7165,6 @@ def pieces_of(chunks, step=2.0):
         if meter.for_relay and meter.fields(step * number):
             relay.send(meter.for_relay, step * number)
     return wire.pieces
-
-
-def linkytic_frames(pieces, is_standard):
-    """Return the frames that Linkytic counts, with its time-out behind each piece."""
-    rule = Linkytic(is_standard)
-    for piece in pieces:
-        for line in re.findall(b"[^\n]*\n|[^\n]+", piece):
-            rule.take(line)
-    return rule.frames
 
 
 ######## The simulator: meters that know what they sent, and what happens to the bytes #
