@@ -3376,7 +3376,6 @@ class RelayReader:
 
     STUCK = 10.0  # seconds without taking a byte
     SEND_BUFFER = 16384  # bytes in the kernel; more would only hide a stuck reader
-    CHUNK = 65536  # bytes, at most, per read
 
     def __init__(self, connection: socket.socket, address: str, now: float) -> None:
         self.connection = connection
@@ -3401,8 +3400,6 @@ class RelayReader:
             data = self._opening + piece
             self._opening = b""
         try:
-            with contextlib.suppress(BlockingIOError):
-                self.connection.recv(self.CHUNK)  # discard the reader's own bytes
             with contextlib.suppress(BlockingIOError):
                 taken = self.connection.send(data)
                 data = data[taken:]

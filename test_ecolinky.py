@@ -3691,8 +3691,8 @@ class RelayTests(EspCase):
         super().setUp()
         self.relay_port = free_port()
 
-    def relay(self, timeout=5.0):
-        relay = ecolinky.Relay("127.0.0.1", self.relay_port, timeout, time.monotonic())
+    def relay(self, timeout=30.0, now=0.0):
+        relay = ecolinky.Relay("127.0.0.1", self.relay_port, timeout, now)
         self.addCleanup(relay.close)
         return relay
 
@@ -3705,33 +3705,49 @@ class RelayTests(EspCase):
         client.connect(("127.0.0.1", self.relay_port))
         return client
 
+    def is_refused(self):
+        with contextlib.suppress(ConnectionRefusedError):
+            self.client()
+            return False
+        return True
+
+    def test_each_piece_ends_with_the_start_of_the_next_frame(self):
+        one, two = b"\x02\nONE\r\x03", b"\x02\nTWO\r\x03"
+        relay, clients, now = self.relay(30.0), [], 0.0
+        for relayed, pieces in (  # each time a reader more
+            ([one], [b"\x02\nONE\r\x03\x02\n"]),
+            (
+                [one, two],
+                [
+                    b"ONE\r\x03\x02\nTWO\r\x03\x02\n",
+                    b"\x02\nONE\r\x03\x02\nTWO\r\x03\x02\n",
+                ],
+            ),
+            ([], [b"", b"", b""]),  # served, but a label is awaited: they wait
+            ([two], [b"TWO\r\x03\x02\n"] * 2 + [b"\x02\nTWO\r\x03\x02\n"] * 2),
+        ):
+            now += 20.0
+            clients.append(self.client())
+            relay.poll(now)
+            relay.send(relayed, now)
+            for client, piece in zip(clients, pieces):
+                self.assertEqual(piece, client.recv(65536) if piece else b"")
+
     def test_clients_of_the_relay_are_remembered(self):
-        self.read(self.esp(frames(HC_FRAME)).port, relay=self.relay())
+        relay = self.relay(5.0, time.monotonic())
+        self.read(self.esp(frames(HC_FRAME)).port, relay=relay)
         wait_for(self.live)
         self.assertEqual({}, self.store.clients())
         self.client()
         client = ecolinky.Client("127.0.0.1", "TIC", self.relay_port)
         wait_for(lambda: client in self.store.clients())
 
-    def test_each_piece_ends_with_the_start_of_the_next_frame(self):
-        relay, now = self.relay(), time.monotonic()
-        clients = [self.client()]
-        for count in range(1, 5):
-            relay.poll(now)
-            relay.send([HC_FRAME, EJP_FRAME], now)
-            for client in clients:
-                data = client.recv(65536)
-                opening = b"\x02\n" if client is clients[-1] else b""
-                expected = opening + HC_FRAME[2:] + EJP_FRAME + b"\x02\n"
-                self.assertEqual(expected.replace(b"\x02\n\x02\n", b"\x02\n"), data)
-            clients.append(self.client())
-
     def test_a_stuck_reader_does_not_harm_the_others(self):
-        relay, now = self.relay(1e9), 100.0
+        relay, now = self.relay(), 0.0
         stuck, first, second = self.client(4096), self.client(), self.client()
         relay.poll(now)
         received = {first: b"", second: b""}
-        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # the relay ignores it
+        second.sendall(b"GET / HTTP/1.0\r\n\r\n")  # the relay reads nothing
         for count in range(1, 4001):
             now += 0.01
             relay.send([HC_FRAME], now)
@@ -3750,7 +3766,6 @@ class RelayTests(EspCase):
         for taken in range(1, len(first)):
             with self.subTest(taken=taken):
                 connection = mock.Mock()
-                connection.recv.side_effect = BlockingIOError
                 rest = len(first) - taken
                 connection.send.side_effect = [taken, BlockingIOError, rest, 5]
                 reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
@@ -3768,8 +3783,8 @@ class RelayTests(EspCase):
     def test_sixteen_readers_are_served_at_most(self):
         relay = self.relay()
         clients = [self.client() for _ in range(17)]
-        relay.poll(time.monotonic())
-        relay.send([HC_FRAME], time.monotonic())
+        relay.poll(1.0)
+        relay.send([HC_FRAME], 1.0)
         for client in clients[:16]:
             self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
         clients[16].settimeout(0.05)
@@ -3778,52 +3793,50 @@ class RelayTests(EspCase):
         clients[0].close()
 
         def the_seventeenth_is_let_in():
-            relay.send([HC_FRAME], time.monotonic())  # notices that a reader has left
-            relay.poll(time.monotonic())
+            relay.send([HC_FRAME], 2.0)  # notices that a reader has left
+            relay.poll(2.0)
             with contextlib.suppress(socket.timeout):
                 return clients[16].recv(65536)
 
         self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
 
     def test_the_port_is_closed_while_no_values_are_served(self):
-        relay, client = self.relay(30.0), self.client()
-        now = time.monotonic()
-        relay.poll(now + 29)
-        relay.send([HC_FRAME], now + 29)
-        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
-        relay.poll(now + 59)
-        self.client()
-        relay.poll(now + 59.1)
-        self.assertEqual(b"", client.recv(65536))
-        with self.assertRaises(ConnectionRefusedError):
-            self.client()
-        relay.send([], now + 80)  # served again, but a label is still awaited
+        relay = self.relay(30.0)
+        relay.poll(29.0)
+        relay.send([HC_FRAME], 29.0)
+        accepted = self.client()
+        relay.poll(59.0)
+        waiting = self.client()
+        relay.poll(59.1)
+        self.assertEqual(b"", accepted.recv(1))
+        with self.assertRaises(ConnectionResetError):
+            waiting.recv(1)
+        self.assertTrue(self.is_refused())
+        relay.send([], 80.0)  # served again, but a label is still awaited
         client = self.client()
-        relay.poll(now + 110)
-        relay.send([HC_FRAME], now + 110)
+        relay.poll(110.0)
+        relay.send([HC_FRAME], 110.0)
         self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
 
     def test_a_port_that_another_program_took_is_logged_once_and_tried_again(self):
-        relay, now = self.relay(30.0), time.monotonic()
-        relay.poll(now + 31)
+        relay = self.relay(30.0)
+        relay.poll(31.0)
         with socket.socket() as other, self.assertLogs("ecolinky", "INFO") as logs:
             other.bind(("127.0.0.1", self.relay_port))
             other.listen(1)
-            for seconds in range(40, 60):
-                relay.send([HC_FRAME], now + seconds)
-                relay.poll(now + seconds)
+            for now in range(40, 60):
+                relay.send([HC_FRAME], now)
+                relay.poll(now)
         line = "WARNING:ecolinky:relay_port, port %d déjà pris, nouvel essai à chaque"
         (logged,) = logs.output
         self.assertTrue(logged.startswith(line % self.relay_port), logged)
-        relay.send([HC_FRAME], now + 60)
-        client = self.client()
-        relay.poll(now + 61)
-        relay.send([HC_FRAME], now + 61)
-        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+        relay.send([HC_FRAME], 60.0)
+        self.assertFalse(self.is_refused())
 
     def test_a_reader_that_reconnects_at_once_finds_no_connection_in_an_outage(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        relay = self.relay(0.3, time.monotonic())
+        self.read(esp.port, relay=relay, timeout=0.3)
         reader = ReconnectingReader(self.relay_port)
         self.addCleanup(reader.stop)
         wait_for(lambda: reader.is_fed)
@@ -3838,59 +3851,46 @@ class RelayTests(EspCase):
         self.esp(frames(HC_FRAME, 0.02), port=esp.port)
         wait_for(lambda: reader.is_fed)
 
-    def test_an_esp_that_is_away_does_not_keep_the_relay_open(self):
-        relay, waits = self.relay(2.0), []
+    def test_an_esp_that_is_away_does_not_keep_the_port_open(self):
+        patiences = []
 
         class PatientReader(ecolinky.Reader):
-            PAUSE = 0.01
+            TICK = PAUSE = 0.01
 
-        def away(_, patience):
-            waits.append(patience)
+        def connect(_, patience):
+            patiences.append(patience)
             raise socket.timeout
 
-        def is_refused():
-            try:
-                self.client()
-            except ConnectionRefusedError:
-                return True
-
         settings = ecolinky.InputSettings("10.0.0.9", 8888)
-        with mock.patch("socket.create_connection", away):
+        relay = self.relay(0.3, time.monotonic())
+        with mock.patch("socket.create_connection", connect):
             reader = PatientReader(1, settings, self.store, relay=relay)
             self.addCleanup(reader.join, 5)
             self.addCleanup(reader.stopped.set)
             reader.start()
-            wait_for(is_refused)
-            wait_for(lambda: waits[-1] == 10)  # nobody is connected any more
-        self.assertLessEqual(waits[0], 2)
-        self.assertGreaterEqual(min(waits), 1)
+            # As long as ever, once nobody can be connected any more.
+            wait_for(lambda: patiences and patiences[-1] == ecolinky.Reader.SILENCE)
+        self.assertTrue(self.is_refused())
+        self.assertLessEqual(patiences[0], 0.3)
+        self.assertGreaterEqual(min(patiences), 0.01)
 
-    def test_readers_wait_connected_while_values_are_served(self):
-        relay, client = self.relay(30.0), self.client()
-        now = time.monotonic()
-        relay.poll(now)
-        for seconds in (20, 40, 60):
-            relay.send([], now + seconds)  # served, but a label is still awaited
-            relay.poll(now + seconds)
-        relay.send([HC_FRAME], now + 62)
-        self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
+    def test_a_pause_between_connections_does_not_keep_the_port_open(self):
+        relay = self.relay(30.0)
+        settings = ecolinky.InputSettings("10.0.0.9", 8888)
+        reader = ecolinky.Reader(1, settings, self.store, relay=relay)
+        for now, is_refused in ((26.9, False), (27.1, True)):  # it pauses for 3 s
+            with mock.patch("time.monotonic", lambda: now):
+                reader._report_failure(OSError(errno.EHOSTUNREACH, "?"))
+            self.assertEqual(is_refused, self.is_refused())
 
-    def test_the_port_of_a_closed_relay_can_be_reused_at_once(self):
-        relay, client = self.relay(), self.client()
-        relay.poll(time.monotonic())
-        relay.close()
-        self.assertEqual(b"", client.recv(1))
-        client.close()
-        self.relay().poll(time.monotonic())
-
-    def test_readers_are_disconnected_while_no_frame_can_be_served(self):
+    def test_the_port_is_closed_while_no_frame_can_be_served(self):
         esp = self.esp(frames(frame(HC[:5]), 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
-        self.assertEqual(b"", self.client().recv(65536))
+        self.read(esp.port, relay=self.relay(0.3, time.monotonic()), timeout=0.3)
+        wait_for(self.is_refused)
 
     def test_readers_wait_connected_on_a_line_without_a_complete_frame(self):
         esp = self.esp(frames(without("IMAX", HC_FRAME), 0.02))
-        self.read(esp.port, relay=self.relay(0.3), timeout=0.3)
+        self.read(esp.port, relay=self.relay(0.3, time.monotonic()), timeout=0.3)
         wait_for(self.live)
         client = self.client()
         client.settimeout(0.7)
