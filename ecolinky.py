@@ -3410,16 +3410,15 @@ class RelayReader:
         return now - self._taken_at < self.STUCK
 
 
-# Closing the port tells readers that no values are served.  A reader whose connection
-# only ends opens the next connection at once; linkytic then shows its last values as
-# live, because it finds itself connected.
 PORT_IS_TAKEN = "relay_port, port %d %s, nouvel essai à chaque trame"
 
 
 class Relay:
     """The readers of one input's trusted TIC; only the input's thread calls it.
 
-    The port is open from the start, and is closed while no values are served.
+    The port is open from the start, and closed while no values are served.  To end the
+    connections would not be enough: linkytic connects again at once, and shows its last
+    values as live for as long as it is connected.
     """
 
     MOST_READERS = 16
@@ -3665,9 +3664,12 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 class Login:
-    """Who may read; the threads of all connections share it."""
+    """The password that clients must have; the threads of all connections share it.
 
-    REFUSAL_WAITS = 1.0  # seconds: makes guessing slow
+    The answer to a wrong password is late, so that guessing is slow.
+    """
+
+    REFUSAL_WAITS = 1.0  # seconds
     MOST_WAITING = 16  # refusals at a time, as each of them holds a thread
 
     def __init__(self, user_and_password: str) -> None:
@@ -3791,9 +3793,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "ecolinky/" + __version__
     sys_version = ""
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     wbufsize = -1  # headers and body leave together
-    # Of a request that is not parsed:
+    # For the answer to a request that is too long to be parsed:
     requestline = ""
     command = ""
 
