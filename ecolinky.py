@@ -88,7 +88,7 @@ import threading
 import time
 from collections import Counter, deque
 from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import (
     Any,
     Callable,
@@ -3701,14 +3701,17 @@ class Login:
         return True
 
 
-class Server(ThreadingHTTPServer):
+class Server(socketserver.ThreadingTCPServer):
     """The HTTP server of one Eco-Devices: a thread for each connection.
 
-    A connection has one request, as with the device.
+    A connection has one request, as with the device.  (http.server's own servers look
+    up the name of this machine, which can hang.)
     """
 
     MOST_CONNECTIONS = 64  # of all servers: each takes a thread and a file descriptor
     request_queue_size = 128  # connections that wait in the kernel
+    allow_reuse_address = True  # the port of a server that has just ended is free
+    daemon_threads = True  # they end with the program
 
     def __init__(
         self, address: str, device: Device, program: Program, store: Store, login: str
@@ -3755,13 +3758,6 @@ class Server(ThreadingHTTPServer):
         if name_of_document(path, query) in DOCUMENTS:
             client = Client(address, agent_of(agent), self.device.port)
             self._store.note_client(client, time.monotonic())
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host name, which can hang."""
-        socketserver.TCPServer.server_bind(self)
-        host, port = self.server_address[:2]
-        self.server_name = str(host)
-        self.server_port = int(port)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection; if there are too many, end the oldest.

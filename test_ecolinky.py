@@ -3869,7 +3869,7 @@ class RelayTests(EspCase):
             self.addCleanup(reader.stopped.set)
             reader.start()
             # As long as ever, once nobody can be connected any more.
-            wait_for(lambda: patiences and patiences[-1] == ecolinky.Reader.SILENCE)
+            wait_for(lambda: patiences and patiences[-1] == 10.0)
         self.assertTrue(self.is_refused())
         self.assertLessEqual(patiences[0], 0.3)
         self.assertGreaterEqual(min(patiences), 0.01)
@@ -6722,7 +6722,7 @@ def running_server(store, login="", second=False):
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield server.server_port
+        yield device.port
     finally:
         server.shutdown()
         server.server_close()
