@@ -3642,7 +3642,7 @@ def read_head(connection: socket.socket) -> bytes | None:
     head = b""
     deadline = time.monotonic() + PATIENCE
     while not END_OF_HEAD.search(head):
-        if len(head) == LONGEST_HEAD:
+        if len(head) >= LONGEST_HEAD:
             return None
         left = deadline - time.monotonic()
         connection.settimeout(max(0.001, left))  # 0 would mean: do not wait
