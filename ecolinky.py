@@ -4562,7 +4562,8 @@ def run() -> int:
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell, as with >&-
             stream = open(os.devnull, "w")  # noqa: SIM115
-        stream.reconfigure(errors="replace")  # some locales have no accents
+        if isinstance(stream, io.TextIOWrapper):  # not in an editor's window
+            stream.reconfigure(errors="replace")  # some locales have no accents
         setattr(sys, name, stream)
     # A shell starts a background job with SIGINT ignored: Ctrl-C works there, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

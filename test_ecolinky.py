@@ -5375,6 +5375,13 @@ class MainTests(ProgramCase):
                     self.assertNotIn(b"Traceback", text)
                     self.assertNotIn(b"Exception", text)
 
+    def test_the_program_runs_in_an_editor_with_streams_of_its_own(self):
+        out = io.StringIO()
+        with mock.patch("sys.argv", [PROGRAM, "--version"]):
+            with mock.patch("sys.stdout", out), mock.patch("sys.stderr", out):
+                self.assertEqual(0, ecolinky.run())
+        self.assertEqual("ecolinky %s\n" % ecolinky.__version__, out.getvalue())
+
     def test_an_unread_log_blocks_neither_the_answers_nor_the_exit(self):
         with tempfile.TemporaryDirectory() as folder:
             path, port = os.path.join(folder, "ecolinky.ini"), free_port()
