@@ -3896,6 +3896,7 @@ class RelayTests(EspCase):
         client.settimeout(0.7)
         with self.assertRaises(socket.timeout):  # neither a frame nor the end
             client.recv(65536)
+        self.assertFalse(self.store.clients())  # it has read nothing
 
 
 ######## Reader ########################################################################
