@@ -3800,7 +3800,6 @@ class Handler(BaseHTTPRequestHandler):
         if head is None:
             self.send_error(431)
             return
-        self.rfile.close()  # this leaves the connection open
         self.rfile = io.BytesIO(head)
         self.handle_one_request()  # this calls do_GET, do_HEAD or send_error
 

@@ -4074,8 +4074,9 @@ class ServerTests(HttpCase):
                     answer = ask(self.port, address + path)
                     self.assertEqual(expected.status, answer.status)
                     self.assertEqual(expected.body, answer.body)
-            for target in (address, address + "?since=3"):
-                self.assertIn(b"<html", ask(self.port, target).body)
+            self.assertIn(b"<html", ask(self.port, address).body)
+            target = ecolinky.split_target(address + "?since=3")
+            self.assertEqual(("/", "since=3"), target)
         for target in ("ftp://x/status.xml", "x/status.xml", "/status.xmlhttp://x"):
             self.assertEqual(404, ask(self.port, target).status)
 
@@ -4294,6 +4295,14 @@ class ServerTests(HttpCase):
         with self.assertRaises(socket.timeout):  # open
             clients[90].recv(1000)
         self.assertLess(threading.active_count(), 80)
+
+    def test_a_slow_request_is_answered_after_70_short_ones(self):
+        with socket.create_connection(("127.0.0.1", self.port), 10) as slow:
+            slow.sendall(b"GET /nope HTTP/1.1\r\n")
+            for _ in range(70):
+                self.assertEqual(404, ask(self.port, "/nope").status)
+            slow.sendall(b"\r\n")
+            self.assertIn(b" 404 ", slow.recv(1000))
 
     def test_a_head_has_30_seconds_in_all(self):
         now, patiences = [100.0], []
