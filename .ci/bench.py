@@ -442,19 +442,7 @@ def running(*arguments):
         program.end()
 
 
-def ask_kept_alive(port, paths, count):
-    """Ask for paths in turn on one connection."""
-    asked = [("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path).encode() for path in paths]
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        for number in range(count):
-            connection.sendall(asked[number % len(asked)])
-            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-            length = int(re.search(rb"Content-Length: (\d+)", head).group(1))
-            while len(body) < length:
-                body += connection.recv(65536)
-
-
-def ask_anew(port, paths, count):
+def ask_for(port, paths, count):
     """Ask for paths in turn, each on a connection of its own."""
     for number in range(count):
         path = paths[number % len(paths)]
@@ -476,17 +464,13 @@ def bench_http():
             "memory after the first polls %8.1f MiB, bare http.server %.1f"
             % (resident(program.process), resident(other))
         )
-        for name, ask_all, count in (
-            ("http, one connection", ask_kept_alive, 3000),
-            ("http, a connection each", ask_anew, 1000),
-        ):
-            compare(
-                name,
-                "requests/s",
-                count,
-                lambda: ask_all(program.port, paths, count),
-                lambda: ask_all(bare, ["/"], count),
-            )
+        compare(
+            "http",
+            "requests/s",
+            1000,
+            lambda: ask_for(program.port, paths, 1000),
+            lambda: ask_for(bare, ["/"], 1000),
+        )
 
 
 def bench_latency(count=200):
