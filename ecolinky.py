@@ -11,7 +11,7 @@ this file in their order; the threads come after the sections that they use:
     Meter       the parts above together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
     Link        one ESP8266, and how its connections end
-    Notices     what the log says about an input
+    Journal     the log of an input: which line is due
     Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
@@ -303,14 +303,21 @@ def _refuse_label(label: str, is_right: bool) -> Refused:
 
 
 class Counts(NamedTuple):
-    """The counters of a decoder."""
+    """What a meter's decoder and guard have counted since the start."""
 
-    frames: int  # frames with at least one intact group
-    groups: int  # intact groups
-    damaged: int  # damaged groups
-    eight_bits: int  # chunks with parity bits, which are harmless
-    esp_log: int  # frames with the ESP's log in them
-    spaces_replaced: int  # frames with replaced spaces; most groups still come through
+    frames: int = 0  # frames with at least one intact group
+    groups: int = 0  # intact groups
+    checksum: int = 0  # damaged groups, by reason
+    form: int = 0
+    implausible: int = 0  # groups that the guard has refused
+    eight_bits: int = 0  # chunks with parity bits, which are harmless
+    esp_log: int = 0  # frames with the ESP's log in them
+    spaces_replaced: int = 0  # frames with replaced spaces; most groups still come
+
+    @property
+    def damaged(self) -> int:
+        """The damaged groups."""
+        return self.checksum + self.form
 
     def since(self, before: Counts) -> Counts:
         """Return the counts since an earlier moment."""
@@ -321,21 +328,13 @@ class Counts(NamedTuple):
         return math.ceil(100 * self.damaged / max(1, self.groups + self.damaged))
 
 
-NO_COUNTS = Counts(0, 0, 0, 0, 0, 0)
-
-
 class Decoder:
     """Cuts a stream of bytes into frames; knows no meter and no time."""
 
     LONGEST_BUFFER = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
-        self.frames = 0  # frames with at least one intact group
-        self.groups = 0  # intact groups
-        self.refused = {"checksum": 0, "form": 0}  # damaged groups, by reason
-        self._eight_bits = 0  # as in Counts
-        self._esp_log = 0
-        self._spaces_replaced = 0
+        self.counted: Counter[str] = Counter()  # by name, as in Counts
         self._buffer = b""  # the unfinished frame
         self._opened = False  # its STX has been seen
 
@@ -343,7 +342,7 @@ class Decoder:
         """Take bytes, in chunks of any size; return the frames that end in them."""
         if not data.isascii():
             if CR_WITH_PARITY_BIT in data:
-                self._eight_bits += 1
+                self.counted["eight_bits"] += 1
             data = data.translate(DROP_PARITY_BIT)
         frames = self._marked_frames(data)
         # The rest has no mark.  It is an unfinished frame, or all marks are lost.
@@ -389,17 +388,6 @@ class Decoder:
         self._opened = False
         return self._frame(lines, False)
 
-    def counts(self) -> Counts:
-        """Return the counts since the start."""
-        return Counts(
-            self.frames,
-            self.groups,
-            sum(self.refused.values()),
-            self._eight_bits,
-            self._esp_log,
-            self._spaces_replaced,
-        )
-
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
         lines, _ = cut_at_last_line_end(self._buffer)
@@ -411,16 +399,15 @@ class Decoder:
         """Return a list of the frame in a text, empty if there is none; count it."""
         groups, reasons = decode_groups(text)
         if reasons and ESP_LOG.search(text):
-            self._esp_log += 1
+            self.counted["esp_log"] += 1
         if reasons and SPACES_REPLACED.search(text):
-            self._spaces_replaced += 1
+            self.counted["spaces_replaced"] += 1
         if whole:  # the ends of half a frame are cut, which is no damage of the line
-            for reason in reasons:
-                self.refused[reason] += 1
+            self.counted.update(reasons)
         if not groups:
             return []
-        self.frames += 1
-        self.groups += len(groups)
+        self.counted["frames"] += 1
+        self.counted["groups"] += len(groups)
         return [Frame(groups, len(reasons), whole)]
 
 
@@ -1358,11 +1345,15 @@ MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
 class View(NamedTuple):
     """What a Meter serves, or lacks, at one moment."""
 
+    time: float  # when its last frame came; -inf: there was no frame yet
     mode: str | None  # HISTORIC or STANDARD; None: not known yet
     labels: Labels  # the trusted labels; empty while the meter is silent
     fields: Fields | None  # the 31 fields to serve; None: some are not known
     missing: list[str]  # the labels without which `fields` is None
     injection: Fields | None  # the 31 fields of the injected energy, if there is any
+    is_disputed: bool  # the meter, its contract or an index seems to be another
+    unbalanced_time: float  # when EASF01 to EASF10 last did not add up to EAST
+    relayed: bytes = b""  # the frame for the relay; empty: none yet
 
 
 class Meter:
@@ -1374,43 +1365,29 @@ class Meter:
         self.guard = Guard(timeout)
         self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
-        self.accepted = 0  # number of frames of this meter that the last feed() ended
-        # These frames, rebuilt from trusted groups; empty if the meter is not relayed.
-        self.for_relay: list[bytes] = []
 
-    def feed(self, data: bytes, now: float) -> int:
-        """Take bytes that came at `now` seconds; return the number of ended frames."""
+    def feed(self, data: bytes, now: float) -> list[View]:
+        """Take bytes that came at `now` seconds.
+
+        Return a view for each frame of this meter that ends in them.
+        """
         self._last_byte = now
-        self.accepted = 0
-        self.for_relay = []
-        frames = self.decoder.feed(data)
-        for frame in frames:
-            self._take(frame, now)
-        return len(frames)
+        return self._take(self.decoder.feed(data), now)
 
-    def disconnected(self) -> None:
+    def disconnected(self) -> list[View]:
         """Note that the link ended; use the complete groups of the unfinished frame."""
-        for frame in self.decoder.disconnected():
-            self._take(frame, self._last_byte)
+        return self._take(self.decoder.disconnected(), self._last_byte)
 
-    def _take(self, frame: Frame, now: float) -> None:
-        if not self.guard.take(frame, now):
-            return
-        self.accepted += 1
-        if self._rebuilder is None:
-            return
-        groups = self._rebuilder.take(frame, self.guard, now)
-        if groups and frame.whole and self._may_be_relayed(now):
-            self.for_relay.append(encode_frame(group.raw for group in groups))
-
-    def _may_be_relayed(self, now: float) -> bool:
-        """Return whether the relay may send a frame: only while values are served."""
-        view = self.view(now)
-        if view.fields is None:
-            return False
-        # Domoticz as a TIC reader crashes on Tempo without NTARF (TeleinfoBase.cpp).
-        is_tempo = view.fields["OPTARIF"] == TEMPO.option
-        return not is_tempo or view.mode == HISTORIC or "NTARF" in view.labels
+    def _take(self, frames: list[Frame], now: float) -> list[View]:
+        views = []
+        for frame in frames:
+            if self.guard.take(frame, now):
+                view = self.view(now)
+                if self._rebuilder is not None:
+                    groups = self._rebuilder.take(frame, self.guard, now)
+                    view = relay_view(view, groups if frame.whole else [])
+                views.append(view)
+        return views
 
     def fields(self, now: float) -> Fields | None:
         """Return the 31 fields to serve, tag -> int or str; None: some are not known.
@@ -1419,30 +1396,9 @@ class Meter:
         """
         return self.view(now).fields
 
-    @property
-    def last_frame(self) -> float:
-        """When the last frame of this meter came; -inf: there was no frame yet."""
-        return self.guard.last_frame
-
-    def is_silent(self, now: float) -> bool:
-        """Return whether no frame has come for longer than the time-out."""
-        return self.guard.is_silent(now)
-
-    def is_disputed(self) -> bool:
-        """Return whether the meter, its contract or an index seems to be another."""
-        return self.guard.is_disputed()
-
-    def was_unbalanced(self, since: float) -> bool:
-        """Return whether a frame since then had EASF that do not add up to EAST."""
-        return self.guard.unbalanced_time >= since
-
     def counts(self) -> Counts:
-        """Return the decoder's counters since the start."""
-        return self.decoder.counts()
-
-    def refused(self) -> dict[str, int]:
-        """Return how many groups were refused since the start, by cause."""
-        return dict(self.decoder.refused, implausible=self.guard.implausible)
+        """Return what has been counted since the start."""
+        return Counts(**self.decoder.counted, implausible=self.guard.implausible)
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels; empty while the meter is silent."""
@@ -1460,11 +1416,20 @@ class Meter:
         self._amend(fields, labels, now)
         needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
         unknown = [tag for tag in needed if fields[tag] is None]
-        if not unknown:
-            injection = translate_injection(fields, labels)
-            return View(mode, labels, fields, [], injection)
-        missing = self._missing(unknown, mode, labels, now)
-        return View(mode, labels, None, missing, None)
+        view = View(
+            time=self.guard.last_frame,
+            mode=mode,
+            labels=labels,
+            fields=fields,
+            missing=[],
+            injection=None,
+            is_disputed=self.guard.is_disputed(),
+            unbalanced_time=self.guard.unbalanced_time,
+        )
+        if unknown:
+            missing = self._missing(unknown, mode, labels, now)
+            return view._replace(fields=None, missing=missing)
+        return view._replace(injection=translate_injection(fields, labels))
 
     def _missing(
         self, tags: list[str], mode: str | None, labels: Labels, now: float
@@ -1523,6 +1488,17 @@ class Meter:
         last = series.get(power_label)
         was_zero = last is not None and last.trusted and int(last.trusted.data) == 0
         return None if was_zero and power else power
+
+
+def relay_view(view: View, groups: list[Group]) -> View:
+    """Return a view with the frame for the relay; only while values are served."""
+    if view.fields is None or not groups:
+        return view
+    # Domoticz as a TIC reader crashes on Tempo without NTARF (TeleinfoBase.cpp).
+    is_tempo = view.fields["OPTARIF"] == TEMPO.option
+    if is_tempo and view.mode == STANDARD and "NTARF" not in view.labels:
+        return view
+    return view._replace(relayed=encode_frame(group.raw for group in groups))
 
 
 ######## Diagnosis: the causes of a bad link, in the user's words ######################
@@ -1707,10 +1683,12 @@ ESP_LOGS = Reason(
     "dans ESPEasy mettre Serial Log Level à None",
 )
 
-# Templates of remarks: defects of a link that works.
-UNKNOWN_CONTRACT = (
-    "contrat « %s » inconnu d'ecolinky, seul le total est transmis, à signaler sur la"
-    " page GitHub d'ecolinky (Issues) avec LTARF « %s » et NTARF « %s »"
+# Remarks: defects of a link that works, and changes of the meter.
+UNKNOWN_CONTRACT = Reason(
+    LINKY,
+    "contrat « %s » inconnu d'ecolinky (LTARF « %s », NTARF « %s »), seul le total est"
+    " transmis",
+    "à signaler sur la page GitHub d'ecolinky (Issues)",
 )
 PHASE_UNKNOWN = Reason(
     LINKY, "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
@@ -1718,6 +1696,23 @@ PHASE_UNKNOWN = Reason(
 SUBSCRIPTION_UNKNOWN = Reason(
     LINKY,
     "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis",
+)
+DOES_NOT_INJECT = Reason(
+    LINKY,
+    "injection = yes, mais ce compteur n'envoie pas %s, rien n'est transmis sur"
+    " second_port",
+)
+ADD_OR_DELETE = "dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
+CHANGED = Reason(
+    LINKY,
+    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
+    " tarif %s)",
+    ADD_OR_DELETE,
+)
+JUMPED = Reason(
+    LINKY,
+    "l'index %s est passé de %s à %s Wh, compteur ou index remplacé",
+    ADD_OR_DELETE,
 )
 
 # Errors of this machine, its ports and its files.
@@ -1876,35 +1871,39 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     return ALL_WELL
 
 
-def remarks_on(counts: Counts, view: View) -> list[str]:
-    """Return the defects of a link that works, the most urgent first."""
-    if not counts.groups:
+def remarks_on(counts: Counts, view: View) -> list[Reason]:
+    """Return the defects of a link that works, the most urgent first.
+
+    counts: of the last hour.
+    """
+    if not counts.groups or not view.labels:
         return []
     labels = view.labels
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
-        remarks.append(str(cause))
+        remarks.append(cause)
     if counts.eight_bits:
-        remarks.append(str(READ_AS_8N1))
+        remarks.append(READ_AS_8N1)
     if counts.esp_log and cause != ESP_LOGS:
-        remarks.append(str(ESP_LOGS))
+        remarks.append(ESP_LOGS)
     if contract_of(labels) is UNKNOWN:
-        remarks.append(describe_unknown_contract(labels))
+        names = [labels.get(label, "").strip() for label in ("NGTF", "LTARF", "NTARF")]
+        remarks.append(UNKNOWN_CONTRACT.with_words(*names))
     if view.fields is None:  # nothing is served, so nothing is replaced
         return remarks
-    return remarks + remarks_on_replaced(counts.frames, labels)
+    return remarks + remarks_on_replaced(labels)
 
 
-def remarks_on_replaced(frames: int, labels: Labels) -> list[str]:
+def remarks_on_replaced(labels: Labels) -> list[Reason]:
     """Return the labels that never come, and the values that replace them."""
     remarks = []
     unknown_phases = unknown_currents(labels)
-    if unknown_phases and frames > A_FEW_FRAMES:
-        remarks.append(str(PHASE_UNKNOWN.with_words(", ".join(unknown_phases))))
+    if unknown_phases:
+        remarks.append(PHASE_UNKNOWN.with_words(", ".join(unknown_phases)))
     subscription = "PREF" if "ADSC" in labels else "ISOUSC"
-    if labels and subscription not in labels and frames > WAIT_FOR_SUBSCRIPTION:
-        remarks.append(str(SUBSCRIPTION_UNKNOWN.with_words(subscription)))
+    if subscription not in labels:
+        remarks.append(SUBSCRIPTION_UNKNOWN.with_words(subscription))
     return remarks
 
 
@@ -1955,19 +1954,11 @@ def is_identity_alone(labels: Labels) -> bool:
 
 def unknown_currents(labels: Labels) -> list[str]:
     """Return the labels of the phase currents that are not known."""
-    if not labels:  # the meter is silent
-        return []
     phases = phases_of(labels)
     currents = ["IINST" + phase for phase in phases]
     if "ADSC" in labels:
         currents = ["IRMS" + (phase or "1") for phase in phases]
     return [label for label in currents if label not in labels]
-
-
-def describe_unknown_contract(labels: Labels) -> str:
-    """Return the remark on an unknown contract, with the labels to report."""
-    names = [labels.get(label, "").strip() for label in ("NGTF", "LTARF", "NTARF")]
-    return UNKNOWN_CONTRACT % tuple(names)
 
 
 ######## Link: one ESP8266, and how its connections end ################################
@@ -2048,52 +2039,80 @@ class Link:
         return self.brief_connections >= self.EVICTED_AFTER
 
 
-######## Notices: what the log says about an input #####################################
+######## Journal: the log of an input #################################################
 
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
-CHANGED = (
-    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
-    " tarif %s), dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
-)
-JUMPED = (
-    "l'index %s est passé de %d à %d Wh, compteur ou index remplacé, dans Domoticz"
-    " ajouter un nouveau matériel ou, demain, effacer ce jour"
-)
 INJECTS = (
-    "ce compteur injecte (EAIT), pour le montrer aussi mettre injection = yes dans"
+    " ; il injecte aussi (EAIT), pour le montrer mettre injection = yes dans"
     " [teleinfo2]"
 )
-DOES_NOT_INJECT = (
-    "injection = yes, mais ce compteur n'envoie pas %s, rien n'est transmis sur"
-    " second_port"
-)
 
 
-class Hourly:
-    """Limits the log to one line of each kind per hour."""
+class Limiter:
+    """Lets a line of each kind pass once in so many seconds."""
 
-    def __init__(self) -> None:
-        self._logged_at: dict[str, float] = {}  # kind -> time of its last line
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed_at: dict[str, float] = {}  # by kind
 
     def claim(self, kind: str, now: float) -> bool:
-        """Return whether a line of this kind is due; if so, record it as logged."""
-        if now - self._logged_at.get(kind, -math.inf) < HOUR:
+        """Return whether a line of this kind is due; if so, record it as passed."""
+        if now - self._passed_at.get(kind, -math.inf) < self._seconds:
             return False
-        self._logged_at[kind] = now
+        self._passed_at[kind] = now
         return True
 
     def forget(self) -> None:
         """Make every kind of line due again."""
-        self._logged_at.clear()
+        self._passed_at.clear()
 
+
+Say = Callable[[int, str], None]  # logs a line; takes its level and its text
+
+
+class Journal:
+    """Logs a fault once an hour, a remark once a day, a change always."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._faults = Limiter(HOUR)
+        self._remarks = Limiter(DAY)
+        self._served = ""  # the line that says what is served; empty: nothing is
+
+    def fault(self, reason: Reason, now: float, effect: str = "") -> None:
+        """Log a fault as a warning once an hour, in between at level DEBUG."""
+        is_due = self._faults.claim(reason.kind, now)
+        self._say(logging.WARNING if is_due else logging.DEBUG, f"{reason}{effect}")
+
+    def remark(self, remarks: list[Reason], now: float) -> None:
+        """Log remarks."""
+        for remark in remarks:
+            if self._remarks.claim(remark.kind, now):
+                self._say(logging.WARNING, str(remark))
+
+    def change(self, reason: Reason) -> None:
+        """Log a change of the meter, its contract or an index."""
+        self._say(logging.WARNING, str(reason))
+
+    def serve(self, line: str) -> None:
+        """Log what is served, unless the log already says it."""
+        if line != self._served:
+            self._served = line
+            self._say(logging.INFO, line)
+            self._faults.forget()  # a failure after good values is news
+
+    def serve_nothing(self) -> None:
+        """Note that nothing is served, so that the return of values is logged."""
+        self._served = ""
+
+
+######## Input: one meter, its link, its history and its day ###########################
 
 # What input 2 shows: another meter, the injection of meter 1, or nothing.
 METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
-
-Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
 
@@ -2109,95 +2128,6 @@ def jumps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
     most = WH_PER_SECOND * max(0.0, seconds) + JUMP_WH
     common = [tag for tag in indexes if tag in before]
     return [tag for tag in common if not 0 <= indexes[tag] - before[tag] <= most]
-
-
-class Notices:
-    """Logs the news of an input, and remembers it so as not to repeat it."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._hourly = Hourly()
-        self._meter = ("", "")  # last logged: identity, name of the tariff
-        self._mode = ""  # last logged
-        self._log_says_served = False
-        self.ever_served = False
-        self._indexes: Fields = {}  # served last: Wh by tag
-        self._indexes_time = -math.inf  # when they were served
-        self._advised = False  # the advice on injection has been given
-        self._unknown_contract = ""  # last logged: its NGTF
-        self._change = ""  # last logged: a change of meter, contract or index
-        self._change_time = -math.inf
-
-    def log_fault(self, reason: Reason, now: float, effect: str = "") -> None:
-        """Log a fault: its kind as a warning once an hour, in between at DEBUG."""
-        is_due = self._hourly.claim(reason.kind, now)
-        self._say(logging.WARNING if is_due else logging.DEBUG, f"{reason}{effect}")
-
-    def log_change(self, text: str, now: float) -> None:
-        """Log a change of the meter, its contract or an index."""
-        self._say(logging.WARNING, text)
-        self._change = text
-        self._change_time = now
-
-    def recent_change(self, now: float) -> str:
-        """Return the last change if it is less than a day old, or an empty text."""
-        return self._change if now - self._change_time < DAY else ""
-
-    def log_served(self, identity: str, tariff: str, mode: str, now: float) -> None:
-        """Log which meter's values are served, unless the log already says it.
-
-        Call it before log_jumps(): another meter has other indexes.
-        """
-        meter = (identity, tariff)
-        is_other = meter != self._meter
-        if self._log_says_served and not is_other and mode == self._mode:
-            return
-        self._log_says_served = True
-        self._hourly.forget()  # a failure after good values is news
-        self._say(logging.INFO, SERVED % (identity, mode, tariff))
-        self._mode = mode
-        if is_other:
-            self._change_meter(meter, now)
-        self.ever_served = True
-
-    def _change_meter(self, meter: tuple[str, str], now: float) -> None:
-        """Begin with another meter or contract; log the change, if it is one."""
-        if self.ever_served:  # the meter before
-            self.log_change(CHANGED % (self._meter + meter), now)
-        self._meter = meter
-        self._indexes = {}
-
-    def log_jumps(self, indexes: Fields, now: float) -> None:
-        """Log each index that was replaced or set; indexes: Wh by tag."""
-        before = self._indexes
-        for tag in jumps(before, indexes, now - self._indexes_time):
-            self.log_change(JUMPED % (tag, before[tag], indexes[tag]), now)
-        self._indexes = indexes
-        self._indexes_time = now
-
-    def note_nothing_served(self) -> None:
-        """Note that no values are served, so that their return is logged."""
-        self._log_says_served = False
-
-    def log_advice(self, lacking: list[str], input_2: str) -> None:
-        """Log once that injection could be shown, or cannot; lacking: its labels."""
-        if self._advised:
-            return
-        self._advised = True
-        if not lacking and input_2 == NO_INPUT:
-            self._say(logging.INFO, INJECTS)
-        if lacking and input_2 == INJECTION:
-            self._say(logging.WARNING, DOES_NOT_INJECT % ", ".join(lacking))
-
-    def log_unknown_contract(self, labels: Labels) -> None:
-        """Log each new unknown contract: only its total is served."""
-        name = labels["NGTF"]
-        if name != self._unknown_contract:
-            self._unknown_contract = name
-            self._say(logging.INFO, describe_unknown_contract(labels))
-
-
-######## Input: one meter, its link, its history and its day ###########################
 
 
 class Minute(NamedTuple):
@@ -2223,8 +2153,8 @@ class History:
         self._minutes: deque[Minute] = deque(maxlen=self.STEPS)
         self._powers: list[int] = []  # VA, of the running minute
         self._is_cheap = False
-        self._counts = NO_COUNTS  # of the decoder, latest
-        self._counts_before = NO_COUNTS  # of the decoder, before the running minute
+        self._counts = Counts()  # of the decoder, latest
+        self._counts_before = Counts()  # of the decoder, before the running minute
 
     def note_counts(self, counts: Counts, now: float) -> None:
         """Note the decoder's counts at `now`."""
@@ -2278,66 +2208,93 @@ class DayEnergy(NamedTuple):
 
 
 class Day:
-    """Counts the energy of a day, from the indexes alone."""
+    """Counts the energy of a day, and notices changes, from the indexes alone."""
 
     # Seconds.  If midnight falls between two readings that are closer than this, the
     # earlier reading serves as the reading at midnight.
     LONGEST_GAP = 60.0
+    # Seconds since the epoch: an earlier time comes of a clock that is not set yet.
+    CLOCK_IS_SET = 1.7e9
 
     def __init__(self) -> None:
-        self._meter = ""  # identity and tariff
+        self.today: DayEnergy | None = None  # None: not known
+        self._meter = ("", "")  # identity and name of the tariff
         self._date = ""
         self._since = ""  # as in DayEnergy
         self._first: Fields = {}  # the indexes at midnight, or at `_since`
         self._last: Fields = {}
         self._last_time = -math.inf
 
-    def take(self, meter: str, indexes: Fields, wall: float) -> DayEnergy:
-        """Take a meter's indexes and return the energy of the day so far.
+    def take(
+        self, meter: tuple[str, str], indexes: Fields, wall: float
+    ) -> list[Reason]:
+        """Take a meter's indexes; return the changes since the last ones.
 
         meter: identity and tariff; indexes: Wh by tag; wall: seconds since the epoch.
         """
-        local = time.localtime(wall)
-        date = time.strftime("%Y-%m-%d", local)
         gap = wall - self._last_time
-        continues = meter == self._meter and not jumps(self._last, indexes, gap)
-        is_today = date == self._date
-        if continues and not is_today and 0 <= gap <= self.LONGEST_GAP:
-            self._begin("", self._last)  # midnight has just passed
-        elif not continues or not is_today:
-            self._begin(time.strftime("%H:%M", local), indexes)
-        # Otherwise the same day goes on.
+        changes = self._changes(meter, indexes, gap)
+        if wall < self.CLOCK_IS_SET:
+            self._date = ""
+        else:
+            self._begin_day(indexes, wall, bool(changes))
+            self.today = DayEnergy(self._since, self._energy(indexes))
         self._meter = meter
-        self._date = date
         self._last = indexes
         self._last_time = wall
+        return changes
+
+    def _changes(
+        self, meter: tuple[str, str], indexes: Fields, gap: float
+    ) -> list[Reason]:
+        """Return what has changed since the last indexes, `gap` seconds ago."""
+        before = self._last
+        if not before:
+            return []
+        if meter != self._meter:
+            return [CHANGED.with_words(*self._meter, *meter)]
+        return [
+            JUMPED.with_words(tag, str(before[tag]), str(indexes[tag]))
+            for tag in jumps(before, indexes, gap)
+        ]
+
+    def _begin_day(self, indexes: Fields, wall: float, has_changed: bool) -> None:
+        """Begin another day if there is one, or if the indexes do not go on."""
+        local = time.localtime(wall)
+        date = time.strftime("%Y-%m-%d", local)
+        is_close = 0 <= wall - self._last_time <= self.LONGEST_GAP
+        is_midnight = is_close and self._date not in ("", date)
+        if is_midnight and not has_changed:
+            self._since = ""
+            self._first = dict(self._last)
+        elif has_changed or date != self._date:
+            self._since = time.strftime("%H:%M", local)
+            self._first = dict(indexes)
+        self._date = date
+
+    def _energy(self, indexes: Fields) -> Fields:
+        """Return the energy since the day began, Wh by tag."""
         energy: Fields = {}
         for tag, index in indexes.items():
             # An index may come later than the others, as EAIT does on a bad line.
             first = self._first.setdefault(tag, index)
             energy[tag] = index - first
-        return DayEnergy(self._since, energy)
-
-    def _begin(self, since: str, indexes: Fields) -> None:
-        self._since = since
-        self._first = dict(indexes)
+        return energy
 
 
 class Snapshot(NamedTuple):
     """All that one input shows.  Threads can share it because no thread changes it."""
 
     source: str  # host:port
-    timeout: float  # seconds after `time` for which the view may be served
-    time: float  # when the last frame of the meter ended; -inf: there was none yet
+    timeout: float  # seconds after the last frame for which the view may be served
     last_byte: float  # when the last byte came; -inf: there was none yet
     view: View
     shows_injection: bool  # input 2 shows the injection of this meter
     last_view: View  # the last view that was served; until then, the first view
     last_time: float  # when last_view was served; -inf: never
     reason: Reason  # the last fault, even while values are still served; or ALL_WELL
-    ever_served: bool
     brief_connections: int  # in a row, as in Link
-    remarks: list[str]  # defects of a link that works, and changes of the meter
+    remarks: list[Reason]  # defects of a link that works, and changes of the meter
     counters: Fields  # since the start, for /ecolinky.json
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
     running_minute: int  # the number of the minute after them
@@ -2345,9 +2302,9 @@ class Snapshot(NamedTuple):
 
     def view_at(self, now: float) -> View:
         """Return the view while it is fresh, afterwards an empty view."""
-        if now - self.time <= self.timeout:
+        if now - self.view.time <= self.timeout:
             return self.view
-        return View(self.view.mode, {}, None, [], None)
+        return self.view._replace(labels={}, fields=None, missing=[], injection=None)
 
 
 class Input:
@@ -2364,9 +2321,7 @@ class Input:
     ever.
     """
 
-    # Frames after which a label that has not come is logged as missing.  The page calls
-    # it missing after A_FEW_FRAMES, because the page can take that back.
-    FRAMES_FOR_ALL_LABELS = 10
+    FRAME_LASTS = 2.0  # seconds; `patience` in frames is the time until a remark
 
     def __init__(
         self,
@@ -2377,22 +2332,24 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        self.patience = patience  # seconds until missing fields are a fault
+        self.patience = patience  # seconds until what is missing is a fault
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
-        # As of the last frame, or of the end of the connection.
-        self.view = self.meter.view(now)
-        self._last_view = self.view  # as in Snapshot
-        self._last_time = -math.inf
         self.link = Link()
         self.history = History(now)
         self._day = Day()
-        self._today: DayEnergy | None = None
-        self.notices = Notices(say)
+        self.journal = Journal(say)
+        # As of the last frame, or of the end of the connection.
+        self.view = meter.view(now)
+        self._counts = Counts()  # latest
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
+        self._last_view = self.view  # as in Snapshot
+        self._last_time = -math.inf
         # When all fields were last known, or when the connection began.
         self._all_known_at = now
+        self._change: Reason | None = None  # the last change of the meter
+        self._change_time = -math.inf
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
@@ -2400,23 +2357,27 @@ class Input:
         self._all_known_at = now
         self.reason = NOT_YET_CONNECTED  # shown when the first byte comes
 
-    def feed(self, data: bytes, now: float) -> bool:
-        """Take bytes; return whether there is something new to publish.
+    def feed(self, data: bytes, now: float, wall: float) -> list[View] | None:
+        """Take bytes; return the views of the frames; None: nothing new to publish.
 
+        wall: seconds since the epoch.
         Raises LinkError if the connection should be closed.
         """
         self.link.last_byte = now
-        frame_count = self.meter.feed(data, now)
-        self.history.note_counts(self.meter.counts(), now)
-        if frame_count:
+        views = self.meter.feed(data, now)
+        counts = self.meter.counts()
+        has_frames = counts.frames > self._counts.frames
+        self._counts = counts
+        self.history.note_counts(counts, now)
+        if has_frames:
             self.link.restart_wait(now)
-            self._take_view(now)
-            return True
+            self._take_view(views, now, wall)
+            return views
         self.link.note_bytes(data)
         if self.link.claim_report(self.patience, now):
             self._report(diagnose(self.link.sample), now)
-            return True
-        return self.link.claim_byte()
+            return views
+        return views if self.link.claim_byte() else None
 
     def failed(self, error: Exception, now: float) -> None:
         """Note that the connection ended, or could not be opened."""
@@ -2429,156 +2390,125 @@ class Input:
             self._report(reason_of(error), now)
         elif self._is_serving(now):
             self.reason = EVICTED
-            self.notices.log_fault(EVICTED, now)
+            self.journal.fault(EVICTED, now)
         else:
             self._report(EVICTED, now)
 
     def _has_had_tic(self) -> bool:
         """Return whether a group has come, or the beginning of a first group."""
         is_begun = LABEL_IN_STREAM.search(self.link.sample)
-        return self.meter.counts().groups > 0 or is_begun is not None
+        return self._counts.groups > 0 or is_begun is not None
 
-    def _take_view(self, now: float) -> None:
+    def _take_view(self, views: list[View], now: float, wall: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
-        is_disputed = self.meter.is_disputed()  # perhaps by another meter's frames
-        if self.reason == DISPUTED and not is_disputed:
+        # Frames of another meter give no view, but may begin a dispute.
+        view = views[-1] if views else self.meter.view(now)
+        if self.reason == DISPUTED and not view.is_disputed:
             self._all_known_at = now  # decided: what is missing is awaited anew
-        if self.meter.accepted or is_disputed:
-            self.view = self.meter.view(now)
-            if self.view.fields is not None:
-                self._take_fields(self.view.fields, now)
-            elif now - self._all_known_at <= self.patience:
-                self.reason = DISPUTED if is_disputed else TO_BE_CONFIRMED
-            elif is_disputed:
-                self._report(DISPUTED, now)
+        is_overdue = now - self._all_known_at > self.patience
+        if views or view.is_disputed:
+            self.view = view
+            if view.fields is not None:
+                self._take_fields(view, view.fields, now, wall)
+            elif not is_overdue:
+                self.reason = DISPUTED if view.is_disputed else TO_BE_CONFIRMED
             else:
                 self._report(self._why_incomplete(now), now)
-        elif self._all_were_refused(now):
-            self.view = self.meter.view(now)
+        elif is_overdue and now - view.time > self.patience:
+            # Another meter's frames would have begun a dispute (rule 3).  So the frames
+            # have no intact identity.
+            self.view = view
             counts = self.history.recent(A_FEW_MINUTES, now)
             self._report(reason_without_identity(counts), now)
 
-    def _all_were_refused(self, now: float) -> bool:
-        """Return whether all frames were refused for longer than `patience`.
-
-        Another meter's frames would have begun a dispute (rule 3).  So the frames have
-        no intact identity.
-        """
-        accepted_at = max(self.meter.last_frame, self._all_known_at)
-        return now - accepted_at > self.patience
-
-    def _take_fields(self, fields: Fields, now: float) -> None:
+    def _take_fields(self, view: View, fields: Fields, now: float, wall: float) -> None:
         """Take the fields of a view that serves values."""
         self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
         self._all_known_at = now
-        self._last_view = self.view
+        self._last_view = view
         self._last_time = now
-        self._add_power(fields, now)
-        self._log_news(fields, now)
+        power = fields["PAPP"]
+        indexes = indexes_of(fields)
+        if view.injection is not None:
+            power -= view.injection["PAPP"]
+            indexes["EAIT"] = view.injection["BASE"]
+        self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
+        meter = (fields["ADCO"], name_of_tariff(fields))
+        for change in self._day.take(meter, indexes, wall):
+            self._change = change
+            self._change_time = now
+            self.journal.change(change)
+        self._log(meter, now)
+
+    def _log(self, meter: tuple[str, str], now: float) -> None:
+        """Log what is served, and the remarks."""
+        identity, tariff = meter
+        line = SERVED % (identity, MODE_NAMES[self.view.mode], tariff)
+        if self.view.injection is not None and self._input_2 == NO_INPUT:
+            line += INJECTS
+        self.journal.serve(line)
+        self.journal.remark(self._remarks(now), now)
 
     def _why_incomplete(self, now: float) -> Reason:
-        is_unbalanced = self.meter.was_unbalanced(now - self.patience)
+        if self.view.is_disputed:
+            return DISPUTED
+        is_unbalanced = now - self.view.unbalanced_time <= self.patience
         counts = self.history.recent(A_FEW_MINUTES, now)
         return why_incomplete(self.view, counts, is_unbalanced)
-
-    def _add_power(self, fields: Fields, now: float) -> None:
-        power = fields["PAPP"]
-        if self.view.injection is not None:
-            power -= self.view.injection["PAPP"]
-        self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
-
-    def has_taken_fields(self) -> bool:
-        """Return whether the last feed() brought fields to serve."""
-        return self.meter.accepted > 0 and self.view.fields is not None
-
-    def count_day(self, wall: float) -> None:
-        """Count today's energy after feed(); wall: seconds since the epoch."""
-        fields = self.view.fields
-        if fields is None or not self.has_taken_fields():
-            return
-        indexes = indexes_of(fields)
-        if self.view.injection is not None:
-            indexes["EAIT"] = self.view.injection["BASE"]
-        meter = fields["ADCO"] + name_of_tariff(fields)
-        self._today = self._day.take(meter, indexes, wall)
 
     def _report(self, reason: Reason, now: float) -> None:
         """Note a fault; log it if no values are served any more."""
         self.reason = reason
         if not self._is_serving(now):
-            self.notices.note_nothing_served()
-            self.notices.log_fault(reason, now, NOTHING_SERVED)
+            self.journal.serve_nothing()
+            self.journal.fault(reason, now, NOTHING_SERVED)
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
-        return self.view.fields is not None and not self.meter.is_silent(now)
+        is_fresh = now - self.view.time <= self.meter.timeout
+        return self.view.fields is not None and is_fresh
 
-    def _has_had_all_labels(self) -> bool:
-        """Return whether each label that the meter sends has had time to come."""
-        return self.meter.counts().frames > self.FRAMES_FOR_ALL_LABELS
-
-    def _log_news(self, fields: Fields, now: float) -> None:
-        """Log the news: meter, index, contract, injection, and faults of the link."""
-        mode = MODE_NAMES[self.view.mode]
-        self.notices.log_served(fields["ADCO"], name_of_tariff(fields), mode, now)
-        self.notices.log_jumps(indexes_of(fields), now)
-        labels = self.view.labels
-        had_time = self._has_had_all_labels()
-        if had_time:
-            self._log_faults(now)
-        has_period_labels = labels.keys() >= {"LTARF", "NTARF"}  # for UNKNOWN_CONTRACT
-        if contract_of(labels) is UNKNOWN and (has_period_labels or had_time):
-            self.notices.log_unknown_contract(labels)
-        lacking = lacking_for_injection(labels)
-        if had_time or not lacking:
-            self.notices.log_advice(lacking, self._input_2)
-
-    def _log_faults(self, now: float) -> None:
-        """Log the faults that lose the same labels in each frame.
-
-        The page shows all other defects (_remarks); they come and go with the Wi-Fi.
-        """
-        cause = cause_of_loss(self.history.last_hour(now), self.view.labels)
-        if cause in (CUT_SHORT, ESP_LOGS):
-            self.notices.log_fault(cause, now)
-        unknown = unknown_currents(self.view.labels)
-        if unknown:
-            self.notices.log_fault(PHASE_UNKNOWN.with_words(", ".join(unknown)), now)
-
-    def _remarks(self, now: float) -> list[str]:
-        """Return all defects of a link that works, for the page and --check."""
-        return remarks_on(self.history.last_hour(now), self.view)
-
-    def _changes(self, now: float) -> list[str]:
-        change = self.notices.recent_change(now)
-        return [change] if change else []
+    def _remarks(self, now: float) -> list[Reason]:
+        """Return the defects of a link that works; until enough frames came, none."""
+        if self._counts.frames * self.FRAME_LASTS < self.patience:
+            return []
+        remarks = remarks_on(self.history.last_hour(now), self.view)
+        lacking = lacking_for_injection(self.view.labels)
+        if lacking and self._input_2 == INJECTION and self._is_serving(now):
+            remarks.append(DOES_NOT_INJECT.with_words(", ".join(lacking)))
+        return remarks
 
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows at `now`."""
-        counts = self.meter.counts()
+        counts = self._counts
         counters = {
             "frames": counts.frames,
             "groups": counts.groups,
-            "refused": self.meter.refused(),
+            "refused": {
+                "checksum": counts.checksum,
+                "form": counts.form,
+                "implausible": counts.implausible,
+            },
             "connections": self.link.connections,
         }
+        remarks = self._remarks(now)
+        if self._change is not None and now - self._change_time < DAY:
+            remarks.append(self._change)
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
-            time=self.meter.last_frame,
             last_byte=self.link.last_byte,
             view=self.view,
             shows_injection=self._input_2 == INJECTION,
             last_view=self._last_view,
             last_time=self._last_time,
             reason=self.reason,
-            ever_served=self.notices.ever_served,
             brief_connections=self.link.brief_connections,
-            remarks=self._remarks(now) + self._changes(now),
+            remarks=remarks,
             counters=counters,
             minutes=self.history.minutes(now),
             running_minute=self.history.running_minute(now),
-            today=self._today,
+            today=self._day.today,
         )
 
 
@@ -2951,7 +2881,7 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
     fields = view.fields
-    state = "stale" if snapshot.ever_served else "waiting"
+    state = "stale" if snapshot.last_view.fields else "waiting"
     today = snapshot.today
     return {
         "source": snapshot.source,
@@ -2962,8 +2892,8 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
             "cause": french(snapshot.reason.cause),
             "remedy": french(snapshot.reason.remedy),
         },
-        "remarks": [french(remark) for remark in snapshot.remarks],
-        "age": age_of(snapshot.time, now),
+        "remarks": [french(str(remark)) for remark in snapshot.remarks],
+        "age": age_of(snapshot.view.time, now),
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "phases": None if fields is None else phase_count(fields),
@@ -3429,7 +3359,7 @@ class Relay:
         self._address = (address, port)
         self._readers: list[RelayReader] = []
         self._last_served = now
-        self._hourly = Hourly()
+        self._hourly = Limiter(HOUR)
         self._listener: socket.socket | None = self._listen()  # None: closed
 
     def _listen(self) -> socket.socket:
@@ -3557,7 +3487,7 @@ class Reader(threading.Thread):
             # In the pause the thread cannot close the relay: it does so before.
             self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
-            self._input.notices.log_fault(BUG.with_words(repr(bug)), now)
+            self._input.journal.fault(BUG.with_words(repr(bug)), now)
 
     def _poll_relay(self, now: float) -> None:
         if self._relay is not None:
@@ -3594,12 +3524,13 @@ class Reader(threading.Thread):
                 self._take(data, last_byte)
 
     def _take(self, data: bytes, now: float) -> None:
-        if not self._input.feed(data, now):
+        views = self._input.feed(data, now, time.time())
+        if views is None:
             return
-        self._input.count_day(time.time())
         self._publish()
-        if self._relay is not None and self._input.has_taken_fields():
-            self._send(self._relay, self._input.meter.for_relay, now)
+        if self._relay is not None and any(view.fields for view in views):
+            frames = [view.relayed for view in views if view.relayed]
+            self._send(self._relay, frames, now)
 
     def _send(self, relay: Relay, frames: list[bytes], now: float) -> None:
         relay.send(frames, now)
@@ -3676,7 +3607,7 @@ class Login:
         # As a client must send it, in base 64; empty: everybody may read.
         self._expected = base64.b64encode(user_and_password.encode("ascii"))
         self._waiting = threading.BoundedSemaphore(self.MOST_WAITING)
-        self._hourly = Hourly()
+        self._hourly = Limiter(HOUR)
 
     def accepts(self, header: str) -> bool:
         """Return whether a client with this Authorization header may read."""
@@ -3718,7 +3649,7 @@ class Server(socketserver.ThreadingTCPServer):
     ) -> None:
         self.device = device
         self.login = Login(login)
-        self._hourly = Hourly()  # of all threads: at worst a line is logged twice
+        self._hourly = Limiter(HOUR)  # of all threads: at worst a line comes twice
         self._program = program
         self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
         self._connections: list[socket.socket] = []  # the oldest first
@@ -3923,11 +3854,13 @@ OTHER_READER = "un autre programme lit cet ESP, l'arrêter et recommencer"
 OWN_READER = "ecolinky tourne déjà et lit cet ESP : l'arrêter, puis recommencer"
 
 
-def look_at(number: int, settings: InputSettings, seconds: float) -> Snapshot:
+def look_at(
+    number: int, settings: InputSettings, input_2: str, seconds: float
+) -> Snapshot:
     """Read an input for at most so many seconds; return its last snapshot."""
     store = Store()
     # A fault must be known before the time ends.
-    reader = Reader(number, settings, store, patience=seconds / 2)
+    reader = Reader(number, settings, store, input_2, patience=seconds / 2)
     end = time.monotonic() + seconds
     snapshot = store.read()[number]
     reader.start()
@@ -3984,8 +3917,8 @@ def judge(name: str, snapshot: Snapshot) -> list[Finding]:
     findings = [Finding(OK, name, counted(snapshot))]
     reason = str(snapshot.reason)
     for remark in snapshot.remarks:
-        if remark not in reason:  # the failure says it
-            findings.append(Finding(WARNING, name, remark))
+        if str(remark) not in reason:  # the failure says it
+            findings.append(Finding(WARNING, name, str(remark)))
     if view.fields is None:
         if snapshot.reason == TO_BE_CONFIRMED:
             reason = f"il manque {', '.join(view.missing) or 'une troisième trame'}"
@@ -4113,16 +4046,11 @@ def check_inputs(
     for number, source in settings.inputs.items():
         name = f"teleinfo{number}"
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
-        snapshot = look_at(number, source, seconds)
+        snapshot = look_at(number, source, settings.second, seconds)
         findings = judge(name, snapshot)
         if findings[-1].text == OTHER_READER and snapshot.source in running.sources:
             findings = [Finding(FAILED, name, OWN_READER)]
         yield from findings
-        is_served = snapshot.view.fields is not None
-        lacking = lacking_for_injection(snapshot.view.labels)
-        if settings.second == INJECTION and is_served and lacking:
-            text = DOES_NOT_INJECT % ", ".join(lacking)
-            yield Finding(WARNING, "teleinfo2", text)
 
 
 def check_ports(settings: Settings, running: Running) -> Iterator[Finding]:
@@ -4456,7 +4384,7 @@ def wait_for_address(address: str) -> None:
 
     Wi-Fi may come after `@reboot`; if the program ended, cron would not start it again.
     """
-    hourly = Hourly()
+    hourly = Limiter(HOUR)
     while True:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((address, 0))

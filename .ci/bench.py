@@ -533,8 +533,8 @@ def bench_relay(count=3000):
             plain.feed(data, now)
             middle = time.perf_counter()
             relay.poll(now)
-            relayed.feed(data, now)
-            relay.send(relayed.for_relay, now)
+            views = relayed.feed(data, now)
+            relay.send([view.relayed for view in views if view.relayed], now)
             costs.append(1000 * (time.perf_counter() - middle - (middle - start)))
             for client in clients[:2]:
                 with contextlib.suppress(BlockingIOError):
