@@ -2342,6 +2342,7 @@ class Input:
         self.journal = Journal(say)
         # As of the last frame, or of the end of the connection.
         self.view = meter.view(now)
+        self._remarks: list[Reason] = []  # as in Snapshot, without changes
         self._counts = Counts()  # latest
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
         self._last_view = self.view  # as in Snapshot
@@ -2382,7 +2383,7 @@ class Input:
     def failed(self, error: Exception, now: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
-        self.view = self.meter.view(now)
+        self._set_view(self.meter.view(now), now)
         is_contested = self.link.end(error, now)
         if not self._has_had_tic():
             self._report(reason_without_tic(error, self.link.sample), now)
@@ -2407,7 +2408,7 @@ class Input:
             self._all_known_at = now  # decided: what is missing is awaited anew
         is_overdue = now - self._all_known_at > self.patience
         if views or view.is_disputed:
-            self.view = view
+            self._set_view(view, now)
             if view.fields is not None:
                 self._take_fields(view, view.fields, now, wall)
             elif not is_overdue:
@@ -2417,7 +2418,7 @@ class Input:
         elif is_overdue and now - view.time > self.patience:
             # Another meter's frames would have begun a dispute (rule 3).  So the frames
             # have no intact identity.
-            self.view = view
+            self._set_view(view, now)
             counts = self.history.recent(A_FEW_MINUTES, now)
             self._report(reason_without_identity(counts), now)
 
@@ -2447,7 +2448,7 @@ class Input:
         if self.view.injection is not None and self._input_2 == NO_INPUT:
             line += INJECTS
         self.journal.serve(line)
-        self.journal.remark(self._remarks(now), now)
+        self.journal.remark(self._remarks, now)
 
     def _why_incomplete(self, now: float) -> Reason:
         if self.view.is_disputed:
@@ -2468,15 +2469,16 @@ class Input:
         is_fresh = now - self.view.time <= self.meter.timeout
         return self.view.fields is not None and is_fresh
 
-    def _remarks(self, now: float) -> list[Reason]:
-        """Return the defects of a link that works; until enough frames came, none."""
+    def _set_view(self, view: View, now: float) -> None:
+        """Set the view, and the defects of a link that works."""
+        self.view = view
+        self._remarks = []
         if self._counts.frames * self.FRAME_LASTS < self.patience:
-            return []
-        remarks = remarks_on(self.history.last_hour(now), self.view)
-        lacking = lacking_for_injection(self.view.labels)
-        if lacking and self._input_2 == INJECTION and self._is_serving(now):
-            remarks.append(DOES_NOT_INJECT.with_words(", ".join(lacking)))
-        return remarks
+            return  # a label may just be late
+        self._remarks = remarks_on(self.history.last_hour(now), view)
+        lacking = lacking_for_injection(view.labels)
+        if lacking and view.fields and self._input_2 == INJECTION:
+            self._remarks.append(DOES_NOT_INJECT.with_words(", ".join(lacking)))
 
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows at `now`."""
@@ -2491,7 +2493,7 @@ class Input:
             },
             "connections": self.link.connections,
         }
-        remarks = self._remarks(now)
+        remarks = list(self._remarks)
         if self._change is not None and now - self._change_time < DAY:
             remarks.append(self._change)
         return Snapshot(

@@ -4578,7 +4578,7 @@ class CheckTests(InputCase, ProgramCase):
         ):
             with self.subTest(case):
                 self.begin()
-                self.connect(*[data] * 12)
+                self.connect(*[data] * 12, step=1.5)
                 judged = self.judged()
                 found = [text for text in judged if text.startswith(verdict)]
                 self.assertEqual(1, len(found), judged)
