@@ -4,6 +4,7 @@
 One file, Python 3.7 or later, no dependencies.  A byte passes through the sections of
 this file in their order; the threads come after the sections that they use:
 
+    Labels      what is known of each label of the TIC
     Decode      bytes to frames of groups with a right checksum
     Guard       frames to trusted groups, by six rules
     Rebuild     trusted groups to frames, for the relay
@@ -122,6 +123,136 @@ MAINS_VOLTS = 230
 CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
 
 
+######## Labels: what is known of each label of the TIC ################################
+
+
+class Kind(NamedTuple):
+    """What labels of one kind have in common for the Guard, by its rules 3, 5, 6."""
+
+    name: str
+    keep: float  # seconds for which a reading is served
+    is_at_once: bool = False  # a reading is trusted at once
+    lasts: bool = False  # it changes only with the meter or its contract
+
+
+KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300
+IDENTITY = Kind("identity", KEEP, lasts=True)
+CONTRACT = Kind("contract", KEEP, lasts=True)
+INDEX = Kind("index", KEEP, lasts=True)
+POWER = Kind("power", KEEP_FAST)
+PERIOD = Kind("period", KEEP_FAST)  # an old period would be shown as running
+CURRENT = Kind("current", KEEP_FAST, is_at_once=True)
+MOVING = Kind("moving", KEEP_FAST, is_at_once=True)  # it changes all the time
+OVERLOAD = Kind("overload", KEEP_ALERT, is_at_once=True)  # a current, while too high
+NOTICE = Kind("notice", KEEP_ALERT, is_at_once=True)  # sent while it lasts, too
+PLAIN = Kind("plain", KEEP)
+
+
+class Label(NamedTuple):
+    """What is known of a label."""
+
+    # The checksum keeps the low six bits of a sum: it misses a flip of bit 6 (40 hex),
+    # and two flips that cancel.  So the data must also match this form.
+    form: Pattern[str]
+    kind: Kind
+    phases: int  # 3: only three-phase meters send it
+
+
+TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
+STAMPED = TIMESTAMP + "[0-9]{2,5}"
+AMPERES = "[0-9]{3}"
+VA = "[0-4][0-9]{4}"  # at most 36 kVA, and some overload
+WH = "[0-9]{9}"
+NUMBER = "[0-9A-Z ]{11,14}"  # 12 digits; captures have others
+# In each row: the labels, their form, their kind, the least number of phases.
+HISTORIC_LABELS = (
+    ("ADCO", NUMBER, IDENTITY, 1),
+    # BBR: Tempo, and its programme.
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]", CONTRACT, 1),
+    ("ISOUSC", "[0-9]{2}", PLAIN, 1),
+    ("BASE HCHC HCHP EJPHN EJPHPM", WH, INDEX, 1),
+    ("BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR", WH, INDEX, 1),
+    ("PEJP", "[0-9]{2}", NOTICE, 1),
+    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]", PERIOD, 1),
+    ("DEMAIN", "----|BLEU|BLAN|ROUG", PLAIN, 1),
+    ("IINST", AMPERES, CURRENT, 1),
+    ("IINST1 IINST2 IINST3", AMPERES, CURRENT, 3),
+    ("ADPS", AMPERES, OVERLOAD, 1),
+    ("ADIR1 ADIR2 ADIR3", AMPERES, OVERLOAD, 1),
+    ("IMAX", AMPERES, PLAIN, 1),
+    ("IMAX1 IMAX2 IMAX3", AMPERES, PLAIN, 3),
+    ("PMAX", VA, PLAIN, 3),
+    ("PAPP", VA, POWER, 1),
+    ("HHPHC", "[!-~]", PLAIN, 1),
+    ("MOTDETAT", "[0-9A-F]{6}", PLAIN, 1),
+    ("PPOT", "[0-9A-F]{2}", PLAIN, 3),
+)
+STANDARD_LABELS = (
+    ("ADSC", NUMBER, IDENTITY, 1),
+    ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN, 1),
+    ("DATE", TIMESTAMP, MOVING, 1),  # the data after the timestamp is empty
+    ("NGTF", "[ -~]{16}", CONTRACT, 1),
+    ("LTARF", "[ -~]{16}", PERIOD, 1),
+    ("NTARF", "[0-9]{2}", PERIOD, 1),
+    ("STGE", "[0-9A-F]{8}", PERIOD, 1),
+    ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX, 1),
+    ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX, 1),
+    ("EASD01 EASD02 EASD03 EASD04", WH, INDEX, 1),
+    ("EAIT ERQ1 ERQ2 ERQ3 ERQ4", WH, INDEX, 1),
+    ("IRMS1", AMPERES, CURRENT, 1),
+    ("IRMS2 IRMS3", AMPERES, CURRENT, 3),
+    ("URMS1", "[0-9]{3}", MOVING, 1),
+    ("URMS2 URMS3", "[0-9]{3}", MOVING, 3),
+    ("UMOY1", STAMPED, MOVING, 1),
+    ("UMOY2 UMOY3", STAMPED, MOVING, 3),
+    ("SINSTS SINSTI", VA, POWER, 1),
+    # The drawn power in the first version of standard mode; later that of a phase.
+    ("SINST1", VA, POWER, 1),
+    ("SINST2 SINST3", VA, MOVING, 3),
+    # Early meters send impossible powers here.  That is no damage; the program does not
+    # serve these labels.
+    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING, 3),
+    ("SMAXSN SMAXSN1 SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN, 1),
+    ("SMAXN SMAXN1 SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1", STAMPED, PLAIN, 1),
+    ("SMAXSN2 SMAXSN3 SMAXN2 SMAXN3", STAMPED, PLAIN, 3),
+    ("SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1", STAMPED, PLAIN, 1),
+    ("DPM1 DPM2 DPM3 FPM1 FPM2 FPM3", STAMPED, PLAIN, 1),
+    ("RELAIS", "[0-9]{3}", PLAIN, 1),
+    ("PRM", "[0-9]{14}", PLAIN, 1),
+    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN, 1),
+)
+
+
+def compile_labels(table: Iterable[tuple[str, str, Kind, int]]) -> dict[str, Label]:
+    """Return what is known of each label of a table."""
+    known = {}
+    for labels, form, kind, phases in table:
+        for label in labels.split():
+            known[label] = Label(re.compile(form), kind, phases)
+    return known
+
+
+# The separator tells the modes apart: SP in historic, HT in standard.
+LABELS = {
+    b" ": compile_labels(HISTORIC_LABELS),
+    b"\t": compile_labels(STANDARD_LABELS),
+}
+KNOWN_LABELS = {**LABELS[b" "], **LABELS[b"\t"]}  # no label is in both modes
+
+
+def labels_of(*kinds: Kind) -> tuple[str, ...]:
+    """Return the labels of these kinds."""
+    return tuple(name for name, label in KNOWN_LABELS.items() if label.kind in kinds)
+
+
+IDENTITIES = labels_of(IDENTITY)
+CURRENTS = frozenset(labels_of(CURRENT))
+OVERLOADS = labels_of(OVERLOAD)
+ALERTS = labels_of(OVERLOAD, NOTICE)
+POWERS = labels_of(POWER)
+THREE_PHASE_LABELS = {name for name, label in KNOWN_LABELS.items() if label.phases == 3}
+
+
 ######## Decode: bytes in, frames of intact groups out #################################
 
 # STX begins a frame, ETX ends it; EOT means that the meter abandons the frame.
@@ -150,68 +281,6 @@ SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # letters, spaces, a colon, a space, text.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: (?=[ -~])")
 
-# The checksum keeps the low six bits of a sum: it misses a flip of bit 6 (40 hex), and
-# two flips that cancel.  So the data must also match the form of its label.  Each row
-# of these tables: labels, and the pattern that their data must match.
-HISTORIC_INDEXES = (
-    "BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR"
-)
-HISTORIC_FORMS = (
-    ("ADCO", "[0-9A-Z ]{11,14}"),  # 12 digits; captures have others
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]"),  # BBR: Tempo, and its programme
-    ("ISOUSC PEJP", "[0-9]{2}"),
-    (HISTORIC_INDEXES, "[0-9]{9}"),
-    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]"),
-    ("DEMAIN", "----|BLEU|BLAN|ROUG"),
-    ("IINST IINST1 IINST2 IINST3", "[0-9]{3}"),
-    ("ADPS ADIR1 ADIR2 ADIR3", "[0-9]{3}"),
-    ("IMAX IMAX1 IMAX2 IMAX3", "[0-9]{3}"),
-    ("PAPP PMAX", "[0-4][0-9]{4}"),  # at most 36 kVA, and some overload
-    ("HHPHC", "[!-~]"),
-    ("MOTDETAT", "[0-9A-F]{6}"),
-    ("PPOT", "[0-9A-F]{2}"),
-)
-TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
-STANDARD_INDEXES = (
-    "EAST EASF01 EASF02 EASF03 EASF04 EASF05 EASF06 EASF07 EASF08 EASF09 EASF10"
-    " EASD01 EASD02 EASD03 EASD04 EAIT ERQ1 ERQ2 ERQ3 ERQ4"
-)
-STAMPED = (
-    "SMAXSN SMAXSN1 SMAXSN2 SMAXSN3 SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1"
-    " SMAXN SMAXN1 SMAXN2 SMAXN3 SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1"
-    " SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1"
-    " UMOY1 UMOY2 UMOY3 DPM1 DPM2 DPM3 FPM1 FPM2 FPM3"
-)
-STANDARD_FORMS = (
-    ("ADSC", "[0-9A-Z ]{11,14}"),
-    ("VTIC PREF PCOUP NTARF NJOURF NJOURF+1", "[0-9]{2}"),
-    ("DATE", TIMESTAMP),  # the data after the timestamp is empty
-    (STAMPED, TIMESTAMP + "[0-9]{2,5}"),
-    ("NGTF LTARF", "[ -~]{16}"),
-    (STANDARD_INDEXES, "[0-9]{9}"),
-    ("IRMS1 IRMS2 IRMS3 URMS1 URMS2 URMS3 RELAIS", "[0-9]{3}"),
-    ("SINSTS SINSTI SINST1 SINST2 SINST3", "[0-4][0-9]{4}"),
-    # Early meters send impossible powers here.  That is no damage; the program does not
-    # serve these labels.
-    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}"),
-    ("STGE", "[0-9A-F]{8}"),
-    ("PRM", "[0-9]{14}"),
-    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}"),
-)
-
-
-def compile_forms(table: Iterable[tuple[str, str]]) -> dict[str, Pattern[str]]:
-    """Return the compiled form of each label of a table."""
-    forms = {}
-    for labels, form in table:
-        for label in labels.split():
-            forms[label] = re.compile(form)
-    return forms
-
-
-# The separator tells the modes apart: SP in historic, HT in standard.
-FORMS = {b" ": compile_forms(HISTORIC_FORMS), b"\t": compile_forms(STANDARD_FORMS)}
-KNOWN_LABELS = FORMS[b" "].keys() | FORMS[b"\t"].keys()
 ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
 
 
@@ -271,7 +340,7 @@ def decode_group(piece: bytes) -> Group | Refused:
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
-    if separator not in FORMS:  # no group, or a damaged group
+    if separator not in LABELS:  # no group, or a damaged group
         return Refused("form" if raw else "debris")
     # The sum covers the last HT of standard mode; the last space of historic mode, only
     # in some older meters.  So sum_has_space is always False in standard mode.
@@ -280,10 +349,10 @@ def decode_group(piece: bytes) -> Group | Refused:
     sum_has_space = not is_usual_sum and checksum(raw[:-1]) == raw[-1]
     is_right = is_usual_sum or sum_has_space
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
-    form = FORMS[separator].get(label)
-    if form is None:
+    known = LABELS[separator].get(label)
+    if known is None:
         return _refuse_label(label, is_right)
-    if not form.fullmatch(data):
+    if not known.form.fullmatch(data):
         return Refused("form")
     if not is_right:
         return Refused("checksum")
@@ -501,19 +570,7 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
-KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300  # seconds (rule 6)
 
-IDENTITIES = ("ADCO", "ADSC")
-# SINST1: in the first version of standard mode; later the power of a phase.
-DRAWN_POWER = frozenset("PAPP SINSTS SINST1".split())
-POWERS = DRAWN_POWER | {"SINSTI"}  # the injected power
-CURRENTS = frozenset("IINST IINST1 IINST2 IINST3 IRMS1 IRMS2 IRMS3".split())
-OVERLOADS = ("ADPS", "ADIR1", "ADIR2", "ADIR3")  # currents, sent while too high
-ALERTS = frozenset((*OVERLOADS, "PEJP"))  # sent only while they last
-PHASE_POWERS = "SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3".split()
-VOLTAGES = "URMS1 URMS2 URMS3 UMOY1 UMOY2 UMOY3".split()
-AT_ONCE = CURRENTS | ALERTS.union(PHASE_POWERS, VOLTAGES, ["DATE"])
-FAST = AT_ONCE | POWERS | {"PTEC", "NTARF", "LTARF", "STGE"}  # old ones would mislead
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 
 
@@ -649,6 +706,9 @@ class RegisterSeries(Series):
         return True
 
 
+SERIES = {POWER: PowerSeries, INDEX: RegisterSeries}  # of other kinds: Series
+
+
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
     # Currents come in whole amperes, and the mains may have 250 V, a twelfth more.
@@ -736,9 +796,9 @@ class Guard:
         return identity.trusted in (None, group)
 
     def _take_label(self, series: Series, group: Group, now: float) -> None:
-        if group.label in AT_ONCE or (
-            group.label in POWERS and self._is_sure(group, now)
-        ):
+        kind = KNOWN_LABELS[group.label].kind
+        is_sure_power = kind is POWER and self._is_sure(group, now)
+        if kind.is_at_once or is_sure_power:
             series.trust(group, now)
         elif not series.take(group, now):
             self.implausible += 1
@@ -766,16 +826,10 @@ class Guard:
 
     def _new_series(self, label: str) -> Series:
         """Add a series for a label, and for the other labels of its register."""
-        keep = max(self.timeout, KEEP)
-        if label in FAST:
-            keep = KEEP_ALERT if label in ALERTS else KEEP_FAST
-        labels: tuple[str, ...] = (label,)
-        series = Series(label in ("OPTARIF", "NGTF"), keep)  # the contract lasts
-        if label in POWERS:
-            series = PowerSeries(False, keep)
-        if label in REGISTER_OF:
-            series = RegisterSeries(True, keep)
-            labels = REGISTER_OF[label].labels
+        kind = KNOWN_LABELS[label].kind
+        keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
+        series = SERIES.get(kind, Series)(kind.lasts, keep)
+        labels = REGISTER_OF[label].labels if kind is INDEX else (label,)
         self.series.update(dict.fromkeys(labels, series))
         return series
 
@@ -948,16 +1002,6 @@ def number_of(labels: Labels, *names: str) -> int | None:
         if name in labels:
             return int(labels[name])
     return None
-
-
-# Labels that only three-phase meters send.
-THREE_PHASE_LABELS = frozenset(
-    (
-        "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT"
-        " SINSTS1 SINSTS2 SINSTS3 SINST2 SINST3 IRMS2 IRMS3 URMS2 URMS3 UMOY2 UMOY3"
-        " SMAXSN2 SMAXSN3 SMAXN2 SMAXN3"
-    ).split()
-)
 
 
 def phases_of(labels: Labels) -> tuple[str, ...]:
@@ -1312,7 +1356,7 @@ def phase_count(fields: Fields) -> int:
 ######## Meter: the parts above together ###############################################
 
 # The labels of standard mode that give a tag.  Not here: the tags of indexes.
-STANDARD_LABELS = {
+LABELS_OF_TAG = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
     "ISOUSC": ("PREF",),
@@ -1328,9 +1372,9 @@ def missing_labels(tags: list[str], labels: Labels) -> list[str]:
     for tag in tags:
         if tag == "PAPP":
             missing.append(label_of_standard_power(labels))
-        elif tag in STANDARD_LABELS:
+        elif tag in LABELS_OF_TAG:
             # PTEC has two labels.  Either may give it: name the first that is missing.
-            absent = [label for label in STANDARD_LABELS[tag] if label not in labels]
+            absent = [label for label in LABELS_OF_TAG[tag] if label not in labels]
             missing += absent[:1]
         else:
             missing += INDEX_LABELS  # an index needs all of them

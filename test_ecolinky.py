@@ -417,7 +417,7 @@ class GuardTests(MeterCase):
             before = self.known()
             self.assertEqual(data_by_label(groups), before)
             for place, (label, *_) in enumerate(groups):
-                if label in ecolinky.AT_ONCE:
+                if ecolinky.KNOWN_LABELS[label].kind.is_at_once:
                     continue
                 for _ in range(6):
                     wrong = list(groups)
@@ -6451,7 +6451,7 @@ def data_by_label(groups):
 def misread(group, rng):
     """Return a group with other data, of the right form."""
     label, data, *stamp = group
-    forms = {**ecolinky.FORMS[b" "], **ecolinky.FORMS[b"\t"]}
+    forms = {name: each.form for name, each in ecolinky.KNOWN_LABELS.items()}
     texts = ("BASE", "HC..", "EJP.", "BBR(", "TH..", "HP..", "HCJW", "BLEU", "ROUG")
     while True:
         characters = list(data)
