@@ -1707,7 +1707,7 @@ INCOMPLETE = "des groupes manquent (%s), %s"
 NEVER_SENT = Reason(
     ESP,
     "aucun n'est abîmé",
-    "l'ESP les perd (mettre RX buffer size à 2048) ou le compteur ne les envoie pas",
+    "dans ESPEasy mettre RX buffer size à 2048, sinon le compteur ne les envoie pas",
 )
 RARELY_DAMAGED = NEVER_SENT._replace(kind="presque aucun n'est abîmé")
 CUT_SHORT = Reason(
@@ -1747,11 +1747,11 @@ DOES_NOT_INJECT = Reason(
     " second_port",
 )
 ADD_OR_DELETE = "dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
-CHANGED = Reason(
-    LINKY,
-    "le compteur ou son contrat a changé (avant %s, tarif %s ; maintenant %s,"
-    " tarif %s)",
-    ADD_OR_DELETE,
+OTHER_METER = Reason(
+    LINKY, "le compteur a changé (avant %s, maintenant %s)", ADD_OR_DELETE
+)
+OTHER_CONTRACT = Reason(
+    LINKY, "le contrat a changé (avant %s, maintenant %s)", ADD_OR_DELETE
 )
 JUMPED = Reason(
     LINKY,
@@ -2296,7 +2296,12 @@ class Day:
         if not before:
             return []
         if meter != self._meter:
-            return [CHANGED.with_words(*self._meter, *meter)]
+            reasons = (OTHER_METER, OTHER_CONTRACT)
+            return [
+                reason.with_words(old, new)
+                for reason, old, new in zip(reasons, self._meter, meter)
+                if old != new
+            ]
         return [
             JUMPED.with_words(tag, str(before[tag]), str(indexes[tag]))
             for tag in jumps(before, indexes, gap)

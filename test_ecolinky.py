@@ -2192,7 +2192,7 @@ class DiagnosisTests(InputCase):
             with self.subTest(words):
                 self.begin()
                 self.connect(*[encoded(groups)] * 30, *few, *[encoded(groups)] * 30)
-                expected = "des groupes manquent (PTEC), %s n'est abîmé, l'ESP" % words
+                expected = "des groupes manquent (PTEC), %s n'est abîmé, dans" % words
                 self.assertIn(expected, str(self.snapshot().reason))
         self.feed(*[without("PTEC", HC_FRAME)] * 200)
         expected = "des groupes manquent (PTEC), beaucoup de groupes sont abîmés"
@@ -2512,7 +2512,7 @@ class JournalTests(InputCase):
         hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
         other = frame(changed(HC, ADCO="021728999999"))
         for before, after, old, new in (
-            (hc, base, "021728123456, tarif Heures", "021728123456, tarif Base (BASE)"),
+            (hc, base, "avant Heures creuses (HC..)", "maintenant Base (BASE)"),
             (hc, other, "avant 021728123456", "maintenant 021728999999"),
         ):
             with self.subTest(new):
