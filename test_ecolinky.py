@@ -978,8 +978,8 @@ class StrayByteTests(MeterCase):
                         meter = ecolinky.Meter(is_relayed=True)
                         relayed = []
                         for number in range(4):
-                            meter.feed(bad, 2.0 * number)
-                            relayed += meter.for_relay
+                            views = meter.feed(bad, 2.0 * number)
+                            relayed += [view.relayed for view in views if view.relayed]
                         self.assertEqual([data] * 2, relayed)
                         counts = meter.counts()
                         groups = 4 * data.count(b"\r")
@@ -2225,7 +2225,7 @@ class DiagnosisTests(InputCase):
                 self.begin()
                 self.connect(*chunks)
                 self.assertEqual("live", self.shown().state)
-                self.assertEqual([], self.snapshot().remarks)
+                self.assertEqual([], self.remarks())
                 self.assertEqual([], self.said(logging.WARNING))
                 relayed = _pieces(relay_of(chunks[:8]))
                 self.assertLess(2, len(relayed))
