@@ -293,16 +293,9 @@ class Group(NamedTuple):
     sum_has_space: bool  # the checksum covers the last space, as in some older meters
 
 
-class Refused(NamedTuple):
-    """Why some bytes were rejected as a group."""
-
-    # "checksum" or "form": the group is damaged.
-    # "debris" (no group) or "unknown" (an intact group, an unknown label): harmless.
-    reason: str
-
-
+# Why bytes are no group of ours.  "checksum" or "form": the group is damaged.
+# "debris" (no group) or "unknown" (an intact group, an unknown label): harmless.
 HARMLESS = ("debris", "unknown")
-
 
 Groups = Dict[str, Group]  # by label
 
@@ -334,14 +327,14 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
-def decode_group(piece: bytes) -> Group | Refused:
+def decode_group(piece: bytes) -> Group | str:
     """Return the group between two line ends, or why it is rejected."""
     # The checksum comes last and can be a space: do not strip spaces at that end, and
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
     if separator not in LABELS:  # no group, or a damaged group
-        return Refused("form" if raw else "debris")
+        return "form" if raw else "debris"
     # The sum covers the last HT of standard mode; the last space of historic mode, only
     # in some older meters.  So sum_has_space is always False in standard mode.
     covered = raw[:-2] if separator == b" " else raw[:-1]
@@ -353,9 +346,9 @@ def decode_group(piece: bytes) -> Group | Refused:
     if known is None:
         return _refuse_label(label, is_right)
     if not known.form.fullmatch(data):
-        return Refused("form")
+        return "form"
     if not is_right:
-        return Refused("checksum")
+        return "checksum"
     # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".
     stamp, _, value = data.rpartition("\t")
     if label == "DATE":  # nothing stands after its HT
@@ -363,12 +356,12 @@ def decode_group(piece: bytes) -> Group | Refused:
     return Group(label, value, raw, sum_has_space)
 
 
-def _refuse_label(label: str, is_right: bool) -> Refused:
+def _refuse_label(label: str, is_right: bool) -> str:
     """Return why a label that this mode does not know is rejected."""
     is_known = label in KNOWN_LABELS  # of the other mode: the separator is damaged
     if is_right and not is_known and ANY_LABEL.fullmatch(label):
-        return Refused("unknown")
-    return Refused("form")
+        return "unknown"
+    return "form"
 
 
 class Counts(NamedTuple):
@@ -496,8 +489,8 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
-            elif found.reason not in HARMLESS:
-                reasons.append(found.reason)
+            elif found not in HARMLESS:
+                reasons.append(found)
     for label in _minority_by_sum(groups):
         del groups[label]
         reasons.append("checksum")

@@ -6590,7 +6590,7 @@ def verdict(piece):
     found = ecolinky.decode_group(piece)
     if isinstance(found, ecolinky.Group):
         return found.label, found.data
-    return None, found.reason
+    return None, found
 
 
 def damaged_of(meter):
