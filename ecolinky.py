@@ -132,11 +132,11 @@ class Kind(NamedTuple):
     name: str
     keep: float  # seconds for which a reading is served
     is_at_once: bool = False  # a reading is trusted at once
-    lasts: bool = False  # it changes only with the meter or its contract
+    lasts: bool = False  # a reading must follow the trusted one
 
 
 KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300
-IDENTITY = Kind("identity", KEEP, lasts=True)
+IDENTITY = Kind("identity", math.inf, lasts=True)
 CONTRACT = Kind("contract", KEEP, lasts=True)
 INDEX = Kind("index", KEEP, lasts=True)
 POWER = Kind("power", KEEP_FAST)
@@ -518,15 +518,17 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # or about a register, a set of indexes.  Only trusted readings are served.
 #
 # 1. Three        Series.take()
-#    A reading is trusted when the next two agree with it, each within 90 s of the one
-#    before.  Equal readings agree.  Readings of a register agree if no index fell, and
-#    none grew by more than 36 kVA allow: 10 Wh each second, and 10 Wh more because a
-#    stalled network delivers old frames at once.
+#    A reading is trusted when two more follow, and each agrees with the one before,
+#    within 90 s.  Equal readings agree.  Readings of a register agree if no index fell,
+#    and none grew by more than 36 kVA allow: 10 Wh each second, and 10 Wh more because
+#    a stalled network delivers old frames at once.
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
-#    So an index is two frames late, and three readings in a row must be false before a
-#    false one is served.  Near powers agree, and the last of three is trusted.  90 s:
-#    if a third of the groups is damaged, Tempo's six indexes seldom come together.
+#    So an index is two readings late.  Three in a row must be false before a false one
+#    is served, except one so little too low that true ones agree with it.  A single
+#    reading equal to the trusted one renews it.  Powers agree if they are near, see
+#    is_near(), and the last of three is trusted.  90 s: if a third of the groups is
+#    damaged, Tempo's six indexes seldom come together.
 # 2. Register     reading_in()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
@@ -534,27 +536,32 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
 #        received     HCHC 0123                    89012 1    PTEC HC.. S
 #    So a register is read only from a frame with all its labels, and with the label
-#    behind them.  One loss leaves no trace: the notice PEJP, which comes and goes, can
-#    be joined to EJPHPM in front of it.
+#    behind them: PTEC or IRMS1, EAIT behind the EASD if SINSTI shows that the meter
+#    injects.  One loss leaves no trace: the notice PEJP, which comes and goes, can be
+#    joined to EJPHPM in front of it.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
-#    because an index may advance while the frame is sent.  An EASF that is damaged, not
-#    vanished, is taken from the trusted reading, and then the sum must be exact.
+#    because an index may advance while the frame is sent.  EASF that are lost, while at
+#    least as many groups are damaged, are taken from the trusted reading, or from the
+#    last before there is one; then the sum must be exact, unless nothing has changed.
 # 3. Dispute      Series.is_disputed, Series.take()
 #    Identity, contract and registers last: their readings must also follow the trusted
 #    one, as rule 1 says when readings agree.  When three in a row cannot follow it, one
 #    side is false, and neither is served until a reading follows again, or until those
-#    that agree have come for two minutes: meter, contract or index was replaced.
+#    that agree have come for two minutes: meter, contract or index was replaced.  Of a
+#    disputed identity nothing is served; with another identity all begins anew.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
 #    identity was read in the last 20 s, and no other since.  Until an identity is
 #    trusted, each other identity begins anew.
-# 5. At once      Guard._take_label()
-#    Currents, voltages, the powers of phases, DATE and alerts are trusted at once: they
-#    change all the time, and no client adds them up.  So is a power that is 0, or that
-#    matches the currents of the last 6 s.
-# 6. Silence      Guard.known()
-#    A reading that does not come again is no longer served: an alert after 10 s, what
-#    changes fast after 30 s, the rest after 300 s or the user's time-out if longer.
+# 5. At once      Guard._take_label(), Guard._is_sure()
+#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
+#    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
+#    which are brief, and a power that is 0 or near 230 V times the currents of the last
+#    6 s.
+# 6. Silence      Guard.known(), Kind.keep
+#    A reading is served until it has not been trusted again for 10 s (an alert), 30 s
+#    (powers, periods, what is trusted at once), or 300 s or the user's time-out if that
+#    is longer (the rest).  The identity stays: rule 4 ends it.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -586,7 +593,7 @@ REGISTERS = (
 REGISTER_OF = {label: register for register in REGISTERS for label in register.labels}
 
 
-def reading_in(frame: Frame, register: Register, trusted: Groups) -> Groups | None:
+def reading_in(frame: Frame, register: Register, before: Groups) -> Groups | None:
     """Return the reading of a register in a frame; None: there is none (rule 2)."""
     groups = frame.groups
     reading = {label: groups[label] for label in register.labels if label in groups}
@@ -596,9 +603,9 @@ def reading_in(frame: Frame, register: Register, trusted: Groups) -> Groups | No
         injects = "EASD01" in reading and "SINSTI" in groups
         behind = "EAIT" if injects else register.behind
         return None if lost or behind not in groups else reading
-    if lost <= frame.damaged:
-        reading = {**trusted, **reading}
-    is_proved = reading == trusted or is_balanced(reading, slack=0 if lost else 1)
+    if lost <= frame.damaged:  # damaged rather than vanished
+        reading = {**before, **reading}
+    is_proved = reading == before or is_balanced(reading, slack=0 if lost else 1)
     return reading if is_proved else None
 
 
@@ -620,7 +627,7 @@ class Reading(NamedTuple):
 class Series:
     """The readings of a label, and which of them is trusted (rules 1 and 3)."""
 
-    CHOICE = 0  # of three readings that agree, the first is trusted
+    TRUSTED_OF_ROW = 0  # the first of three readings that agree
 
     def __init__(self, is_lasting: bool, keep: float) -> None:
         self.is_lasting = is_lasting  # rule 3 applies
@@ -651,13 +658,14 @@ class Series:
             self._row_began = now
         self.row.append(Reading(value, now))
         if len(self.row) == IN_A_ROW:
-            is_over = now - self._row_began >= DISPUTE_LASTS
+            is_over = self.is_disputed and now - self._row_began >= DISPUTE_LASTS
             if is_over or self._can_follow_trusted(self.row[0]):
-                self.trusted, self.read_time = self.row[self.CHOICE]
+                self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
             del self.row[0]
         can_follow = self._can_follow_trusted(self.row[-1])
         self._against = 0 if can_follow else self._against + 1
-        if value == self.trusted == self.row[0].value:  # it stands still
+        # It stands still.  If the row began with another reading, that one is next.
+        if value == self.trusted == self.row[0].value:
             self.trust(value, now)
         return can_follow
 
@@ -680,7 +688,7 @@ class Series:
 class PowerSeries(Series):
     """The readings of a power."""
 
-    CHOICE = -1
+    TRUSTED_OF_ROW = -1  # the last: a power changes fast
 
     def _follows(self, new: Group, old: Group, _seconds: float) -> bool:
         return is_near(int(new.data), int(old.data), 1)
@@ -713,7 +721,7 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds of silence after which nothing is known
-        self.identity = Series(is_lasting=True, keep=math.inf)
+        self.identity = Series(IDENTITY.lasts, IDENTITY.keep)
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
         self.unbalanced_time = -math.inf  # when the sum of rule 2 was last wrong
@@ -764,7 +772,8 @@ class Guard:
         self.seen.update(dict.fromkeys(groups, now))
         for label, group in groups.items():
             series = self.series.get(label)
-            # The fast way: a label that stands still is the same object in the cache.
+            # The fast way, for a label that stands still: decode_group()'s cache
+            # returns the same object.
             if series is not None and series.trusted is group and not series.row:
                 series.read_time = now
             elif label not in REGISTER_OF and label not in IDENTITIES:
@@ -779,12 +788,13 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
+            # A row: another identity has come, or ours is not trusted yet.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         before = identity.trusted
         identity.take(group, now)
         is_replaced = before not in (None, identity.trusted)
-        is_first = identity.trusted is None and len(identity.row) == 1
-        if is_replaced or is_first:
+        begins_anew = identity.trusted is None and len(identity.row) == 1
+        if is_replaced or begins_anew:
             self._forget_meter()
         return identity.trusted in (None, group)
 
@@ -833,11 +843,13 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    None while a label is awaited: Domoticz stores 0 for an index that its first lacks.
+    No frame is relayed while a label is awaited: if the first frame lacks an index,
+    Domoticz stores 0 for it.
     """
 
-    ALL_READ_WITHIN = 60  # seconds, or an undamaged frame: each label has come intact
-    AWAITED_WITHIN = 120  # seconds; after them only indexes are awaited
+    # All the meter's labels have come intact: after an undamaged frame, or after this.
+    ALL_READ_WITHIN = 60  # seconds
+    AWAITED_WITHIN = 120  # seconds; later only indexes are awaited
     # In overload, a three-phase meter sends short frames of these labels.
     SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
@@ -862,6 +874,7 @@ class Rebuilder:
         is_waiting = any(self._is_awaited(label, guard, now) for label in unknown)
         if is_waiting or not (self._had_undamaged or has_had_time):
             return []
+        # A full frame of which only ADCO and currents are intact is no short frame.
         is_relayed_so = is_short and {"ADCO", "ADIR1"} <= set(labels)
         order = labels if is_relayed_so else self._order
         return [known[label] for label in order if label in known]
@@ -872,16 +885,17 @@ class Rebuilder:
             labels = REGISTER_OF[label].labels
             return all(guard.comes(each, now, AGREE_WITHIN) for each in labels)
         is_early = now - self._began < self.AWAITED_WITHIN
-        has_ended = label in ALERTS  # or it would be known
+        has_ended = label in ALERTS  # trusted at once: not known means ended
         return is_early and not has_ended and guard.comes(label, now)
 
     def _learn(self, labels: list[str], is_undamaged: bool) -> None:
         """Learn the labels of a frame; the fullest frame gives their order."""
-        if len(labels) < len(self._order):
+        lasting = set(labels).difference(ALERTS)
+        if len(lasting) < len(set(self._order).difference(ALERTS)):
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
-        if is_undamaged and not set(IDENTITIES).isdisjoint(labels):
+        if is_undamaged and any(label in labels for label in IDENTITIES):
             self._had_undamaged = True
 
 

@@ -395,6 +395,18 @@ class GuardTests(MeterCase):
 
     # Rule 1.
 
+    def test_a_single_reading_that_is_too_low_is_not_served_however_late_the_next(self):
+        for gap in (2.0, 30.0, 59.0, 60.0, 75.0, 90.0):
+            for low in (1, 10, 500, 900):
+                with self.subTest(gap=gap, low=low):
+                    self.afresh(*[historic(base="000010000")] * 4)
+                    self.feed(historic(base="%09d" % (10000 - low)))
+                    for _ in range(6):
+                        self.feed(historic(base="000010000"), step=gap)
+                        fields = self.meter.fields(self.now)
+                        if fields is not None:
+                            self.assertEqual(10000, fields["BASE"])
+
     def test_a_reading_is_trusted_when_the_next_two_agree_with_it(self):
         for read, trusted in (
             ("100 100 100 101 103 103 103", "- - 100 100 100 101 103"),
@@ -1100,6 +1112,10 @@ class RebuildTests(unittest.TestCase):
                     now += silence if now == 6.0 else 2.0
                     sent += relayed_by(meter.feed(chunk, now))
                 self.assertEqual([data] * count, [*_pieces(sent)], silence)
+
+    def test_an_alert_in_a_damaged_first_frame_does_not_delay_the_relay(self):
+        alert = without("IMAX", encoded(historic(ADPS="033")))
+        self.assertEqual(4, len(_pieces(relay_of([alert] + [encoded(historic())] * 6))))
 
     def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
         data = frame(HC)
