@@ -2640,7 +2640,6 @@ class Store:
 
 ######## Documents: the Eco-Devices' answers ###########################################
 
-JSON = "application/json"
 # The fields of a stale input in teleinfoN.xml.  Home Assistant ignores the HTTP status
 # 503.  If these three fields are empty, Home Assistant takes the input as unknown: it
 # records nothing, not even the indexes of 0, and leaves the other input alone.
@@ -2660,6 +2659,7 @@ STATUS_TAGS = (
 LONGEST_HOSTNAME = 32  # characters, as for [ecodevice] hostname
 
 Inputs = Dict[int, Optional[Fields]]  # configured input, 1 or 2; None: it is stale
+BOTH = (1, 2)
 
 
 def served(snapshots: dict[int, Snapshot], now: float) -> Inputs:
@@ -2687,7 +2687,7 @@ class Request(NamedTuple):
 
     device: Device
     inputs: Inputs
-    numbers: tuple[int, ...]  # the inputs that the document is about
+    numbers: tuple[int, ...]  # the inputs that must be fresh
     local: time.struct_time
 
     def is_stale(self, number: int) -> bool:
@@ -2745,7 +2745,7 @@ def status_tags(request: Request) -> Fields:
     # Weekday (0: Monday), day and month, as on the device.
     tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
     tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
-    for number in (1, 2):
+    for number in BOTH:
         fields = request.fields(number)
         tags[f"meter{number - 1}"] = needle(fields)
         for tag, value in prefixed(number, fields).items():
@@ -2763,7 +2763,7 @@ def status_tags(request: Request) -> Fields:
 
 
 def teleinfo_tags(request: Request) -> Fields:
-    """Return the tags of a teleinfo document: all fields of its inputs."""
+    """Return the tags of a teleinfo document: all fields of one input, or of both."""
     tags: Fields = {}
     for number in request.numbers:
         is_stale = request.is_stale(number)
@@ -2785,7 +2785,7 @@ def globalstatus_tags(request: Request) -> Fields:
 def power_and_indexes(request: Request) -> Fields:
     """Return the answer to cmd=10: each input's period, power and indexes."""
     tags: Fields = {"product": "Eco-devices"}
-    for number in request.numbers:
+    for number in BOTH:
         fields = request.fields(number)
         if request.is_stale(number):
             # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
@@ -2817,22 +2817,21 @@ def as_xml(tags: Fields) -> bytes:
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
 
 
-class Document(NamedTuple):
-    """How to make a document."""
-
-    make_tags: Callable[[Request], Fields]
-    numbers: tuple[int, ...]  # the inputs that the document is about
-    fresh: tuple[int, ...]  # the inputs that must be fresh
+def as_json(content: Fields, status: int = 200) -> Answer:
+    """Return an answer in JSON."""
+    text = json.dumps(content, separators=(",", ":"))
+    return Answer(status, "application/json", text.encode("ascii"))
 
 
-DOCUMENTS = {
-    "/status.xml": Document(status_tags, (), ()),  # marks stale inputs itself
-    "/protect/settings/teleinfo1.xml": Document(teleinfo_tags, (1,), (1,)),
-    "/protect/settings/teleinfo2.xml": Document(teleinfo_tags, (2,), (2,)),
-    "/teleinfo.xml": Document(teleinfo_tags, (1, 2), (1, 2)),
-    "/globalstatus.xml": Document(globalstatus_tags, (1, 2), (1, 2)),
-    "/api/xdevices.json?cmd=10": Document(power_and_indexes, (1, 2), (1,)),
-    "/api/xdevices.json?cmd=20": Document(pulses_of_today, (), ()),
+# Each document: the function that makes its tags, and the inputs that must be fresh.
+DOCUMENTS: dict[str, tuple[Callable[[Request], Fields], tuple[int, ...]]] = {
+    "/status.xml": (status_tags, ()),  # marks stale inputs itself
+    "/protect/settings/teleinfo1.xml": (teleinfo_tags, (1,)),
+    "/protect/settings/teleinfo2.xml": (teleinfo_tags, (2,)),
+    "/teleinfo.xml": (teleinfo_tags, BOTH),
+    "/globalstatus.xml": (globalstatus_tags, BOTH),
+    "/api/xdevices.json?cmd=10": (power_and_indexes, (1,)),
+    "/api/xdevices.json?cmd=20": (pulses_of_today, ()),
 }
 # The device redirects "/" to "/index1.htm".
 HOME_PAGES = ("/", "/index.htm", "/index1.htm")
@@ -2855,16 +2854,16 @@ def answer_document(
     Jeedom and Domoticz record nothing from an answer with status 503.  An XML document
     about both inputs gets a 503 if either is stale.
     """
-    document = DOCUMENTS[name]
-    request = Request(device, inputs, document.numbers, local)
-    is_stale = any(request.is_stale(number) for number in document.fresh)
+    make_tags, numbers = DOCUMENTS[name]
+    request = Request(device, inputs, numbers, local)
+    is_stale = any(map(request.is_stale, numbers))
     status = 503 if is_stale else 200
-    tags = document.make_tags(request)
+    tags = make_tags(request)
     if "json" not in name:
         return Answer(status, "text/xml", as_xml(tags))
     if is_stale:
         tags = {}  # a script that ignores the status would record 0
-    return Answer(status, JSON, json.dumps(tags, separators=(",", ":")).encode())
+    return as_json(tags, status)
 
 
 class Program(NamedTuple):
@@ -2873,12 +2872,6 @@ class Program(NamedTuple):
     started: float  # seconds, on the clock of `now`
     ports: list[int]  # of its HTTP servers
     relay_ports: dict[int, int]  # number of an input with a relay -> port
-
-
-def as_json(content: Fields) -> Answer:
-    """Return an answer of the page's own documents."""
-    text = json.dumps(content, separators=(",", ":"))
-    return Answer(200, JSON, text.encode("ascii"))
 
 
 def describe(program: Program, hostname: str, store: Store, now: float) -> Answer:
@@ -2938,12 +2931,21 @@ def french(text: str) -> str:
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
-    fields = view.fields
-    state = "stale" if snapshot.last_view.fields else "waiting"
-    today = snapshot.today
+    state = "waiting"
+    today = None
+    last = None  # the values that were served last
+    if view.fields is not None:
+        state = "live"
+        today = snapshot.today
+    elif snapshot.last_view.fields is not None:
+        state = "stale"
+        last = {
+            "age": age_of(snapshot.last_time, now),
+            **describe_values(snapshot.last_view),
+        }
     return {
         "source": snapshot.source,
-        "state": state if fields is None else "live",
+        "state": state,
         "reason": french(str(snapshot.reason)),
         "fault": {
             "station": snapshot.reason.station,
@@ -2954,28 +2956,22 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
         "age": age_of(snapshot.view.time, now),
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
-        "phases": None if fields is None else phase_count(fields),
         "labels": view.labels,
-        "fields": fields,
-        "injection": view.injection,
-        "tariff": None if fields is None else describe_tariff(fields),
-        "today": None if fields is None or not today else today._asdict(),
+        **describe_values(view),
+        "today": None if today is None else today._asdict(),
         "counters": snapshot.counters,
-        "last": describe_last(snapshot, now) if fields is None else None,
+        "last": last,
     }
 
 
-def describe_last(snapshot: Snapshot, now: float) -> Fields | None:
-    """Return the values that were served last; None if no values ever were."""
-    fields = snapshot.last_view.fields
-    if fields is None:
-        return None
+def describe_values(view: View) -> Fields:
+    """Return the values of a view for the page; each is None while none is served."""
+    fields = view.fields
     return {
-        "age": round(now - snapshot.last_time, 1),
-        "phases": phase_count(fields),
+        "phases": None if fields is None else phase_count(fields),
         "fields": fields,
-        "injection": snapshot.last_view.injection,
-        "tariff": describe_tariff(fields),
+        "injection": view.injection,
+        "tariff": None if fields is None else describe_tariff(fields),
     }
 
 

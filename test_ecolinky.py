@@ -2941,7 +2941,7 @@ class InputTests(InputCase):
 
     def test_the_json_of_an_input_has_the_keys_the_readme_lists(self):
         keys = (
-            "source state reason fault remarks age byte_age mode phases labels fields"
+            "source state reason fault remarks age byte_age mode labels phases fields"
             " injection tariff today counters last"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
