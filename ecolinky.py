@@ -3176,7 +3176,8 @@ def parse_settings(text: str) -> Settings:
                 raise ConfigError(_complaint(section, key, written, form)) from None
         sections[section] = sections[section]._replace(**values)
     settings = Settings(**sections)
-    _cross_check(settings)
+    for complaint in _contradictions(settings):
+        raise ConfigError(complaint)
     if "teleinfo2" in parser and not {"host", "injection"} & set(parser["teleinfo2"]):
         raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
     return settings
@@ -3218,34 +3219,28 @@ def _complaint(section: str, key: str, written: str, form: Form) -> str:
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
-def _check_second(first: InputSettings, second: InputSettings) -> None:
-    """Raise ConfigError if [teleinfo2] contradicts itself or [teleinfo1]."""
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Yield the complaints about values that contradict each other."""
+    first = settings.teleinfo1
+    second = settings.teleinfo2
     if first.injection:
-        raise ConfigError("[teleinfo1] injection, l'écrire sous [teleinfo2]")
+        yield "[teleinfo1] injection, l'écrire sous [teleinfo2]"
     if second.host and second.injection:
-        raise ConfigError("[teleinfo2] host et injection = yes, ôter l'un des deux")
+        yield "[teleinfo2] host et injection = yes, ôter l'un des deux"
     if second.host and second[:2] == first[:2]:  # host and port
-        raise ConfigError("[teleinfo1] et [teleinfo2] lisent le même ESP, en ôter un")
+        yield "[teleinfo1] et [teleinfo2] lisent le même ESP, en ôter un"
     if second.relay_port and not second.host:
-        raise ConfigError(
-            "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
-        )
-
-
-def _cross_check(settings: Settings) -> None:
-    """Raise ConfigError if two values contradict each other."""
-    _check_second(settings.teleinfo1, settings.teleinfo2)
+        yield "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
     names: dict[int, str] = {}
     for name, port in settings.named_ports:
         if port in names:
-            both = f"{names[port]} et {name}"
-            raise ConfigError(f"{both} ont le même port, changer l'un des deux")
+            yield f"{names[port]} et {name} ont le même port, changer l'un des deux"
         names[port] = name
     for name, port in zip(HTTP_PORT_KEYS, settings.ports):
         if port in PORTS_REFUSED:
-            raise ConfigError(f"{name} = {port}, les navigateurs refusent ce port")
+            yield f"{name} = {port}, les navigateurs refusent ce port"
     if bool(settings.http.username) != bool(settings.http.password):
-        raise ConfigError("[http] username et password, donner les deux, ou aucun")
+        yield "[http] username et password, donner les deux, ou aucun"
 
 
 def _missing_section(key: str, section: str = "") -> str:
