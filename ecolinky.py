@@ -2871,7 +2871,7 @@ class Program(NamedTuple):
 
     started: float  # seconds, on the clock of `now`
     ports: list[int]  # of its HTTP servers
-    relay_ports: dict[int, int]  # number of an input with a relay -> port
+    relay_ports: dict[int, int | None]  # number of an input -> port of its relay
 
 
 def describe(program: Program, hostname: str, store: Store, now: float) -> Answer:
@@ -3080,20 +3080,12 @@ class Settings(NamedTuple):
         return [self.http.port, self.http.second_port]
 
     @property
-    def relay_ports(self) -> dict[int, int]:
-        """Return the ports of the relays, by number of the input."""
-        return {
-            number: source.relay_port
-            for number, source in self.inputs.items()
-            if source.relay_port
-        }
-
-    @property
     def named_ports(self) -> list[tuple[str, int]]:
         """Return all ports to listen on, each with the name of its key."""
         ports = list(zip(HTTP_PORT_KEYS, self.ports))
-        for number, port in self.relay_ports.items():
-            ports.append((f"[teleinfo{number}] relay_port", port))
+        for number, source in self.inputs.items():
+            if source.relay_port:
+                ports.append((f"[teleinfo{number}] relay_port", source.relay_port))
         return ports
 
 
@@ -3998,9 +3990,9 @@ def old_contracts(labels: Labels) -> int:
     return sum(number_of(labels, label) or 0 for label in EASF[contract.used :])
 
 
-TO_STOP_IT = (
-    "pour l'arrêter Ctrl-C dans sa fenêtre, sudo systemctl stop ecolinky, ou pkill -f"
-    ' "^python3.*ecolinky[.]py"'
+TAKEN_BY_ECOLINKY = (
+    "pris par ecolinky, pour l'arrêter Ctrl-C dans sa fenêtre, sudo systemctl stop"
+    ' ecolinky, ou pkill -f "^python3.*ecolinky[.]py"'
 )
 
 
@@ -4044,20 +4036,21 @@ def add_what_it_uses(running: Running, content: Any) -> None:
 FREE_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
 
 
-def remedy_of_port(error: OSError, name: str) -> str:
-    """Return what to do about a port that cannot be opened; name: of its key."""
+def fault_of_port(error: OSError, name: str) -> str:
+    """Return why a port cannot be opened, and the remedy; name: of the port's key."""
+    remedy = f"changer {name}"
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-        return "mettre 0.0.0.0 à [http] address"
-    if error.errno == errno.EACCES:
+        remedy = "mettre 0.0.0.0 à [http] address"
+    elif error.errno == errno.EACCES:
         free = FREE_PORTS.get(name, 8889)
-        return f"au-dessous de 1024 ils sont réservés à root, mettre {free} à {name}"
-    if error.errno == errno.EADDRINUSE:
-        return f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
-    return f"changer {name}"
+        remedy = f"au-dessous de 1024 ils sont réservés à root, mettre {free} à {name}"
+    elif error.errno == errno.EADDRINUSE:
+        remedy = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
+    return f"{words_of(error)}, {remedy}"
 
 
-def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
-    """Try to listen on a port; is_ours: an ecolinky already listens on it."""
+def check_port(name: str, address: str, port: int) -> Finding:
+    """Try to listen on a port; name: of its key."""
     about = f"port {port}"
     with socket.socket() as probe:
         # As the servers do: the port of a server that has just ended is free
@@ -4066,10 +4059,7 @@ def check_port(name: str, address: str, port: int, is_ours: bool) -> Finding:
         try:
             probe.bind((address, port))
         except OSError as error:
-            if is_ours and error.errno == errno.EADDRINUSE:
-                return Finding(WARNING, about, f"pris par ecolinky, {TO_STOP_IT}")
-            text = f"{words_of(error)}, {remedy_of_port(error, name)}"
-            return Finding(FAILED, about, text)
+            return Finding(FAILED, about, fault_of_port(error, name))
     return Finding(OK, about, "libre")
 
 
@@ -4106,8 +4096,9 @@ def check_ports(settings: Settings, running: Running) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
     usable = []
     for name, port in settings.named_ports:
-        is_ours = port in running.ports
-        finding = check_port(name, settings.http.address, port, is_ours)
+        finding = check_port(name, settings.http.address, port)
+        if finding.verdict == FAILED and port in running.ports:
+            finding = Finding(WARNING, finding.about, TAKEN_BY_ECOLINKY)
         yield finding
         if finding.verdict != FAILED:
             usable.append(port)
@@ -4443,23 +4434,17 @@ def wait_for_address(address: str) -> None:
         time.sleep(1)
 
 
-class CannotListen(Exception):
-    """A port that cannot be opened, and the remedy, in one line."""
-
-
 @contextlib.contextmanager
 def opening(name: str, port: int) -> Iterator[None]:
-    """Turn the error of opening a port into CannotListen."""
+    """End the program, with one line, if a port cannot be opened."""
     try:
         yield
     except OSError as error:
-        remedy = remedy_of_port(error, name)
-        text = f"le port {port} est {words_of(error)}, {remedy}"
-        raise CannotListen(text) from None
+        sys.exit(f"ecolinky : le port {port} est {fault_of_port(error, name)}")
 
 
 def open_readers(settings: Settings, store: Store) -> list[Reader]:
-    """Return the readers of the inputs, not yet started; raises CannotListen."""
+    """Return the readers of the inputs, not yet started."""
     address = settings.http.address
     readers = []
     for number, source in settings.inputs.items():
@@ -4474,13 +4459,15 @@ def open_readers(settings: Settings, store: Store) -> list[Reader]:
 
 
 def open_servers(settings: Settings, store: Store) -> list[Server]:
-    """Return the HTTP servers of the devices; raises CannotListen."""
+    """Return the HTTP servers of the devices."""
     http = settings.http
     login = f"{http.username}:{http.password}" if http.username else ""
-    program = Program(time.monotonic(), settings.ports, settings.relay_ports)
+    relay_ports = {
+        number: source.relay_port for number, source in settings.inputs.items()
+    }
+    program = Program(time.monotonic(), settings.ports, relay_ports)
     servers = []
-    for device in devices_of(settings):
-        name = "[http] second_port" if device.is_second else "[http] port"
+    for name, device in zip(HTTP_PORT_KEYS, devices_of(settings)):
         with opening(name, device.port):
             servers.append(Server(http.address, device, program, store, login))
     return servers
@@ -4492,12 +4479,8 @@ def serve(settings: Settings, demo: bool) -> int:
     signal.signal(signal.SIGTERM, stop)
     wait_for_address(settings.http.address)
     store = Store()
-    try:
-        readers = open_readers(settings, store)
-        servers = open_servers(settings, store)
-    except CannotListen as error:
-        tell(f"ecolinky : {error}", sys.stderr)
-        return 1
+    readers = open_readers(settings, store)
+    servers = open_servers(settings, store)
     threads: list[threading.Thread] = [*readers]
     for server in servers[1:]:
         threads.append(threading.Thread(target=server.serve_forever, daemon=True))

@@ -3645,7 +3645,8 @@ class SettingsTests(unittest.TestCase):
                 self.assertEqual(http, settings.http)
                 self.assertIs(settings.ecodevice.discovery, True)
                 self.assertEqual(settings.ports, [1, 2])
-                self.assertEqual({1: 8889}, settings.relay_ports)
+                relay = ("[teleinfo1] relay_port", 8889)
+                self.assertEqual(relay, settings.named_ports[-1])
                 self.assertEqual(ecolinky.METER, settings.second)
 
     def test_the_mac_address_is_stable_and_unique_to_the_machine(self):
@@ -4857,7 +4858,7 @@ class CheckTests(InputCase, ProgramCase):
                 client.recv(1)
         with socket.socket() as probe, self.assertRaises(OSError):
             probe.bind(("127.0.0.1", port))
-        found = ecolinky.check_port("[http] port", "127.0.0.1", port, False)
+        found = ecolinky.check_port("[http] port", "127.0.0.1", port)
         self.assertEqual(("ok", "libre"), (found.verdict, found.text))
 
     def test_the_address_of_another_machine_is_a_failure(self):
@@ -4960,13 +4961,14 @@ class CheckTests(InputCase, ProgramCase):
         ):
             with self.subTest(words):
                 with mock.patch("socket.socket.bind", side_effect=error):
-                    found = ecolinky.check_port("K", "h", 80, False)
-                    with self.assertRaises(ecolinky.CannotListen) as caught:
+                    found = ecolinky.check_port("K", "h", 80)
+                    with self.assertRaises(SystemExit) as caught:
                         with ecolinky.opening("K", 80):
                             socket.socket.bind()
                 self.assertEqual((ecolinky.FAILED, words), (found.verdict, found.text))
                 self.assertIn(words.partition(", ")[2], str(caught.exception))
-                self.assertTrue(str(caught.exception).startswith("le port 80 est "))
+                line = "ecolinky : le port 80 est "
+                self.assertTrue(str(caught.exception).startswith(line))
 
     def test_a_long_line_is_broken_at_words_on_a_terminal(self):
         size = os.terminal_size((60, 24))
