@@ -3996,41 +3996,32 @@ TAKEN_BY_ECOLINKY = (
 )
 
 
-class Running(NamedTuple):
-    """What an ecolinky that already runs on this machine uses."""
-
-    ports: set[int]
-    sources: set[str]  # host:port of each ESP8266 that it reads
-
-
-def running_ecolinky(http: HttpSettings) -> Running:
+def used_by_ecolinky(http: HttpSettings) -> set[Any]:
     """Return what the ecolinky that answers on [http] port uses; empty: none answers.
 
+    That is its ports, and host:port of each ESP8266.
     Another program may answer, or another version of ecolinky: expect anything.
     """
-    running = Running(set(), set())
+    used: set[Any] = set()
     address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
     login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
     headers = {"Authorization": "Basic " + login}
-    with contextlib.suppress(OSError, HTTPException, ValueError, RecursionError):
+    with contextlib.suppress(
+        OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError
+    ):
         # It waits a second before it refuses a wrong password.
         connection = HTTPConnection(address, http.port, timeout=3)
         with contextlib.closing(connection):
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
             if answer.getheader("Server", "").startswith("ecolinky"):
-                running.ports.add(http.port)
-                add_what_it_uses(running, json.loads(answer.read().decode()))
-    return running
-
-
-def add_what_it_uses(running: Running, content: Any) -> None:
-    """Add the ports and sources in the content of an /ecolinky.json."""
-    with contextlib.suppress(LookupError, TypeError):
-        running.ports.update(content["ports"])
-        for source in content["inputs"]:
-            running.sources.add(source["source"])
-            running.ports.add(source["relay_port"])  # not in version 1.1.0
+                used.add(http.port)
+                content = json.loads(answer.read().decode())
+                used.update(content["ports"])
+                for source in content["inputs"]:
+                    used.add(source["source"])
+                    used.add(source["relay_port"])  # not in version 1.1.0
+    return used
 
 
 FREE_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
@@ -4079,7 +4070,7 @@ def own_address(settings: Settings) -> str:
 
 
 def check_inputs(
-    settings: Settings, running: Running, seconds: float
+    settings: Settings, used: set[Any], seconds: float
 ) -> Iterator[Finding]:
     """Yield each finding about the inputs as soon as it is known."""
     for number, source in settings.inputs.items():
@@ -4087,17 +4078,17 @@ def check_inputs(
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, settings.second, seconds)
         findings = judge(name, snapshot)
-        if findings[-1].text == OTHER_READER and snapshot.source in running.sources:
+        if findings[-1].text == OTHER_READER and snapshot.source in used:
             findings = [Finding(FAILED, name, OWN_READER)]
         yield from findings
 
 
-def check_ports(settings: Settings, running: Running) -> Iterator[Finding]:
+def check_ports(settings: Settings, used: set[Any]) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
     usable = []
     for name, port in settings.named_ports:
         finding = check_port(name, settings.http.address, port)
-        if finding.verdict == FAILED and port in running.ports:
+        if finding.verdict == FAILED and port in used:
             finding = Finding(WARNING, finding.about, TAKEN_BY_ECOLINKY)
         yield finding
         if finding.verdict != FAILED:
@@ -4119,9 +4110,9 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
     Return 1 if a check failed, otherwise 0.
     """
     failed = []
-    running = running_ecolinky(settings.http)
-    inputs = check_inputs(settings, running, seconds)
-    for finding in itertools.chain(inputs, check_ports(settings, running)):
+    used = used_by_ecolinky(settings.http)
+    inputs = check_inputs(settings, used, seconds)
+    for finding in itertools.chain(inputs, check_ports(settings, used)):
         if finding.verdict == FAILED:
             failed.append(finding)  # where the user reads first
         else:
