@@ -3416,20 +3416,22 @@ class Relay:
         listener.setblocking(False)
         return listener
 
-    def send(self, frames: list[bytes], now: float) -> None:
-        """Send trusted frames to all readers; a new reader gets whole frames only.
+    def send(self, frames: list[bytes], now: float) -> list[str]:
+        """Send trusted frames to all readers; return the readers' IP addresses.
 
+        A new reader gets whole frames only.
         frames: empty while the values are served, but a label is still awaited.
         """
         self._last_served = now
         if self._listener is None:
             self._reopen(now)
         if not frames:
-            return
+            return []
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
             if not reader.send(piece, now):
                 self._dismiss(reader)
+        return [reader.address for reader in self._readers]
 
     def _reopen(self, now: float) -> None:
         """Open the port again; if another program has it, the next frame tries."""
@@ -3438,10 +3440,6 @@ class Relay:
         except OSError as error:
             if self._hourly.claim(PORT_IS_TAKEN, now):
                 log.warning(PORT_IS_TAKEN, self._address[1], words_of(error))
-
-    def addresses(self) -> list[str]:
-        """Return the readers' IP addresses."""
-        return [reader.address for reader in self._readers]
 
     def poll(self, now: float) -> None:
         """Accept new readers; close the port if no values are served any more."""
@@ -3569,16 +3567,12 @@ class Reader(threading.Thread):
         if views is None:
             return
         self._publish()
-        if self._relay is not None and any(view.fields for view in views):
-            frames = [view.relayed for view in views if view.relayed]
-            self._send(self._relay, frames, now)
-
-    def _send(self, relay: Relay, frames: list[bytes], now: float) -> None:
-        relay.send(frames, now)
-        if frames:
-            for address in relay.addresses():
-                client = Client(address, RELAY_AGENT, relay.port)
-                self._store.note_client(client, now)
+        if self._relay is None or not any(view.fields for view in views):
+            return
+        frames = [view.relayed for view in views if view.relayed]
+        for address in self._relay.send(frames, now):
+            client = Client(address, RELAY_AGENT, self._relay.port)
+            self._store.note_client(client, now)
 
     def _publish(self) -> None:
         snapshot = self._input.snapshot(time.monotonic())
@@ -4357,10 +4351,12 @@ def start_log(level: str) -> None:
     """Send the log to standard error, from this level on."""
     for number, name in LEVEL_NAMES.items():
         logging.addLevelName(number, name)
-    line = "%(asctime)s %(levelname)s %(message)s"
-    handler = LogHandler()
-    handler.setFormatter(logging.Formatter(line, "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler])
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        handlers=[LogHandler()],
+    )
     logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
 
 
