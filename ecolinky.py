@@ -2837,13 +2837,18 @@ DOCUMENTS: dict[str, tuple[Callable[[Request], Fields], tuple[int, ...]]] = {
 HOME_PAGES = ("/", "/index.htm", "/index1.htm")
 
 
-def name_of_document(path: str, query: str) -> str:
-    """Return the key of DOCUMENTS for a request: its path, and cmd of its query."""
+def name_of_document(target: str) -> str:
+    """Return the path of a request's target, as in DOCUMENTS with cmd of its query.
+
+    Some clients send the address too: http://host/status.xml (RFC 9112, 3.2.2).
+    """
+    local = re.sub("^http://[^/?]*", "", target, flags=re.IGNORECASE)
+    path, _, query = local.partition("?")
     if path in ("/api/xdevices.json", "/api/xdevices.htm"):
         for word in query.split("&"):
             if word.startswith("cmd="):
                 return "/api/xdevices.json?" + word
-    return path
+    return path or "/"
 
 
 def answer_document(
@@ -3619,16 +3624,6 @@ def read_head(connection: socket.socket) -> bytes | None:
     return head
 
 
-def split_target(target: str) -> tuple[str, str]:
-    """Return path and query of a request's target.
-
-    Some clients send the address too: http://host/status.xml (RFC 9112, 3.2.2).
-    """
-    local = re.sub("^http://[^/?]*", "", target, flags=re.IGNORECASE)
-    path, _, query = local.partition("?")
-    return path or "/", query
-
-
 class Login:
     """The password that clients must have; the threads of all connections share it.
 
@@ -3691,17 +3686,30 @@ class Server(socketserver.ThreadingTCPServer):
         self._store = store
         super().__init__((address, device.port), Handler)
 
-    def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a path and its query; status 500 after a bug."""
+    def answer(self, name: str, client: Client) -> Answer:
+        """Return the document of this name; status 500 after a bug.
+
+        Note the client, unless it is the page, which reads none of DOCUMENTS.
+        """
         try:
-            return self._answer_path(path, query)
+            if name in DOCUMENTS:
+                self._store.note_client(client, time.monotonic())
+                return self._answer_document(name)
+            return self._answer_page(name)
         except Exception as bug:  # noqa: BLE001
             text = str(BUG.with_words(repr(bug)))
             if self._hourly.claim("bug", time.monotonic()):
-                log.info("%s : %s", path, text)
+                log.info("%s : %s", name, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
-    def _answer_path(self, path: str, query: str) -> Answer:
+    def _answer_document(self, name: str) -> Answer:
+        inputs = served(self._store.read(), time.monotonic())
+        if self.device.is_second:
+            # The second box shows input 2 as its input 1, or no meter at all.
+            inputs = {1: inputs[2]} if 2 in inputs else {}
+        return answer_document(name, self.device, inputs, time.localtime())
+
+    def _answer_page(self, path: str) -> Answer:
         now = time.monotonic()
         if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
@@ -3710,20 +3718,7 @@ class Server(socketserver.ThreadingTCPServer):
             return describe(self._program, hostname, self._store, now)
         if path == "/history.json":
             return describe_histories(self._store, now)
-        name = name_of_document(path, query)
-        if name not in DOCUMENTS:
-            return NOT_FOUND
-        inputs = served(self._store.read(), now)
-        if self.device.is_second:
-            # The second box shows input 2 as its input 1, or no meter at all.
-            inputs = {1: inputs[2]} if 2 in inputs else {}
-        return answer_document(name, self.device, inputs, time.localtime())
-
-    def note_client(self, path: str, query: str, address: str, agent: str) -> None:
-        """Note a client that reads a document; the page itself reads no document."""
-        if name_of_document(path, query) in DOCUMENTS:
-            client = Client(address, agent_of(agent), self.device.port)
-            self._store.note_client(client, time.monotonic())
+        return NOT_FOUND
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection; if there are too many, end the oldest.
@@ -3771,13 +3766,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a document, or refuse a wrong password."""
-        path, query = split_target(self.path)
         address = self.client_address[0]
         header = self.headers.get("Authorization", "")
         if self.server.login.accepts(header):
-            agent = self.headers.get("User-Agent", "")
-            self.server.note_client(path, query, address, agent)
-            self._send(self.server.answer(path, query))
+            agent = agent_of(self.headers.get("User-Agent", ""))
+            client = Client(address, agent, self.server.device.port)
+            self._send(self.server.answer(name_of_document(self.path), client))
         # A missing password is not a wrong password: browsers first send no login.
         elif not header or self.server.login.wait_to_refuse(address):
             self._send(UNAUTHORISED)
