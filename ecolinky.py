@@ -2736,15 +2736,17 @@ def status_tags(request: Request) -> Fields:
     local = request.local
     # All counters are 0: Home Assistant's library fails on an empty counter.
     tags: Fields = dict.fromkeys(STATUS_TAGS, 0)
-    tags["c0_fuel"] = ""  # not a counter, but the fuel that it counts
-    tags["c1_fuel"] = ""
-    tags["config_hostname"] = device.hostname
-    tags["config_mac"] = device.mac
-    tags["http_port"] = device.port
-    tags["version"] = FIRMWARE
-    # Weekday (0: Monday), day and month, as on the device.
-    tags["date"] = f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}"
-    tags["time0"] = f"{local.tm_hour:02}:{local.tm_min:02}"
+    tags.update(
+        c0_fuel="",  # not a counter, but the fuel that it counts
+        c1_fuel="",
+        config_hostname=device.hostname,
+        config_mac=device.mac,
+        http_port=device.port,
+        version=FIRMWARE,
+        # Weekday (0: Monday), day and month, as on the device.
+        date=f"{local.tm_wday}{local.tm_mday:02}{local.tm_mon:02}",
+        time0=f"{local.tm_hour:02}:{local.tm_min:02}",
+    )
     for number in BOTH:
         fields = request.fields(number)
         tags[f"meter{number - 1}"] = needle(fields)
@@ -3047,7 +3049,8 @@ class LogSettings(NamedTuple):
     level: str = "info"
 
 
-HTTP_PORT_KEYS = ("[http] port", "[http] second_port")
+# The keys of the HTTP ports in the ini, and a port for each that needs no root.
+HTTP_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
 # Ports above 1023 with which no browser shows a page (Fetch standard, "bad port").
 PORTS_REFUSED = frozenset(
     (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566)
@@ -3087,7 +3090,7 @@ class Settings(NamedTuple):
     @property
     def named_ports(self) -> list[tuple[str, int]]:
         """Return all ports to listen on, each with the name of its key."""
-        ports = list(zip(HTTP_PORT_KEYS, self.ports))
+        ports = list(zip(HTTP_PORTS, self.ports))
         for number, source in self.inputs.items():
             if source.relay_port:
                 ports.append((f"[teleinfo{number}] relay_port", source.relay_port))
@@ -3233,7 +3236,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         if port in names:
             yield f"{names[port]} et {name} ont le même port, changer l'un des deux"
         names[port] = name
-    for name, port in zip(HTTP_PORT_KEYS, settings.ports):
+    for name, port in zip(HTTP_PORTS, settings.ports):
         if port in PORTS_REFUSED:
             yield f"{name} = {port}, les navigateurs refusent ce port"
     if bool(settings.http.username) != bool(settings.http.password):
@@ -3242,10 +3245,9 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _missing_section(key: str, section: str = "") -> str:
     """Return the advice on a key that belongs below another section; empty: none."""
-    owners = []
-    for owner, values in Settings()._asdict().items():
-        if owner != section and key in values._fields:
-            owners.append(f"[{owner}]")
+    sections = Settings()._asdict()
+    sections.pop(section, None)
+    owners = [f"[{name}]" for name in sections if key in sections[name]._fields]
     if not owners:
         return ""
     return f"la ligne {' ou '.join(owners)} manque au-dessus, ou a gardé son #"
@@ -4012,16 +4014,13 @@ def used_by_ecolinky(http: HttpSettings) -> set[Any]:
     return used
 
 
-FREE_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
-
-
 def fault_of_port(error: OSError, name: str) -> str:
     """Return why a port cannot be opened, and the remedy; name: of the port's key."""
     remedy = f"changer {name}"
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         remedy = "mettre 0.0.0.0 à [http] address"
     elif error.errno == errno.EACCES:
-        free = FREE_PORTS.get(name, 8889)
+        free = HTTP_PORTS.get(name, 8889)
         remedy = f"au-dessous de 1024 ils sont réservés à root, mettre {free} à {name}"
     elif error.errno == errno.EADDRINUSE:
         remedy = f"ecolinky tourne-t-il déjà ? Sinon changer {name}"
@@ -4448,7 +4447,7 @@ def open_servers(settings: Settings, store: Store) -> list[Server]:
     }
     program = Program(time.monotonic(), settings.ports, relay_ports)
     servers = []
-    for name, device in zip(HTTP_PORT_KEYS, devices_of(settings)):
+    for name, device in zip(HTTP_PORTS, devices_of(settings)):
         with opening(name, device.port):
             servers.append(Server(http.address, device, program, store, login))
     return servers
