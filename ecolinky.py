@@ -2883,11 +2883,14 @@ class Program(NamedTuple):
 
 def describe(program: Program, hostname: str, store: Store, now: float) -> Answer:
     """Return /ecolinky.json; the README describes its contents."""
-    inputs = []
-    for number, snapshot in sorted(store.read().items()):
-        described = {"input": number, **describe_input(snapshot, now)}
-        described["relay_port"] = program.relay_ports.get(number)
-        inputs.append(described)
+    inputs = [
+        {
+            "input": number,
+            **describe_input(snapshot, now),
+            "relay_port": program.relay_ports.get(number),
+        }
+        for number, snapshot in sorted(store.read().items())
+    ]
     clients = [
         {**client._asdict(), "reads": reads.times, "age": round(now - reads.last, 1)}
         for client, reads in store.clients().items()
@@ -2906,9 +2909,10 @@ def describe(program: Program, hostname: str, store: Store, now: float) -> Answe
 
 def describe_histories(store: Store, now: float) -> Answer:
     """Return /history.json: the last 24 hours of each input, minute by minute."""
-    inputs = []
-    for number, snapshot in sorted(store.read().items()):
-        inputs.append({"input": number, **describe_history(snapshot, now)})
+    inputs = [
+        {"input": number, **describe_history(snapshot, now)}
+        for number, snapshot in sorted(store.read().items())
+    ]
     return as_json({"inputs": inputs})
 
 
@@ -3657,10 +3661,8 @@ class Login:
             )
         if not self._waiting.acquire(blocking=False):
             return False
-        try:
-            time.sleep(self.REFUSAL_WAITS)
-        finally:
-            self._waiting.release()
+        time.sleep(self.REFUSAL_WAITS)
+        self._waiting.release()
         return True
 
 
@@ -3937,14 +3939,18 @@ def is_decided(snapshot: Snapshot) -> bool:
     return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
 
 
-def judge(name: str, snapshot: Snapshot) -> list[Finding]:
-    """Return the findings about an input; the last one is the verdict."""
+def judge(name: str, snapshot: Snapshot, used: Iterable[str] = ()) -> list[Finding]:
+    """Return the findings about an input; the last one is the verdict.
+
+    used: as of used_by_ecolinky().
+    """
     view = snapshot.view
     if not snapshot.counters["groups"]:
         reason = f"rien ne sera transmis, {snapshot.reason}"
         return [Finding(FAILED, name, reason)]
     if snapshot.brief_connections >= ENOUGH_EVICTIONS:
-        return [Finding(FAILED, name, OTHER_READER)]
+        is_ours = snapshot.source in used
+        return [Finding(FAILED, name, OWN_READER if is_ours else OTHER_READER)]
     findings = [Finding(OK, name, counted(snapshot))]
     reason = str(snapshot.reason)
     for remark in snapshot.remarks:
@@ -4064,10 +4070,7 @@ def check_inputs(
         name = f"teleinfo{number}"
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, settings.second, seconds)
-        findings = judge(name, snapshot)
-        if findings[-1].text == OTHER_READER and snapshot.source in used:
-            findings = [Finding(FAILED, name, OWN_READER)]
-        yield from findings
+        yield from judge(name, snapshot, used)
 
 
 def check_ports(settings: Settings, used: set[Any]) -> Iterator[Finding]:
@@ -4202,11 +4205,6 @@ class DemoMeter:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self.separator = " "
-        self.baud = 1200  # bits per second
-        if mode == "standard":
-            self.separator = "\t"
-            self.baud = 9600
         self._wh = {"cheap": 12345678.0, "dear": 23456789.0, "injected": 4567890.0}
         self._time: float | None = None  # of the last frame
 
@@ -4232,10 +4230,11 @@ class DemoMeter:
         self._count(power, "cheap" if is_cheap else "dear", now)
         values = self._values(power)
         values.update(DEMO_CHEAP if is_cheap else DEMO_DEAR)
+        separator = "\t" if self.mode == "standard" else " "
         groups = []
         for line in DEMO_FRAMES[self.mode].split():
             words = line.format(**values).replace("~", " ").split("|")
-            groups.append(encode_group(words, self.separator))
+            groups.append(encode_group(words, separator))
         return encode_frame(groups)
 
     def _count(self, power: int, running: str, now: float) -> None:
@@ -4266,13 +4265,14 @@ class DemoMeter:
 
 def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
     """Send a meter's frames at line speed, to one client at a time, for ever."""
+    baud = 9600 if meter.mode == "standard" else 1200  # bits per second
     while True:
         client, _ = listener.accept()
         with client, contextlib.suppress(OSError):  # the client is gone
             while True:
                 data = meter.frame(time.monotonic())
                 client.sendall(data)
-                time.sleep(len(data) * 10 / meter.baud)  # 10 bits per byte
+                time.sleep(len(data) * 10 / baud)  # 10 bits per byte
 
 
 def start_demo(mode: str, settings: Settings) -> Settings:
