@@ -3395,6 +3395,20 @@ class RelayReader:
 PORT_IS_TAKEN = "relay_port, port %d %s, nouvel essai à chaque trame"
 
 
+def listen(address: str, port: int, backlog: int = 1) -> socket.socket:
+    """Return a socket that listens on a port; raises OSError."""
+    listener = socket.socket()
+    try:
+        # The port of a program that has just ended is free (TIME_WAIT).
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 class Relay:
     """The readers of one input's trusted TIC; only the input's thread calls it.
 
@@ -3408,24 +3422,17 @@ class Relay:
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
         self.port = port
         self.timeout = timeout  # seconds without values; then close the port
-        self._address = (address, port)
+        self._address = address
         self._readers: list[RelayReader] = []
         self._last_served = now
         self._hourly = Limiter(HOUR)
-        self._listener: socket.socket | None = self._listen()  # None: closed
+        self._listener: socket.socket | None = None  # None: closed
+        self._open()
 
-    def _listen(self) -> socket.socket:
+    def _open(self) -> None:
         """Open the port; raises OSError."""
-        listener = socket.socket()
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(self._address)
-            listener.listen(self.MOST_READERS)
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        return listener
+        self._listener = listen(self._address, self.port, self.MOST_READERS)
+        self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> list[str]:
         """Send trusted frames to all readers; return the readers' IP addresses.
@@ -3447,10 +3454,10 @@ class Relay:
     def _reopen(self, now: float) -> None:
         """Open the port again; if another program has it, the next frame tries."""
         try:
-            self._listener = self._listen()
+            self._open()
         except OSError as error:
             if self._hourly.claim(PORT_IS_TAKEN, now):
-                log.warning(PORT_IS_TAKEN, self._address[1], words_of(error))
+                log.warning(PORT_IS_TAKEN, self.port, words_of(error))
 
     def poll(self, now: float) -> None:
         """Accept new readers; close the port if no values are served any more."""
@@ -4036,14 +4043,10 @@ def fault_of_port(error: OSError, name: str) -> str:
 def check_port(name: str, address: str, port: int) -> Finding:
     """Try to listen on a port; name: of its key."""
     about = f"port {port}"
-    with socket.socket() as probe:
-        # As the servers do: the port of a server that has just ended is free
-        # (TIME_WAIT).
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            return Finding(FAILED, about, fault_of_port(error, name))
+    try:
+        listen(address, port).close()
+    except OSError as error:
+        return Finding(FAILED, about, fault_of_port(error, name))
     return Finding(OK, about, "libre")
 
 
@@ -4277,9 +4280,7 @@ def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
 
 def start_demo(mode: str, settings: Settings) -> Settings:
     """Start a simulated meter; return the settings that read only this meter."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(1)
+    listener = listen("127.0.0.1", 0)
     arguments = (DemoMeter(mode), listener)
     threading.Thread(target=send_demo, args=arguments, daemon=True).start()
     host, port = listener.getsockname()
@@ -4406,8 +4407,8 @@ def wait_for_address(address: str) -> None:
     """
     hourly = Limiter(HOUR)
     while True:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind((address, 0))
+        with contextlib.suppress(OSError):
+            listen(address, 0).close()
             return
         if hourly.claim(NOT_OUR_ADDRESS_YET, time.monotonic()):
             log.warning(NOT_OUR_ADDRESS_YET, address)
