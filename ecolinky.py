@@ -2585,13 +2585,6 @@ class Client(NamedTuple):
     port: int  # of the box or the relay that it reads
 
 
-class Reads(NamedTuple):
-    """How often a client has read values."""
-
-    times: int
-    last: float  # seconds, on the clock of `now`
-
-
 RELAY_AGENT = "TIC"  # stands for a program that reads a relay: it does not say its name
 LONGEST_AGENT = 80  # characters
 
@@ -2612,7 +2605,9 @@ class Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._snapshots: dict[int, Snapshot] = {}
-        self._clients: dict[Client, Reads] = {}  # the latest client at the end
+        # How often each client has read values, and when it did last, on the clock of
+        # `now`; the latest client at the end.
+        self._clients: dict[Client, tuple[int, float]] = {}
 
     def publish(self, number: int, snapshot: Snapshot) -> None:
         """Replace an input's snapshot."""
@@ -2627,13 +2622,13 @@ class Store:
     def note_client(self, client: Client, now: float) -> None:
         """Note that a client has read values."""
         with self._lock:
-            before = self._clients.pop(client, Reads(0, now))
-            self._clients[client] = Reads(before.times + 1, now)
+            reads, _ = self._clients.pop(client, (0, now))
+            self._clients[client] = (reads + 1, now)
             for oldest in list(self._clients)[: -self.MOST_CLIENTS]:
                 del self._clients[oldest]
 
-    def clients(self) -> dict[Client, Reads]:
-        """Return what each client has read, the latest client at the end."""
+    def clients(self) -> dict[Client, tuple[int, float]]:
+        """Return how often each client has read values, and when it did last."""
         with self._lock:
             return dict(self._clients)
 
@@ -2892,8 +2887,8 @@ def describe(program: Program, hostname: str, store: Store, now: float) -> Answe
         for number, snapshot in sorted(store.read().items())
     ]
     clients = [
-        {**client._asdict(), "reads": reads.times, "age": round(now - reads.last, 1)}
-        for client, reads in store.clients().items()
+        {**client._asdict(), "reads": reads, "age": age_of(last, now)}
+        for client, (reads, last) in store.clients().items()
     ]
     return as_json(
         {
