@@ -2876,39 +2876,32 @@ class Program(NamedTuple):
     relay_ports: dict[int, int | None]  # number of an input -> port of its relay
 
 
-def describe(program: Program, hostname: str, store: Store, now: float) -> Answer:
+def describe(program: Program, hostname: str, store: Store, now: float) -> Fields:
     """Return /ecolinky.json; the README describes its contents."""
-    inputs = [
-        {
-            "input": number,
-            **describe_input(snapshot, now),
-            "relay_port": program.relay_ports.get(number),
-        }
-        for number, snapshot in sorted(store.read().items())
-    ]
+    inputs = []
+    for number, snapshot in sorted(store.read().items()):
+        relay = {"relay_port": program.relay_ports.get(number)}
+        inputs.append({"input": number, **describe_input(snapshot, now), **relay})
     clients = [
         {**client._asdict(), "reads": reads, "age": age_of(last, now)}
         for client, (reads, last) in store.clients().items()
     ]
-    return as_json(
-        {
-            "version": __version__,
-            "uptime": round(now - program.started),
-            "hostname": hostname,
-            "ports": program.ports,
-            "clients": clients[::-1],  # the latest first
-            "inputs": inputs,
-        }
-    )
+    return {
+        "version": __version__,
+        "uptime": round(now - program.started),
+        "hostname": hostname,
+        "ports": program.ports,
+        "clients": clients[::-1],  # the latest first
+        "inputs": inputs,
+    }
 
 
-def describe_histories(store: Store, now: float) -> Answer:
+def describe_histories(store: Store, now: float) -> Fields:
     """Return /history.json: the last 24 hours of each input, minute by minute."""
-    inputs = [
-        {"input": number, **describe_history(snapshot, now)}
-        for number, snapshot in sorted(store.read().items())
-    ]
-    return as_json({"inputs": inputs})
+    inputs = []
+    for number, snapshot in sorted(store.read().items()):
+        inputs.append({"input": number, **describe_history(snapshot, now)})
+    return {"inputs": inputs}
 
 
 def describe_history(snapshot: Snapshot, now: float) -> Fields:
@@ -3104,6 +3097,10 @@ class Form(NamedTuple):
 
 
 UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+UP_TO_65535 = (
+    "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]"
+    "|6553[0-5])"
+)
 A_LETTER = "(?=.*[A-Za-z])"  # a name has a letter: 192.168.1 is not a name
 WORD = "[A-Za-z0-9_-]{1,63}"
 ADDRESS_PATTERN = (
@@ -3116,13 +3113,12 @@ NEEDLESS_IN_ADDRESS = re.compile(r"(?i)([a-z]+://)|[\w.-]+(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 HOST = Form("(" + ADDRESS_PATTERN + ")?", ADDRESS_OR_NAME)
 ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {ADDRESS_OR_NAME}")
-PORT = Form("[0-9]{1,5}", "un nombre de 1 à 65535")
-PORT_OR_NONE = Form("[0-9]{0,5}", "rien, ou un nombre de 1 à 65535")
-LEAST_TIMEOUT = 5  # seconds; a frame can take 3
-HIGHEST = 65535  # of a port number, and of a time-out in seconds
+PORT = Form(UP_TO_65535, "un nombre de 1 à 65535")
+PORT_OR_NONE = Form(UP_TO_65535 + "?", "rien, ou un nombre de 1 à 65535")
+FROM_5 = "(?![1-4]([.]|$))"
 SECONDS = Form(
-    "[0-9]{1,5}([.][0-9]+)?",
-    f"un nombre de {LEAST_TIMEOUT} à 65535, une trame dure jusqu'à 3 secondes",
+    FROM_5 + UP_TO_65535 + "([.][0-9]+)?",
+    "un nombre de 5 à 65535, une trame dure jusqu'à 3 secondes",
 )
 YES_NO = Form("(?i)yes|no", "yes ou no")
 LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
@@ -3169,10 +3165,9 @@ def parse_settings(text: str) -> Settings:
                 advice = _missing_section(key) or f"il y a {', '.join(values)}"
                 raise ConfigError(f"clé inconnue [{section}] {key}, {advice}")
             form = FORM_OF_KEY[key]
-            try:
-                values[key] = _value(written, values[key], form)
-            except ValueError:
-                raise ConfigError(_complaint(section, key, written, form)) from None
+            if not re.fullmatch(form.pattern, written):
+                raise ConfigError(_complaint(section, key, written, form))
+            values[key] = _typed(written, values[key])
         sections[section] = sections[section]._replace(**values)
     settings = Settings(**sections)
     for complaint in _contradictions(settings):
@@ -3182,22 +3177,15 @@ def parse_settings(text: str) -> Settings:
     return settings
 
 
-def _value(written: str, default: object, form: Form) -> object:
-    """Return the written value in the default's type; raises ValueError."""
-    if not re.fullmatch(form.pattern, written):
-        raise ValueError
+def _typed(written: str, default: object) -> object:
+    """Return a written value in the type of its default."""
     if isinstance(default, bool):
         return written.lower() == "yes"
     if isinstance(default, str):
         return written
-    if not written:
-        return None
-    is_timeout = isinstance(default, float)
-    value = float(written) if is_timeout else int(written)
-    least = LEAST_TIMEOUT if is_timeout else 1
-    if not least <= value <= HIGHEST:
-        raise ValueError
-    return value
+    if isinstance(default, float):
+        return float(written)
+    return int(written) if written else None  # a port
 
 
 def _complaint(section: str, key: str, written: str, form: Form) -> str:
@@ -3721,9 +3709,9 @@ class Server(socketserver.ThreadingTCPServer):
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
         if path == "/ecolinky.json":
             hostname = self.device.hostname
-            return describe(self._program, hostname, self._store, now)
+            return as_json(describe(self._program, hostname, self._store, now))
         if path == "/history.json":
-            return describe_histories(self._store, now)
+            return as_json(describe_histories(self._store, now))
         return NOT_FOUND
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -3860,15 +3848,6 @@ def tell_for_now(text: str) -> None:
         print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
 
-def for_terminal(line: str) -> str:
-    """Return a line of --check; on a terminal, broken at words to fit its width."""
-    if not sys.stdout.isatty():
-        return line
-    width = shutil.get_terminal_size().columns - 1
-    indent = " " * len(f"{FAILED:9} ")
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False)
-
-
 class Finding(NamedTuple):
     """A line that --check prints."""
 
@@ -3880,6 +3859,18 @@ class Finding(NamedTuple):
     def line(self) -> str:
         """The finding as it is printed."""
         return f"{self.verdict:9} {self.about} : {self.text}"
+
+
+def show(finding: Finding) -> None:
+    """Print a finding; on a terminal, broken at words to fit its width."""
+    line = finding.line
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        indent = " " * 10  # the verdict's
+        line = textwrap.fill(
+            line, width, subsequent_indent=indent, break_long_words=False
+        )
+    tell(line, sys.stdout)
 
 
 READING = "je lis %s:%d, %.0f secondes au plus..."
@@ -4104,9 +4095,9 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
         if finding.verdict == FAILED:
             failed.append(finding)  # where the user reads first
         else:
-            tell(for_terminal(finding.line), sys.stdout)
+            show(finding)
     for finding in failed:
-        tell(for_terminal(finding.line), sys.stdout)
+        show(finding)
     return 1 if failed else 0
 
 

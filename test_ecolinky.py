@@ -4978,10 +4978,13 @@ class CheckTests(InputCase, ProgramCase):
         size = os.terminal_size((60, 24))
         line = ecolinky.Finding(ecolinky.FAILED, "teleinfo1", "x" * 20 + " mot" * 40)
         with mock.patch("sys.stdout", io.StringIO()) as out:
-            self.assertEqual(line.line, ecolinky.for_terminal(line.line))
+            ecolinky.show(line)
+        self.assertEqual(line.line + "\n", out.getvalue())
+        with mock.patch("sys.stdout", io.StringIO()) as out:
             with mock.patch("shutil.get_terminal_size", return_value=size):
                 with mock.patch.object(out, "isatty", return_value=True):
-                    text = ecolinky.for_terminal(line.line)
+                    ecolinky.show(line)
+        text = out.getvalue().rstrip("\n")
         self.assertEqual(line.line.split(), text.split())
         self.assertLess(max(map(len, text.splitlines())), 60)
         self.assertEqual(line.line, re.sub(r"\n +", " ", text))
