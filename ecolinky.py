@@ -2674,7 +2674,7 @@ class Device(NamedTuple):
     hostname: str
     mac: str
     port: int  # of its HTTP server
-    is_second: bool  # the Server gives it input 2 as its input 1
+    is_second: bool  # shows input 2 as its input 1
 
 
 class Request(NamedTuple):
@@ -2856,6 +2856,8 @@ def answer_document(
     Jeedom and Domoticz record nothing from an answer with status 503.  An XML document
     about both inputs gets a 503 if either is stale.
     """
+    if device.is_second:  # without input 2, it has no meter at all
+        inputs = {1: inputs[2]} if 2 in inputs else {}
     make_tags, numbers = DOCUMENTS[name]
     request = Request(device, inputs, numbers, local)
     is_stale = any(map(request.is_stale, numbers))
@@ -3685,26 +3687,20 @@ class Server(socketserver.ThreadingTCPServer):
 
         Note the client, unless it is the page, which reads none of DOCUMENTS.
         """
+        now = time.monotonic()
         try:
-            if name in DOCUMENTS:
-                self._store.note_client(client, time.monotonic())
-                return self._answer_document(name)
-            return self._answer_page(name)
+            if name not in DOCUMENTS:
+                return self._answer_page(name, now)
+            self._store.note_client(client, now)
+            inputs = served(self._store.read(), now)
+            return answer_document(name, self.device, inputs, time.localtime())
         except Exception as bug:  # noqa: BLE001
             text = str(BUG.with_words(repr(bug)))
-            if self._hourly.claim("bug", time.monotonic()):
+            if self._hourly.claim("bug", now):
                 log.info("%s : %s", name, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
-    def _answer_document(self, name: str) -> Answer:
-        inputs = served(self._store.read(), time.monotonic())
-        if self.device.is_second:
-            # The second box shows input 2 as its input 1, or no meter at all.
-            inputs = {1: inputs[2]} if 2 in inputs else {}
-        return answer_document(name, self.device, inputs, time.localtime())
-
-    def _answer_page(self, path: str) -> Answer:
-        now = time.monotonic()
+    def _answer_page(self, path: str, now: float) -> Answer:
         if path in HOME_PAGES:
             return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
         if path == "/ecolinky.json":

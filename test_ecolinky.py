@@ -3186,8 +3186,6 @@ class DocumentsTests(unittest.TestCase):
 
     def answer(self, path):
         inputs = ecolinky.served(self.store.read(), time.monotonic())
-        if self.device.is_second:
-            inputs = {1: inputs[2]} if 2 in inputs else {}
         return ecolinky.answer_document(path, self.device, inputs, time.localtime())
 
     def tags(self, path, status=200):
