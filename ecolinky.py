@@ -3183,10 +3183,8 @@ def _typed(written: str, default: object) -> object:
     """Return a written value in the type of its default."""
     if isinstance(default, bool):
         return written.lower() == "yes"
-    if isinstance(default, str):
-        return written
-    if isinstance(default, float):
-        return float(written)
+    if isinstance(default, (str, float)):
+        return type(default)(written)
     return int(written) if written else None  # a port
 
 
@@ -3829,19 +3827,17 @@ WARNING = "ATTENTION"
 FAILED = "ÉCHEC"
 
 
-def tell(text: str, stream: TextIO) -> None:
+def tell(text: str, stream: TextIO, end: str = "\n") -> None:
     """Print a line for the user; ignore a stream that is closed."""
     with contextlib.suppress(OSError):
-        print(text, file=stream, flush=True)
+        print(text, file=stream, end=end, flush=True)
 
 
 def tell_for_now(text: str) -> None:
     """Show a line until the next line, on a terminal only; an empty text wipes it."""
-    if not sys.stdout.isatty():
-        return
-    width = shutil.get_terminal_size().columns - 1  # a full line would scroll
-    with contextlib.suppress(OSError):
-        print("\r" + text[:width].ljust(width), end="\r", flush=True)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+        tell("\r" + text[:width].ljust(width), sys.stdout, end="\r")
 
 
 class Finding(NamedTuple):
