@@ -4256,11 +4256,15 @@ def send_demo(meter: DemoMeter, listener: socket.socket) -> None:
                 time.sleep(len(data) * 10 / baud)  # 10 bits per byte
 
 
+def in_background(call: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a thread that ends with the program."""
+    threading.Thread(target=call, args=arguments, daemon=True).start()
+
+
 def start_demo(mode: str, settings: Settings) -> Settings:
     """Start a simulated meter; return the settings that read only this meter."""
     listener = listen("127.0.0.1", 0)
-    arguments = (DemoMeter(mode), listener)
-    threading.Thread(target=send_demo, args=arguments, daemon=True).start()
+    in_background(send_demo, DemoMeter(mode), listener)
     host, port = listener.getsockname()
     return settings._replace(
         teleinfo1=settings.teleinfo1._replace(host=host, port=port),
@@ -4335,7 +4339,8 @@ def start_log(level: str) -> None:
 def main() -> int:
     """Run the program; return its exit code: 0 stopped, 1 cannot run, 2 usage."""
     parser = Parser(allow_abbrev=False)
-    parser.add_argument("--config")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    parser.add_argument("--config", default=os.path.join(folder, "ecolinky.ini"))
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
     parser.add_argument("--verbose", action="store_true")
@@ -4344,10 +4349,8 @@ def main() -> int:
     if options.version:
         tell(VERSION, sys.stdout)
         return 0
-    folder = os.path.dirname(os.path.abspath(__file__))
-    path = options.config or os.path.join(folder, "ecolinky.ini")
     try:
-        settings = read_settings(path, bool(options.demo))
+        settings = read_settings(options.config, bool(options.demo))
     except ConfigError as error:
         tell(f"ecolinky : {error}", sys.stderr)
         return 2
@@ -4440,21 +4443,18 @@ def serve(settings: Settings, demo: bool) -> int:
     store = Store()
     readers = open_readers(settings, store)
     servers = open_servers(settings, store)
-    threads: list[threading.Thread] = [*readers]
-    for server in servers[1:]:
-        threads.append(threading.Thread(target=server.serve_forever, daemon=True))
-    if settings.ecodevice.discovery:
-        first = (servers[0].device,)
-        discovery = threading.Thread(target=answer_discovery, args=first, daemon=True)
-        threads.append(discovery)
     ports = f"le port {settings.ports[0]}"
     if len(settings.ports) > 1:
         ports = "les ports {} et {}".format(*settings.ports)
     if demo:
         ports += " (compteur simulé)"
     log.info("%s répond sur %s", VERSION, ports)
-    for thread in threads:
-        thread.start()
+    for reader in readers:
+        reader.start()
+    for server in servers[1:]:
+        in_background(server.serve_forever)
+    if settings.ecodevice.discovery:
+        in_background(answer_discovery, servers[0].device)
     try:
         servers[0].serve_forever()
     finally:
