@@ -3775,16 +3775,19 @@ class Handler(BaseHTTPRequestHandler):
         self._send(Answer(code, TEXT, text.encode()))
 
     def _send(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Connection", "close")
+        headers = {
+            "Content-Type": answer.content_type,
+            "Content-Length": str(len(answer.body)),
+            "Cache-Control": "no-store",
+            "Connection": "close",
+        }
         if answer.body is HOME_PAGE:
-            for name, value in HOME_PAGE_HEADERS.items():
-                self.send_header(name, value)
+            headers.update(HOME_PAGE_HEADERS)
         if answer.status == 401:
-            self.send_header("WWW-Authenticate", 'Basic realm="ecolinky"')
+            headers["WWW-Authenticate"] = 'Basic realm="ecolinky"'
+        self.send_response(answer.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
@@ -3914,10 +3917,8 @@ def counted(snapshot: Snapshot) -> str:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Return whether reading an input for longer would change nothing."""
-    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
-        return True
-    if snapshot.brief_connections:  # the other program may come again
-        return False
+    if snapshot.brief_connections:  # after the first, wait for another program
+        return snapshot.brief_connections >= ENOUGH_EVICTIONS
     if snapshot.counters["frames"] == 0:
         return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
     is_served = snapshot.view.fields is not None
