@@ -2902,20 +2902,15 @@ def describe_histories(store: Store, now: float) -> Fields:
     """Return /history.json: the last 24 hours of each input, minute by minute."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        inputs.append({"input": number, **describe_history(snapshot, now)})
-    return {"inputs": inputs}
-
-
-def describe_history(snapshot: Snapshot, now: float) -> Fields:
-    """Return the complete minutes of an input, and how long ago the last one ended."""
-    return {
-        "step": History.STEP,
-        "age": round(now - snapshot.running_minute * History.STEP, 1),
-        "minutes": [
+        minutes = [
             (minute.power, minute.lost, int(minute.is_cheap))
             for minute in snapshot.minutes
-        ],
-    }
+        ]
+        age = age_of(snapshot.running_minute * History.STEP, now)  # of the last minute
+        inputs.append(
+            {"input": number, "step": History.STEP, "age": age, "minutes": minutes}
+        )
+    return {"inputs": inputs}
 
 
 def age_of(time: float, now: float) -> float | None:
@@ -3545,7 +3540,7 @@ class Reader(threading.Thread):
     def _read(self) -> None:
         """Connect, and read until the connection fails."""
         with self._connect() as connection:
-            connection.settimeout(min(self.TICK, self.SILENCE))  # tests shorten both
+            connection.settimeout(self.TICK)
             last_byte = time.monotonic()
             reason = NO_BYTE
             self._input.connected(last_byte)

@@ -2817,7 +2817,9 @@ class InputTests(InputCase):
         for second in (6.0, 59.0, 61.5, 119.0):
             with self.subTest(second=second):
                 self.now = 6000.0 + second
-                history = ecolinky.describe_history(self.snapshot(), self.now)
+                store = ecolinky.Store()
+                store.publish(1, self.snapshot())
+                (history,) = ecolinky.describe_histories(store, self.now)["inputs"]
                 self.assertEqual(second % 60, history["age"])
 
     def test_another_programme_of_tempo_is_no_change_of_contract(self):
@@ -6862,7 +6864,7 @@ def once(*chunks, reset=False, silent=False):
 class QuickReader(ecolinky.Reader):
     """A reader with shortened times."""
 
-    SILENCE, PAUSE = 0.15, 0.01
+    SILENCE, TICK, PAUSE = 0.15, 0.15, 0.01
 
 
 ######## What a relay sends ############################################################
