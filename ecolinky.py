@@ -2935,10 +2935,7 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
         today = snapshot.today
     elif snapshot.last_view.fields is not None:
         state = "stale"
-        last = {
-            "age": age_of(snapshot.last_time, now),
-            **describe_values(snapshot.last_view),
-        }
+        last = describe_values(snapshot.last_view, snapshot.last_time, now)
     return {
         "source": snapshot.source,
         "state": state,
@@ -2949,21 +2946,21 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
             "remedy": french(snapshot.reason.remedy),
         },
         "remarks": [french(str(remark)) for remark in snapshot.remarks],
-        "age": age_of(snapshot.view.time, now),
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "labels": view.labels,
-        **describe_values(view),
+        **describe_values(view, view.time, now),
         "today": None if today is None else today._asdict(),
         "counters": snapshot.counters,
         "last": last,
     }
 
 
-def describe_values(view: View) -> Fields:
-    """Return the values of a view for the page; each is None while none is served."""
+def describe_values(view: View, time: float, now: float) -> Fields:
+    """Return the values of a view, and their age; they are None if it has no fields."""
     fields = view.fields
     return {
+        "age": age_of(time, now),
         "phases": None if fields is None else phase_count(fields),
         "fields": fields,
         "injection": view.injection,
@@ -3213,6 +3210,12 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "[teleinfo1] et [teleinfo2] lisent le même ESP, en ôter un"
     if second.relay_port and not second.host:
         yield "[teleinfo2] relay_port sans host, ôter l'un ou donner l'autre"
+    yield from _contradictions_of_ports(settings)
+    if bool(settings.http.username) != bool(settings.http.password):
+        yield "[http] username et password, donner les deux, ou aucun"
+
+
+def _contradictions_of_ports(settings: Settings) -> Iterator[str]:
     names: dict[int, str] = {}
     for name, port in settings.named_ports:
         if port in names:
@@ -3221,8 +3224,6 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     for name, port in zip(HTTP_PORTS, settings.ports):
         if port in PORTS_REFUSED:
             yield f"{name} = {port}, les navigateurs refusent ce port"
-    if bool(settings.http.username) != bool(settings.http.password):
-        yield "[http] username et password, donner les deux, ou aucun"
 
 
 def _missing_section(key: str, section: str = "") -> str:

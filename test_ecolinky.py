@@ -2943,7 +2943,7 @@ class InputTests(InputCase):
 
     def test_the_json_of_an_input_has_the_keys_the_readme_lists(self):
         keys = (
-            "source state reason fault remarks age byte_age mode labels phases fields"
+            "source state reason fault remarks byte_age mode labels age phases fields"
             " injection tariff today counters last"
         ).split()
         describe = lambda: ecolinky.describe_input(  # noqa: E731
