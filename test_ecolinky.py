@@ -4,15 +4,12 @@
 
 The tests follow the order of the program's rooms; their tools and the simulated meters
 come after them.  The encoder is the tests' own, so that the program does not check
-itself.  With ECOLINKY_CLIENTS=1 (CI) the tests that need a real client or a
-browser fail where it is missing; otherwise they are skipped.  The benchmarks are in
-.ci/bench.py.
+itself.  The tests that need a real client or a browser are in .ci/test_clients.py, the
+benchmarks in .ci/bench.py.
 """
 
 import ast
-import asyncio
 import base64
-import bisect
 import collections
 import contextlib
 import ctypes
@@ -20,9 +17,7 @@ import errno
 import functools
 import glob
 import hashlib
-import html
 import http.client
-import importlib.util
 import io
 import itertools
 import json
@@ -51,30 +46,15 @@ from unittest import mock
 import ecolinky
 
 try:
-    import gce.gce as gce_client
-    import pyecodevices
-except ImportError:
-    gce_client = pyecodevices = None
-try:
-    import enedis_tic.link_layer as enedis_link
-    import serial_teleinfo
-except ImportError:
-    enedis_link = serial_teleinfo = None
-
-try:
     PRCTL = ctypes.CDLL(None).prctl
 except (AttributeError, TypeError):
     PRCTL = None  # not Linux
 
-CLIENTS_WANTED = os.environ.get("ECOLINKY_CLIENTS") == "1"
-# Where .ci/run has put pyecodevices 1.2.1, which reads another document than 1.7.0.
-OLD_CLIENT = os.environ.get("ECOLINKY_OLD_CLIENT", "")
 HERE = os.path.dirname(os.path.abspath(ecolinky.__file__))
 PROGRAM = os.path.join(HERE, "ecolinky.py")
 CAPTURES = os.path.join(HERE, ".ci", "captures")
 # Whoever copies the five files alone has no captures; whoever clones has them all.
 IS_CLONE = os.path.isdir(os.path.join(HERE, ".ci"))
-CHROMIUM = os.environ.get("ECOLINKY_CHROMIUM", "")
 MAC = "02:00:5e:10:00:01"
 
 logging.getLogger("ecolinky").addHandler(logging.NullHandler())
@@ -165,68 +145,48 @@ class DecodeTests(MeterCase):
         def other_way(piece):
             return piece[:-2] + bytes([(piece[-2] - 32 ^ 32) + 32]) + piece[-1:]
 
-        adco = group("ADCO", "012345678901")
-        base = group("BASE", "010151175")
+        adco, base = group("ADCO", "012345678901"), group("BASE", "010151175")
         papp = group("PAPP", "00790")
         for text, labels, damaged in (
-            (adco + base + other_way(papp), ["ADCO", "BASE"], 1),
-            (other_way(adco) + other_way(base) + papp, ["ADCO", "BASE"], 1),
+            (adco + base + other_way(papp), "ADCO BASE", 1),
+            (other_way(adco) + other_way(base) + papp, "ADCO BASE", 1),
             # Frames run together when STX and ETX are lost.
-            (other_way(papp) + adco + base + other_way(papp), ["ADCO", "BASE"], 1),
-            (other_way(papp) + adco + papp, ["PAPP", "ADCO"], 0),
+            (other_way(papp) + adco + base + other_way(papp), "ADCO BASE", 1),
+            (other_way(papp) + adco + papp, "PAPP ADCO", 0),
+            # Of as many groups of either kind the older kind is refused.
+            (papp + other_way(base), "PAPP", 1),
+            (other_way(base) + papp, "PAPP", 1),
         ):
             with self.subTest(labels=labels, damaged=damaged):
                 groups, reasons = ecolinky.decode_groups(text)
-                self.assertEqual(
-                    (labels, ["checksum"] * damaged), (list(groups), reasons)
-                )
+                self.assertEqual(labels.split(), list(groups))
+                self.assertEqual(["checksum"] * damaged, reasons)
 
     def test_a_line_that_lost_its_marks_or_line_ends_is_still_served(self):
-        changes = {
-            "no marks": lambda data: data.translate(None, b"\x02\x03"),
-            "no marks, no CR": lambda data: data.translate(None, b"\x02\x03\r"),
-            "no marks, no LF": lambda data: data.translate(None, b"\x02\x03\n"),
-            "no marks, CR as LF": lambda data: data.translate(
-                None, b"\x02\x03"
-            ).replace(b"\r", b"\n"),
-            "no CR": lambda data: data.translate(None, b"\r"),
-            "no LF": lambda data: data.translate(None, b"\n"),
-            "no STX": lambda data: data.translate(None, b"\x02"),
-            "no ETX": lambda data: data.translate(None, b"\x03"),
-        }
+        losses = (b"\2\3", b"\2\3\r", b"\2\3\n", b"\r", b"\n", b"\2", b"\3")
+        lines = [(lost, b"\r") for lost in losses] + [(b"\2\3", b"\n")]  # CR as LF
         meters = (HC, EJP, TEMPO_3, THREE_PHASES, standard(), SUN)
-        for name, groups, size in itertools.product(changes, meters, (7, 100, 10000)):
-            with self.subTest(name, meter=groups[0][1], size=size):
+        for line, groups, size in itertools.product(lines, meters, (7, 100, 10000)):
+            with self.subTest(line, meter=groups[0][1], size=size):
                 self.setUp()
-                stream = changes[name](encoded(groups)) * 5
-                for place in range(0, len(stream), size):
-                    chunk = stream[place : place + size]
+                lost, as_cr = line
+                stream = encoded(groups).translate(None, lost).replace(b"\r", as_cr) * 5
+                for chunk in cut(stream, size):
                     self.feed(chunk, step=2.0 * len(chunk) * 5 / len(stream))
                 self.assertServes(ADCO=groups[0][1])
-                refused = damaged_of(self.meter)
-                self.assertEqual({"checksum": 0, "form": 0}, refused)
+                self.assertEqual({"checksum": 0, "form": 0}, damaged_of(self.meter))
                 self.assertIn(self.meter.counts().frames, (4, 5))
 
     def test_malformed_data_is_refused_even_with_a_right_checksum(self):
-        for label, data, separator in (
-            ("PAPP", "0079", " "),
-            ("PAPP", "007p0", " "),
-            ("BASE", "06476 712", " "),
-            ("HCHC", "", " "),
-            ("PTEC", "HX..", " "),
-            ("OPTARIF", "BASF", " "),
-            ("DEMAIN", "NOIR", " "),
-            ("IINST", "0003", " "),
-            ("PPOT", "0G", " "),
-            ("SINSTS", "0092", "\t"),
-            ("SINSTS", "50000", "\t"),
-            ("EASF01", "12345678", "\t"),
-            ("STGE", "003A040G", "\t"),
-            ("NGTF", "BASE", "\t"),
+        for separator, groups in (
+            (" ", "PAPP 0079|PAPP 007p0|BASE 06476 712|HCHC |PTEC HX..|OPTARIF BASF"),
+            (" ", "DEMAIN NOIR|IINST 0003|PPOT 0G"),
+            ("\t", "SINSTS 0092|SINSTS 50000|EASF01 12345678|STGE 003A040G|NGTF BASE"),
         ):
-            with self.subTest(label=label, data=data):
-                piece = group(label, data, separator=separator)[1:-1]
-                self.assertEqual((None, "form"), verdict(piece), piece)
+            for label, data in pairs(groups):
+                with self.subTest(label, data=data):
+                    piece = group(label, data, separator=separator)[1:-1]
+                    self.assertEqual((None, "form"), verdict(piece), piece)
 
     def test_an_unknown_label_counts_as_damage_only_if_its_checksum_is_wrong(self):
         for piece, expected in (
@@ -243,13 +203,23 @@ class DecodeTests(MeterCase):
         for groups in (historic(), standard()):
             with self.subTest(groups[0][0]):
                 data, answers = encoded(groups) * 3, []
-                for size in [len(data), 1] + list(range(2, len(data))):
+                for size in [len(data), 1, *range(2, len(data), 3)]:
                     meter = ecolinky.Meter()
-                    for place in range(0, len(data), size):
-                        meter.feed(data[place : place + size], 1.0)
+                    for chunk in cut(data, size):
+                        meter.feed(chunk, 1.0)
                     answers.append(meter.fields(1.0))
                 self.assertIsNotNone(answers[0])
                 self.assertEqual([answers[0]] * len(answers), answers)
+
+    def test_the_longest_frame_in_small_chunks_is_one_frame(self):
+        groups = with_easd(SUN)
+        groups += [("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9)]
+        groups.insert(1, ("AUTRE", "0" * (1442 - len(encoded(groups)) - 10)))
+        data, decoder, found = encoded(groups), ecolinky.Decoder(), []
+        self.assertEqual(1442, len(data))  # the longest of a three-phase meter
+        for chunk in cut(data, 48):
+            found += decoder.feed(chunk)
+        self.assertEqual([len(groups) - 1], [len(each.groups) for each in found])
 
     def test_bytes_around_frames_and_groups_cost_no_group(self):
         data = encoded(historic())
@@ -281,6 +251,21 @@ class DecodeTests(MeterCase):
         self.feed(*[historic()] * 3, abandoned)
         self.assertServes(PAPP=790)
 
+    def test_a_frame_with_another_byte_as_stx_counts_and_is_relayed_as_any_frame(self):
+        strays = [byte for byte in range(128) if byte not in b"\x02\x03\x04"]
+        lines = (HC_FRAME, encoded(standard()))
+        for data, stray, feed in itertools.product(lines, strays, (b"\n", b"\x0f")):
+            with self.subTest(data[2:6], stray=stray, feed=feed):
+                bad = bytes([stray]) + feed + data[2:].replace(b"\r\n", b"\r\x0f", 3)
+                meter, relayed = ecolinky.Meter(is_relayed=True), b""
+                for number in range(4):
+                    relayed += relayed_by(meter.feed(bad, 2.0 * number))
+                self.assertEqual(data * 2, relayed)
+                counts = meter.counts()
+                groups = 4 * data.count(b"\r")
+                self.assertEqual((4, groups), (counts.frames, counts.groups))
+                self.assertEqual(0, counts.damaged)
+
     def test_the_checksum_of_older_meters_covers_the_space_before_it(self):
         def old(label, data):
             body = (label + " " + data + " ").encode()
@@ -303,17 +288,17 @@ class DecodeTests(MeterCase):
 
     def test_whole_groups_received_before_a_lost_connection_are_used(self):
         data = encoded(historic(papp="00850", IINST="004"))
-        self.feed(*[historic()] * 3, data[: data.index(b"\nMOTDETAT")])
-        self.meter.disconnected()
-        self.assertServes(PAPP=850)
+        for last, power in ((b"\nIMAX", 790), (b"\nMOTDETAT", 850)):
+            with self.subTest(before=last):
+                self.afresh(*[historic()] * 3, data[: data.index(last)])
+                self.meter.disconnected()
+                self.assertServes(IINST=4, PAPP=power)
 
     def test_a_stream_without_stx_and_etx_loses_no_label(self):
         for groups in (historic(), standard()):
             with self.subTest(groups[0][0]):
                 self.setUp()
-                stream = encoded(groups)[1:-1] * 40
-                for place in range(0, len(stream), 100):
-                    self.feed(stream[place : place + 100], step=0.1)
+                self.feed(*cut(encoded(groups)[1:-1] * 40, 100), step=0.1)
                 self.assertIsNotNone(self.meter.fields(self.now))
                 labels = {each[0] for each in groups}
                 self.assertEqual(labels, set(self.meter.labels(self.now)))
@@ -321,15 +306,9 @@ class DecodeTests(MeterCase):
     def test_a_stream_other_than_tic_takes_bounded_memory(self):
         rng = random.Random(5)
         junk = bytes(rng.randrange(256) for _ in range(100000))
-        for data in (
-            junk,
-            b"x" * 100000,
-            b"\0" * 100000,
-            b"\xff\xf1" * 50000,
-            b"\x02" + b"A" * 100000,
-            b"\n" * 100000,
-            b"ABC 1 2\r" * 10000,
-        ):
+        repeated = (b"x", b"\0", b"\xff\xf1", b"\n", b"ABC 1 2\r")
+        streams = [(each * 100000)[:100000] for each in repeated]
+        for data in [junk, b"\x02" + b"A" * 100000, *streams]:
             with self.subTest(data[:20]):
                 self.meter.feed(data, 1.0)
                 self.assertLess(len(pickle.dumps(self.meter)), 8192, data[:20])
@@ -337,45 +316,16 @@ class DecodeTests(MeterCase):
         self.feed(historic(), historic(), historic())
         self.assertServes(BASE=63207)
 
-    def test_the_last_group_is_used_once_its_cr_has_arrived(self):
-        data = encoded(historic())
-        self.feed(data, data, data)
-        self.feed(encoded(historic(IINST="007"))[: data.index(b"\nIMAX")])
-        self.meter.disconnected()
-        self.assertServes(IINST=7)
-
     def test_cutting_a_stream_without_frames_splits_no_group(self):
         decoder = ecolinky.Decoder()
         data = b"".join(group("BASE", "%09d" % number) for number in range(400))
-        damaged = 0
-        for start in range(0, len(data), 7):
-            damaged += sum(one.damaged for one in decoder.feed(data[start : start + 7]))
-        self.assertEqual(0, damaged)
+        found = [one for chunk in cut(data, 7) for one in decoder.feed(chunk)]
+        self.assertEqual(0, sum(one.damaged for one in found))
 
     def test_the_half_frame_before_the_first_identity_does_not_count_as_damage(self):
         data = encoded(historic()).strip(b"\x02\x03") * 3
         self.feed(data[30:])
         self.assertEqual({"checksum": 0, "form": 0}, damaged_of(self.meter))
-
-    def test_a_changed_group_with_the_older_checksum_is_refused(self):
-        changed_power = encoded(historic(papp="00850"))
-        place = changed_power.index(b"\nPAPP 00850 ") + len("\nPAPP 00850 ")
-        # The older meters' checksum covers one more space (20 hex).
-        other_kind = bytes([0x20 + (changed_power[place] & 0x3F)])
-        data = changed_power[:place] + other_kind + changed_power[place + 1 :]
-        self.feed(*[historic()] * 3, data)
-        self.assertServes(PAPP=790)
-        self.assertEqual({"checksum": 1, "form": 0}, damaged_of(self.meter))
-        groups, _ = ecolinky.decode_groups(data.strip(b"\x02\x03"))
-        self.assertNotIn("PAPP", groups)
-
-    def test_of_as_many_groups_with_either_checksum_the_older_kind_is_refused(self):
-        older = b"BASE 010151175 "
-        older += bytes([ecolinky.checksum(older)])
-        for pieces in ([b"PAPP 00790 1", older], [older, b"PAPP 00790 1"]):
-            with self.subTest(first=pieces[0]):
-                groups, reasons = ecolinky.decode_groups(b"\r\n".join(pieces))
-                self.assertEqual((["PAPP"], ["checksum"]), (list(groups), reasons))
 
 
 ######## Guard #########################################################################
@@ -431,18 +381,16 @@ class GuardTests(MeterCase):
             for place, (label, *_) in enumerate(groups):
                 if ecolinky.KNOWN_LABELS[label].kind.is_at_once:
                     continue
-                for _ in range(6):
+                for _ in range(4):
                     wrong = list(groups)
                     wrong[place] = misread(groups[place], rng)
                     if label in ecolinky.POWERS:
                         wrong[place] = (label, "49999")  # it matches no current
                     with self.subTest(groups[0][1], wrong=wrong[place]):
-                        for count in (1, 2):
-                            for _ in range(count):
-                                self.feed(wrong)
+                        for frames_sent in ([wrong, groups], [wrong, wrong, groups]):
+                            for each in frames_sent:
+                                self.feed(each)
                                 self.assertEqual(before, self.known())
-                            self.feed(groups)
-                            self.assertEqual(before, self.known())
 
     def test_an_index_is_never_above_the_meters_nor_below_the_one_before(self):
         rng = random.Random(32)
@@ -485,19 +433,16 @@ class GuardTests(MeterCase):
         self.assertServes(BASE=63207 + 15)
 
     def test_a_text_changes_once_three_readings_in_a_row_agree(self):
-        for changes, shown in (
-            (dict(ISOUSC="45"), dict(ISOUSC=45)),
-            (dict(IMAX="090"), dict(IMAX=90)),
-            (dict(HHPHC="Y"), dict(HHPHC="Y")),
-            (dict(MOTDETAT="000001"), dict(MOTDETAT="000001")),
-        ):
-            with self.subTest(**changes):
+        for label, data in pairs("ISOUSC 45|IMAX 090|HHPHC Y|MOTDETAT 000001"):
+            with self.subTest(label):
+                shown = data if label in TEXTS else int(data)
                 self.afresh(*[historic()] * 3)
+                new = historic(**{label: data})
                 for count in (1, 2):
-                    self.feed(*[historic(**changes)] * count, historic())
-                    self.assertNotEqual(shown, {tag: self.served(tag) for tag in shown})
-                self.feed(*[historic(**changes)] * 3)
-                self.assertServes(**shown)
+                    self.feed(*[new] * count, historic())
+                    self.assertNotEqual(shown, self.served(label))
+                self.feed(*[new] * 3)
+                self.assertEqual(shown, self.served(label))
 
     def test_readings_more_than_ninety_seconds_apart_do_not_agree(self):
         for gap, shown in ((89.0, 45), (91.0, 30)):
@@ -509,28 +454,24 @@ class GuardTests(MeterCase):
                     self.feed(*[lossy] * 4, step=(gap - 2.0) / 4)
                 self.assertServes(ISOUSC=shown)
 
-    def test_only_the_data_of_readings_must_agree(self):
-        stamps = ["H2601010800%02d" % number for number in range(12)]
-        self.feed(*[standard(SMAXSN=("04600", stamp)) for stamp in stamps])
-        self.assertEqual("04600", self.known()["SMAXSN"])
-
     def test_every_label_but_measurements_needs_three_readings(self):
-        easd = {"EASD0%d" % number: "00000001%d" % number for number in (1, 2, 3, 4)}
-        base = dict(easd, MSG2="CHUT")
-        for changes, needed in (
-            (dict(URMS1="231"), 1),
-            (dict(IRMS1="009"), 1),
-            (dict(DATE=("", "H260101120002")), 1),
-            (dict(EASD01="000000012"), 3),
-            (dict(MSG2=""), 3),
-            (dict(RELAIS="001"), 3),
+        base = dict(EASD, MSG2="CHUT")
+        for label, data, needed in (
+            ("URMS1", "231", 1),
+            ("IRMS1", "009", 1),
+            ("DATE", ("", "H260101120002"), 1),
+            ("EASD01", "003456782", 3),
+            ("MSG2", "", 3),
+            ("RELAIS", "001", 3),
+            ("SMAXSN", ("05000", "H260101090000"), 3),
         ):
-            with self.subTest(changes):
+            with self.subTest(label):
                 self.afresh(*[standard(**base)] * 3)
                 before = self.known()
-                (label,) = changes
                 for count in range(1, 4):
-                    self.feed(standard(**dict(base, **changes)))
+                    if label == "SMAXSN":  # the data must agree, but not the stamps
+                        data = (data[0], data[1][:-1] + str(count))
+                    self.feed(standard(**{**base, label: data}))
                     is_changed = self.known()[label] != before[label]
                     self.assertEqual(count >= needed, is_changed, count)
 
@@ -550,18 +491,49 @@ class GuardTests(MeterCase):
                     expected = in_order.labels(2.0 * number)
                     self.assertEqual(expected, shuffled.labels(2.0 * number))
 
-    def test_a_small_damage_benchmark_serves_no_false_index(self):
-        counts = collections.Counter()
+    def test_a_damaged_line_serves_and_relays_no_false_value(self):
         rng = random.Random(1)
-        for damage in damages():
-            for kind in House.KINDS:
-                run_damage(kind, damage, 120, rng, counts)
-        self.assertEqual(10 * 5 * 120, counts["frames"])
-        for key in ("false index", "falls"):
-            with self.subTest(key):
-                self.assertEqual(0, counts[key], key)
-        self.assertLess(counts["false PAPP"], 2)
-        self.assertLess(0.95 * counts["intact"], counts["used"])
+        for damage in [*damages(), lost_groups()]:
+            counts = collections.Counter()
+            for groups in EVERY_METER:
+                with self.subTest(groups[0][1], damage=damage.__name__):
+                    counts += self.counts_of_damaged(groups, damage, rng)
+            with self.subTest(damage=damage.__name__):
+                self.assertEqual(0, counts["false power"])
+                if damage.__name__ != "bit flips 1e-02":  # of which nothing is left
+                    self.assertGreater(counts["served"], 350)  # of 400
+                    self.assertGreater(counts["relayed"], 200)
+
+    def counts_of_damaged(self, groups, damage, rng):
+        """Check the indexes of 50 damaged frames; return what was served of them."""
+        meter, now = ecolinky.Meter(is_relayed=True), 0.0
+        last, counts = {}, collections.Counter()
+        for _ in range(50):
+            groups, relayed = with_power(grown(groups, rng), rng), b""
+            for piece in damage(rng, encoded(groups))[1]:
+                if piece is CUT:
+                    meter.disconnected()
+                else:
+                    now += 1.0
+                    relayed += relayed_by(meter.feed(piece, now))
+            known, frames_relayed = meter.labels(now), relayed_frames(relayed)
+            truth = data_by_label(groups)
+            views = [(True, dict(each)) for each in frames_relayed]
+            for is_relayed, said in [*views, (False, known)]:
+                for label in ecolinky.REGISTER_OF.keys() & said.keys():
+                    index = int(said[label])
+                    before = last.get((is_relayed, label), 0)
+                    self.assertLessEqual(before, index, label)
+                    self.assertLessEqual(index, int(truth[label]), label)
+                    last[is_relayed, label] = index
+            if "EAST" in known:
+                total = sum(int(known[label]) for label in ecolinky.EASF)
+                self.assertIn(int(known["EAST"]) - total, (-1, 0, 1))
+            fields = meter.fields(now)
+            counts["relayed"] += len(frames_relayed)
+            counts["served"] += fields is not None
+            counts["false power"] += fields is not None and fields["PAPP"] % 230 != 0
+        return counts
 
     # Rule 2.
 
@@ -570,7 +542,7 @@ class GuardTests(MeterCase):
         for groups in EVERY_METER:
             losses = list(joined_losses(groups))
             self.assertGreater(len(losses), 10)
-            for _, lossy in rng.sample(losses, min(len(losses), 150)):
+            for _, lossy in rng.sample(losses, min(len(losses), 80)):
                 with self.subTest(groups[0][1], lossy=lossy):
                     self.afresh(*[groups] * 3, *[lossy] * 4)
                     self.assertKeeps(groups)
@@ -583,7 +555,7 @@ class GuardTests(MeterCase):
             losses = list(joined_losses(groups))
             for label in filter(is_index, data_by_label(groups)):
                 of_label = [each for name, each in losses if name == label]
-                for lossy in rng.sample(of_label, min(len(of_label), 6)):
+                for lossy in rng.sample(of_label, min(len(of_label), 3)):
                     with self.subTest(groups[0][1], lossy=lossy):
                         self.afresh()
                         for data in [lossy] * 16 + [groups] * 3 + [lossy] * 16:
@@ -607,24 +579,6 @@ class GuardTests(MeterCase):
                 with self.subTest(groups[0][1], first=first, last=last):
                     self.afresh(*[frame(lossy, separator)] * 4, groups)
                     self.assertKeeps(groups)
-
-    def test_the_easf_add_up_to_east_in_all_that_is_served(self):
-        rng = random.Random(37)
-        for damage in (flips(1e-3), dropped_bytes, lost_runs(), lost_groups()):
-            for kind in House.KINDS[3:]:
-                house, meter, served = House(kind, rng), ecolinky.Meter(), 0
-                with self.subTest(kind, damage=damage.__name__):
-                    for _ in range(150):
-                        groups, _ = house.step()
-                        _, pieces = damage(rng, frame(groups, "\t"))
-                        meter.feed(pieces[0], house.now)
-                        labels = meter.labels(house.now)
-                        if "EAST" not in labels:
-                            continue
-                        served += 1
-                        total = sum(int(labels[label]) for label in ecolinky.EASF)
-                        self.assertIn(int(labels["EAST"]) - total, (-1, 0, 1))
-                    self.assertGreater(served, 20)
 
     def test_easf_that_do_not_add_up_to_east_are_no_reading(self):
         self.feed(*[standard()] * 3, *[standard(EASF02="000002016")] * 5)
@@ -671,11 +625,10 @@ class GuardTests(MeterCase):
             self.assertEqual("000002000", self.known()["EASF01"])
 
     def test_an_easd_changes_even_if_the_easf_and_east_disagree(self):
-        easd = {"EASD0%d" % number: "00000001%d" % number for number in (1, 2, 3, 4)}
-        self.feed(*[standard(**easd)] * 3)
-        easd["EASD01"] = "000000012"
-        self.feed(*[standard(EASF02="000002016", **easd)] * 3)
-        self.assertEqual("000000012", self.known()["EASD01"])
+        self.feed(*[standard(**EASD)] * 3)
+        more = dict(EASD, EASF02="000002016", EASD01="003456782")
+        self.feed(*[standard(**more)] * 3)
+        self.assertEqual("003456782", self.known()["EASD01"])
 
     def test_a_permanently_damaged_group_costs_its_label_and_its_register(self):
         for label, _ in historic():
@@ -686,11 +639,8 @@ class GuardTests(MeterCase):
                     self.feed(without(label, data))
                 # PTEC stands behind the index, and proves that it is not joined.  The
                 # identity shows whose frame it is.
-                if label in ("PTEC", "ADCO"):
-                    self.assertServesNothing()
-                else:
-                    expected = 63207 if label == "BASE" else 63207 + 3 * 57
-                    self.assertServes(BASE=expected)
+                shown = {"PTEC": None, "ADCO": None, "BASE": 63207}
+                self.assertEqual(shown.get(label, 63207 + 3 * 57), self.served("BASE"))
 
     # Rule 3.
 
@@ -730,19 +680,15 @@ class GuardTests(MeterCase):
                 self.assertLess(seen[0], 130.0)
 
     def test_a_dispute_ends_with_a_reading_that_follows_the_trusted_one(self):
-        for wrong in (
-            historic(base="000063206"),
-            historic(base="900063207"),
-            historic(OPTARIF="HC.."),
-            historic(ADCO="027811420828"),
-        ):
+        wrong_labels = "BASE 000063206|BASE 900063207|OPTARIF HC..|ADCO 027811420828"
+        for label, data in pairs(wrong_labels):
+            wrong = changed(historic(), **{label: data})
             for count, is_served in ((2, True), (3, False), (59, False)):
-                with self.subTest(wrong[:4], count=count):
+                with self.subTest(label, data=data, count=count):
                     self.afresh(*[historic()] * 3, *[wrong] * count)
                     self.assertEqual(is_served, self.meter.fields(self.now) is not None)
-                    self.assertEqual(
-                        not is_served, self.meter.view(self.now).is_disputed
-                    )
+                    is_disputed = self.meter.view(self.now).is_disputed
+                    self.assertEqual(not is_served, is_disputed)
                     self.feed(historic())
                     self.assertServes(ADCO="027811420827", BASE=63207)
                     self.assertFalse(self.meter.view(self.now).is_disputed)
@@ -806,7 +752,7 @@ class GuardTests(MeterCase):
                     self.assertServes(**{label: right, "BASE": 63207})
 
     def test_a_new_contracts_period_is_never_served_with_the_old_contract(self):
-        hc = [("ADCO", "027811420827"), *HC[1:]]
+        hc = changed(HC, ADCO="027811420827")
         for before, after in ((historic(), hc), (hc, historic())):
             with self.subTest(before=before[1], after=after[1]):
                 self.afresh(*[before] * 3)
@@ -833,27 +779,20 @@ class GuardTests(MeterCase):
 
     def test_two_meters_never_mix(self):
         rng = random.Random(38)
-        pairs_of_meters = (
-            (historic(papp="01150", IINST="005"), historic(**OTHER_HISTORIC)),
-            (standard(), standard(**OTHER_STANDARD)),
-            (historic(papp="01150", IINST="005"), standard(**OTHER_STANDARD)),
-        )
-        for meters in pairs_of_meters:
-            for longest in (1, 2, 4, 9, 80):
-                with self.subTest(meters[1][0], longest=longest):
-                    self.afresh()
-                    said = {each[0][1]: data_by_label(each) for each in meters}
-                    for _ in range(12):
-                        for groups in meters:
-                            for _ in range(rng.randint(1, longest)):
-                                self.feed(groups)
-                                known = self.known()
-                                if known:
-                                    owner = known.get("ADCO") or known.get("ADSC")
-                                    expected = said[owner]
-                                    self.assertLessEqual(
-                                        known.items(), expected.items()
-                                    )
+        first, other = historic(papp="01150", IINST="005"), standard(**OTHER_STANDARD)
+        both_historic = (first, historic(**OTHER_HISTORIC))
+        pairs_of_meters = (both_historic, (standard(), other), (first, other))
+        for meters, longest in itertools.product(pairs_of_meters, (1, 2, 4, 9, 80)):
+            with self.subTest(meters[1][0], longest=longest):
+                self.afresh()
+                said = {each[0][1]: data_by_label(each) for each in meters}
+                for groups in meters * 12:
+                    for _ in range(rng.randint(1, longest)):
+                        self.feed(groups)
+                        known = self.known()
+                        owner = known.get("ADCO") or known.get("ADSC")
+                        expected = said[owner] if known else {}
+                        self.assertLessEqual(known.items(), expected.items())
 
     def test_a_frame_without_identity_is_ours_for_twenty_seconds(self):
         nameless = frame(historic(ADCO=None, papp="00000"))
@@ -879,31 +818,22 @@ class GuardTests(MeterCase):
     # Rule 5.
 
     def test_a_power_that_matches_the_currents_is_served_at_once(self):
-        for power, amperes, is_taken in (
-            ("02300", "010", True),
-            ("02750", "010", True),  # 250 V, and 0.9 A cut off
-            ("01950", "010", True),
-            ("04900", "010", False),
-            ("01500", "010", False),
-            ("49999", "002", False),
-            ("02790", "010", False),  # slightly more than both effects explain
-            ("00000", "001", True),
-            ("00000", "004", True),  # the house injects
-        ):
-            for data in (
-                encoded(historic(papp=power, IINST=amperes)),
-                encoded(historic(papp=power, IINST=amperes)).replace(b"PPOT", b"PPOU"),
-            ):
-                with self.subTest(power=power, amperes=amperes):
-                    self.afresh(*[historic()] * 3, data)
-                    self.assertServes(PAPP=int(power) if is_taken else 790)
-                    self.feed(data, data)
-                    self.assertServes(PAPP=int(power))  # said three times
+        # 250 V and 0.9 A cut off are possible, slightly more than both is not; a house
+        # that injects has a current and no power.
+        matching = pairs("02300 010|02750 010|01950 010|00000 001|00000 004")
+        other = pairs("04900 010|01500 010|49999 002|02790 010")
+        for power, amperes in matching + other:
+            with self.subTest(power=power, amperes=amperes):
+                data = historic(papp=power, IINST=amperes)
+                self.afresh(*[historic()] * 3, data)
+                is_taken = (power, amperes) in matching
+                self.assertServes(PAPP=int(power) if is_taken else 790)
+                self.feed(data, data)
+                self.assertServes(PAPP=int(power))  # said three times
         for count, power in ((2, 1000), (3, 460)):  # an older current
             with self.subTest(frames=count):
-                before = dict(papp="00460")
-                lossy = [historic(IINST=None, **before)] * count
-                self.afresh(*[historic(**before)] * 3, *lossy)
+                lossy = [historic(IINST=None, papp="00460")] * count
+                self.afresh(*[historic(papp="00460")] * 3, *lossy)
                 self.feed(historic(papp="01000", IINST=None))
                 self.assertServes(PAPP=power)
         three = historic(papp="02500", **THREE)  # each phase may have lost 230 VA
@@ -942,17 +872,22 @@ class GuardTests(MeterCase):
     # Rule 6.
 
     def test_an_alert_begins_at_once_and_ends_after_ten_seconds_without_it(self):
-        for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
-            for place in range(4, 9):
-                with self.subTest(label, place=place):
-                    clean = historic()
-                    with_it = clean[:place] + [(label, data)] + clean[place:]
-                    self.afresh(*[clean] * 3, with_it)
-                    self.assertServes(**{label: value})
-                    self.feed(*[clean] * 5)
-                    self.assertServes(**{label: value})
-                    self.feed(clean)
-                    self.assertServes(**{label: 0})
+        alerts = (("ADPS", "031", 31), ("PEJP", "30", 30))
+        # The STX, or the byte that a damaged one becomes.
+        for alert, place, stx in itertools.product(alerts, range(4, 9), b"\x02\x43"):
+            label, data, value = alert
+            with self.subTest(label, place=place, stx=stx):
+                clean = historic()
+                with_it = clean[:place] + [(label, data)] + clean[place:]
+                clean, with_it = [
+                    bytes([stx]) + encoded(each)[1:] for each in (clean, with_it)
+                ]
+                self.afresh(*[clean] * 3, with_it)
+                self.assertServes(**{label: value})
+                self.feed(*[clean] * 5)
+                self.assertServes(**{label: value})
+                self.feed(clean)
+                self.assertServes(**{label: 0})
 
     def test_a_line_feed_damaged_into_an_stx_does_not_end_an_alert(self):
         for label, data, value in (("ADPS", "031", 31), ("PEJP", "30", 30)):
@@ -974,41 +909,6 @@ class GuardTests(MeterCase):
 ######## Rebuild #######################################################################
 
 
-class StrayByteTests(MeterCase):
-    """Frames whose STX arrives as another byte."""
-
-    def test_a_frame_with_another_byte_as_stx_counts_and_is_relayed_as_any_frame(self):
-        marks = b"\x02\x03\x04"
-        for data in (HC_FRAME, encoded(standard())):
-            for stray in range(128):
-                if stray in marks:
-                    continue
-                for feed in (b"\n", b"\x0f"):
-                    with self.subTest(data[2:6], stray=stray, feed=feed):
-                        begin = b"%c%s" % (stray, feed)
-                        bad = begin + data[2:].replace(b"\r\n", b"\r\x0f", 3)
-                        meter = ecolinky.Meter(is_relayed=True)
-                        relayed = []
-                        for number in range(4):
-                            views = meter.feed(bad, 2.0 * number)
-                            relayed += [view.relayed for view in views if view.relayed]
-                        self.assertEqual([data] * 2, relayed)
-                        counts = meter.counts()
-                        groups = 4 * data.count(b"\r")
-                        self.assertEqual((4, groups), (counts.frames, counts.groups))
-                        self.assertEqual(0, counts.damaged)
-
-    def test_an_alert_ends_after_ten_seconds_whatever_the_stx(self):
-        alert = encoded(historic(ADPS="033")).replace(b"\x02", b"\x43")
-        calm = encoded(historic()).replace(b"\x02", b"\x43")
-        self.feed(*[calm] * 3, alert)
-        self.assertEqual(33, self.served("ADPS"))
-        self.feed(*[calm] * 5)
-        self.assertEqual(33, self.served("ADPS"))
-        self.feed(calm)
-        self.assertEqual(0, self.served("ADPS"))
-
-
 class RebuildTests(unittest.TestCase):
     def test_a_clean_line_is_relayed_byte_for_byte(self):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
@@ -1021,26 +921,28 @@ class RebuildTests(unittest.TestCase):
         sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[30:], other])
         self.assertEqual(HC_FRAME * 2, sent)
 
+    def relayed_labels(self, stream):
+        """Return the labels of each frame that is relayed of a stream."""
+        return [[each[0] for each in one] for one in relayed_frames(relay_of(stream))]
+
     def test_a_lost_group_is_relayed_until_its_label_expires(self):
         data = encoded(historic())
         for label, seconds in (("ISOUSC", 300), ("MOTDETAT", 300), ("IINST", 30)):
             with self.subTest(label):
-                sent = relay_of([data] * 3 + [without(label, data)] * 170)
-                names = [[each[0] for each in one] for one in relayed_frames(sent)]
-                complete = [label for label, _ in historic()]
+                labels = self.relayed_labels([data] * 3 + [without(label, data)] * 170)
+                complete = [each[0] for each in historic()]
                 less = [each for each in complete if each != label]
-                last = names.index(less)
+                last = labels.index(less)
                 self.assertEqual(seconds // 2 + 1, last, label)
-                self.assertEqual([complete] * last + [less] * (171 - last), names)
+                self.assertEqual([complete] * last + [less] * (171 - last), labels)
 
     def test_a_returning_label_keeps_the_meters_order(self):
         groups = historic()
         groups.insert(6, ("ADPS", "031"))
-        lossy = encoded(groups).replace(b"HHPHC", b"HHPHD")
-        sent = relay_of([encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)])
-        names = [[each[0] for each in one] for one in relayed_frames(sent)]
+        lossy = without("HHPHC", encoded(groups))
+        stream = [encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)]
         in_order = [each[0] for each in groups]
-        self.assertEqual([in_order] * 3, names[-3:])
+        self.assertEqual([in_order] * 3, self.relayed_labels(stream)[-3:])
 
     def test_a_relayed_index_is_the_trusted_one_of_two_frames_earlier(self):
         stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
@@ -1054,54 +956,61 @@ class RebuildTests(unittest.TestCase):
         lossy = without("HHPHC", whole)  # does not end the overload
         self.assertEqual(whole + short + whole, relay_of([whole] * 3 + [short, lossy]))
 
-    def test_an_alert_is_relayed_in_its_place_until_it_ends(self):
-        clean = HC
-        with_it = HC[:7] + [("ADPS", "033")] + HC[7:]
-        stream = [clean] * 4 + [with_it] * 2 + [clean] * 6
-        sent = relay_of([encoded(groups) for groups in stream])
-        names = [[each[0] for each in one] for one in relayed_frames(sent)]
-        before, during = [[each[0] for each in groups] for groups in (clean, with_it)]
-        # The alert lasts for ten seconds after its last frame.
-        self.assertEqual([before] * 2 + [during] * 7 + [before], names)
+    def test_an_alert_or_notice_is_relayed_in_its_place_until_it_ends(self):
+        overload = HC[:7] + [("ADPS", "033")] + HC[7:]
+        for label, groups in (("ADPS", overload), ("PEJP", EJP)):
+            with self.subTest(label):
+                clean = [each for each in groups if each[0] != label]
+                stream = [clean] * 4 + [groups] * 2 + [clean] * 6
+                labels = self.relayed_labels([encoded(each) for each in stream])
+                before, during = [[each[0] for each in one] for one in (clean, groups)]
+                # The alert lasts for ten seconds after its last frame.
+                self.assertEqual([before] * 2 + [during] * 7 + [before], labels)
+
+    def test_the_indexes_of_a_former_contract_leave_the_relayed_frames(self):
+        new = encoded(historic(ADCO=dict(HC)["ADCO"]))
+        found = frames_in(relay_of([HC_FRAME] * 5 + [new] * 160))  # 300 s at most
+        self.assertEqual([HC_FRAME, new], [found[0], found[-1]])
 
     def test_relaying_begins_once_every_label_of_a_whole_frame_is_trusted(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            labels = [each[0] for each in groups]
+            data, labels = encoded(groups), [each[0] for each in groups]
             for label in labels:
                 with self.subTest(label, of=len(labels)):
                     lossy = without(label, data)
-                    sent = relay_of([lossy] * 10 + [data] * 3)
-                    names = [[each[0] for each in one] for one in relayed_frames(sent)]
-                    self.assertEqual([labels] * len(names), names)
-                    self.assertLessEqual(1, len(names))
+                    found = self.relayed_labels([lossy] * 10 + [data] * 3)
+                    self.assertEqual([labels] * len(found), found)
+                    self.assertLessEqual(1, len(found))
 
     def test_a_minute_of_labels_substitutes_for_a_whole_frame(self):
-        data = encoded(SUN)
-        always = without("SMAXSN", data)
+        always = without("SMAXSN", encoded(SUN))
         lossy = without("EAIT", always)
         labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
         stream = [lossy] * 10 + [always] * 20 + [lossy] * 5
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * 5, names)  # after 30 frames, which is a minute
+        # After 30 frames, which is a minute.
+        self.assertEqual([labels] * 5, self.relayed_labels(stream))
 
     def test_a_label_that_changes_in_each_frame_does_not_delay_the_relay(self):
-        for label, data in (("SINSTS2", "%05d"), ("SINSTI", "%05d"), ("MSG1", "%032d")):
+        for label, size, latest in (
+            ("SINSTS2", 5, 2),
+            ("SINSTI", 5, 62),
+            ("MSG1", 32, 62),
+        ):
             with self.subTest(label):
                 # Two readings in a row never agree.
-                changing = [{label: data % (number % 5 * 4000)} for number in range(90)]
-                stream = [
-                    encoded(standard(EAIT="000671631", **each)) for each in changing
-                ]
-                begins = len(stream) - len(relayed_frames(relay_of(stream)))
-                self.assertLessEqual(begins, 2 if label == "SINSTS2" else 62, label)
+                texts = [str(number % 5 * 4000).zfill(size) for number in range(90)]
+                frames_sent = [standard(**{"EAIT": "0" * 9, label: t}) for t in texts]
+                stream = [encoded(groups) for groups in frames_sent]
+                relayed = relayed_frames(relay_of(stream))
+                self.assertLessEqual(len(stream) - len(relayed), latest, label)
 
     def test_each_frame_within_a_chunk_is_verified_separately(self):
-        stream = [encoded(SUN)] * 4
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+        whole, short = encoded(historic(**THREE)), frame(SHORT)
         lossy = without("EAIT", encoded(SUN))
-        stream = [lossy] * 4 + [encoded(SUN)] * 3
-        self.assertEqual(relay_of(stream), relay_of([b"".join(stream)]))
+        sun, mixed = [encoded(SUN)] * 4, [lossy] * 4 + [encoded(SUN)] * 3
+        for first, second in (([], sun), ([], mixed), ([whole] * 3, [short, whole])):
+            in_one = relay_of([*first, b"".join(second)])
+            self.assertEqual(relay_of(first + second), in_one)
 
     def test_relaying_resumes_with_a_whole_frame_after_a_silence(self):
         data = encoded(SUN)
@@ -1111,7 +1020,7 @@ class RebuildTests(unittest.TestCase):
                 for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
                     now += silence if now == 6.0 else 2.0
                     sent += relayed_by(meter.feed(chunk, now))
-                self.assertEqual([data] * count, [*_pieces(sent)], silence)
+                self.assertEqual([data] * count, [*frames_in(sent)], silence)
 
     def test_an_alert_in_a_damaged_first_frame_does_not_delay_the_relay(self):
         alert = without("IMAX", encoded(historic(ADPS="033")))
@@ -1128,14 +1037,14 @@ class RebuildTests(unittest.TestCase):
                 with self.subTest(groups[0][1], number=number):
                     halves = split_at(number, data)
                     stream = [halves, data, halves, data, data, halves, data]
-                    sent = set(_pieces(relay_of(stream)))
+                    sent = set(frames_in(relay_of(stream)))
                     self.assertEqual({data}, sent, (groups[0], number))
-        short = frame(SHORT)
         for number in range(1, len(SHORT)):
             with self.subTest(number=number):
-                stream = [encoded(historic(**THREE))] * 3 + [split_at(number, short)]
-                for one in relayed_frames(relay_of(stream)):
-                    self.assertIn("ADCO", [label for label, _ in one])
+                halves = split_at(number, frame(SHORT))
+                stream = [encoded(historic(**THREE))] * 3 + [halves]
+                for labels in self.relayed_labels(stream):
+                    self.assertIn("ADCO", labels)
 
     def test_a_group_lost_without_a_trace_leaves_no_gap(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
@@ -1144,66 +1053,28 @@ class RebuildTests(unittest.TestCase):
                 with self.subTest(groups[0][1], number=number):
                     holed = encoded(groups[:number] + groups[number + 1 :])
                     stream = [data, data, data, holed, data, holed, data]
-                    self.assertEqual([data] * 5, [*_pieces(relay_of(stream))])
+                    self.assertEqual([data] * 5, [*frames_in(relay_of(stream))])
                     # Not even if only the very first frame had the group.
                     sent = relay_of([data, holed, data, data, data])
-                    self.assertEqual({data}, set(_pieces(sent)))
+                    self.assertEqual({data}, set(frames_in(sent)))
 
     def test_a_group_seen_only_in_a_damaged_first_frame_leaves_no_gap(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
-            data = encoded(groups)
-            labels = [each[0] for each in groups]
+            data, labels = encoded(groups), [each[0] for each in groups]
             for label, following in zip(labels[1:-2], labels[2:]):
                 if label in ecolinky.ALERTS:
                     continue  # an alert is read at once
                 with self.subTest(groups[0][1], label=label):
                     holed = encoded([each for each in groups if each[0] != label])
-                    first = without(following, data)
-                    sent = relay_of([first, holed, holed, data, data, data])
-                    for one in relayed_frames(sent):
-                        self.assertEqual(sorted(labels), sorted(e[0] for e in one))
+                    stream = [without(following, data), holed, holed, data, data, data]
+                    for found in self.relayed_labels(stream):
+                        self.assertEqual(sorted(labels), sorted(found))
 
     def test_a_tempo_frame_without_its_period_is_not_relayed(self):
-        tempo = standard(NGTF="     TEMPO      ", LTARF="    HP  BLEU    ")
-        data = encoded(tempo)
+        data = encoded(standard(NGTF="TEMPO", LTARF="HP  BLEU"))
         lossy = without("NTARF", data)
         self.assertEqual(b"", relay_of([lossy] * 60))
         self.assertEqual(data * 16, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
-
-    def test_a_damaged_line_relays_no_false_index(self):
-        for kind in House.KINDS:
-            for number, damage in enumerate(damages()):
-                with self.subTest(kind, damage=damage.__name__):
-                    rng = random.Random(number)
-                    house = House(kind, rng)
-                    meter = ecolinky.Meter(is_relayed=True)
-                    last, truth, sent = {}, {}, 0
-                    for _ in range(100):
-                        groups, _ = house.step()
-                        truth.update(each[:2] for each in groups)
-                        _, pieces = damage(
-                            rng, frame(groups, "\t" if house.standard else " ")
-                        )
-                        for piece in pieces:
-                            if piece is CUT:
-                                meter.disconnected()
-                                continue
-                            relayed = relayed_by(meter.feed(piece, house.now))
-                            if relayed:
-                                self.assertIsNotNone(meter.fields(house.now))
-                            for one in relayed_frames(relayed):
-                                sent += 1
-                                for label, data in one:
-                                    if re.match("BASE|HC|BBR|EAST|EASF", label):
-                                        self.assertLessEqual(
-                                            int(data), int(truth[label])
-                                        )
-                                        self.assertLessEqual(
-                                            last.get(label, 0), int(data)
-                                        )
-                                        last[label] = int(data)
-                    if not damage.__name__.startswith("bit flips 1e-02"):
-                        self.assertGreater(sent, 15, (kind, damage.__name__))
 
     def test_half_frames_never_make_the_relay_begin(self):
         labels = [each[0] for each in standard()]
@@ -1213,17 +1084,16 @@ class RebuildTests(unittest.TestCase):
 
     def test_a_stream_without_marks_is_relayed(self):
         data = encoded(historic()).strip(b"\x02\x03")
-        self.assertEqual(
-            [encoded(historic())] * 3, [*_pieces(relay_of([data] * 6))][:3]
-        )
+        found = frames_in(relay_of([data] * 6))
+        self.assertEqual([encoded(historic())] * 3, found[:3])
 
     def test_another_meter_is_relayed_once_all_its_labels_were_heard(self):
         other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
         lossy = without("SMAXSN", without("EAIT", other))
         # Two minutes of dispute, then a minute without an undamaged frame.
         stream = [encoded(SUN)] * 3 + [lossy] * 85
-        self.assertEqual([encoded(SUN)], [*_pieces(relay_of(stream))])
-        sent = [*_pieces(relay_of([*stream, *[other] * 4]))]
+        self.assertEqual([encoded(SUN)], [*frames_in(relay_of(stream))])
+        sent = [*frames_in(relay_of([*stream, *[other] * 4]))]
         self.assertEqual([encoded(SUN), other, other], sent)
 
     def test_nothing_is_relayed_while_an_index_is_rarely_read(self):
@@ -1233,20 +1103,15 @@ class RebuildTests(unittest.TestCase):
         for gap, count in ((41, 10 * 42 - 84), (20, 210 - 42), (7, 50)):
             with self.subTest(gap=gap):
                 stream = ([always] + [lossy] * gap) * 10
-                self.assertEqual(count, len([*_pieces(relay_of(stream))]))
+                self.assertEqual(count, len([*frames_in(relay_of(stream))]))
 
     def test_a_label_read_late_is_awaited_for_a_minute(self):
         always = without("SMAXSN", encoded(SUN))
         lossy = without("PREF", always)
         labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
         stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
-        names = [[e[0] for e in one] for one in relayed_frames(relay_of(stream))]
-        self.assertEqual([labels] * len(names), names)
-
-    def test_a_short_and_a_whole_frame_may_share_a_chunk(self):
-        whole, short = encoded(historic(**THREE)), frame(SHORT)
-        stream = [whole] * 3 + [short, whole]
-        self.assertEqual(relay_of(stream), relay_of([whole] * 3 + [short + whole]))
+        found = self.relayed_labels(stream)
+        self.assertEqual([labels] * len(found), found)
 
 
 ######## Translate #####################################################################
@@ -1302,187 +1167,91 @@ class TranslateTests(MeterCase):
                 self.assertIs(str if tag in TEXTS else int, type(value), tag)
 
     def test_labels_are_translated_into_the_devices_fields(self):
-        ejp = dict(
-            OPTARIF="EJP ",
-            BASE=None,
-            EJPHN="000123456",
-            EJPHPM="000023456",
-            PEJP="30",
-            PTEC="HN..",
-        )
-        stamp = "H260101080000"
-        three = dict(
-            IRMS2="002",
-            IRMS3="000",
-            PREF="12",
-            SMAXSN=None,
-            SMAXSN1=("02300", stamp),
-            SMAXSN2=("00000", stamp),
-        )
-        for groups, expected in (
-            (historic(**ejp), dict(OPTARIF="EJP.", EJPHN=123456, PEJP=30, BASE=0)),
-            (historic(**dict(ejp, PTEC="PM..")), dict(PEJP=0)),  # the peak runs
-            (historic(), dict(IINST=3, IINST1=3, IINST2=0, IMAX=60, IMAX1=60, IMAX2=0)),
-            (historic(IMAX="000"), dict(IMAX=1, IMAX1=1)),  # to Jeedom, 0 is no meter
-            (historic(IMAX=None), dict(IMAX=1)),
-            (historic(PAPP=None), dict(PAPP=690, PPAP=690)),
-            (historic(**THREE), dict(IINST=0, IINST2=3, IMAX=0, IMAX3=30)),
-            (historic(**dict(THREE, PAPP=None)), dict(PAPP=230 * (1 + 3 + 4))),
-            (historic(**dict(THREE, PPOT="0A")), dict(PPOT=10)),
-            (
-                standard(),
-                dict(
-                    ADCO="041761123456",
-                    OPTARIF="HC..",
-                    PTEC="HP..",
-                    BASE=0,
-                    ISOUSC=30,
-                    HCHC=1000,
-                    HCHP=2000,
-                    PAPP=920,
-                    IINST=4,
-                    IMAX=20,
-                    DEMAIN="----",
-                    PEJP=0,
-                    ADPS=0,
-                ),
-            ),
-            (standard(SMAXSN=("00000", stamp)), dict(IMAX=1)),
-            (
-                standard(PREF="10", IRMS2="002", IRMS3="000", URMS2="231"),
-                dict(ISOUSC=17),  # a third of 50 A, rounded
-            ),
-            (
-                standard(
-                    NGTF="      BASE      ",
-                    LTARF="      BASE      ",
-                    NTARF="01",
-                    EAST="000003001",  # a Wh more than its EASF
-                ),
-                dict(BASE=3001),
-            ),
-            (
-                standard(**three),
-                dict(
-                    ISOUSC=20,
-                    IINST=0,
-                    IINST1=4,
-                    IINST2=2,
-                    IINST3=0,
-                    IMAX=0,
-                    IMAX1=10,
-                    IMAX2=1,
-                    IMAX3=1,
-                ),
-            ),
-            (
-                standard(URMS1=None, IRMS2="002", IRMS3="000"),
-                dict(IINST=0, IINST1=4, IINST2=2),
-            ),
-            (standard(STGE="463A0800"), dict(DEMAIN="BLEU", PEJP=0)),
-            (standard(STGE="9B3A9000"), dict(DEMAIN="BLAN", PEJP=30)),
-            (standard(STGE="0F3A0000"), dict(DEMAIN="ROUG")),
-            (standard(STGE="013A0000"), dict(DEMAIN="----")),
-            (standard(STGE="083A0401"), dict(DEMAIN="BLAN", PEJP=0)),
-            (standard(STGE="203A0401"), dict(DEMAIN="----", PEJP=30)),
-            (standard(STGE="003A0481"), dict(ADPS=4)),
-            (
-                standard(
-                    VTIC="01",
-                    SINSTS=None,
-                    SMAXSN=None,
-                    SINST1="00777",
-                    SMAXN=("02300", stamp),
-                ),
-                dict(PAPP=777, IMAX=10),
-            ),
-            (standard(SINSTS=None), dict(PAPP=230 * 4)),
-            (standard(NTARF=None, LTARF="    INCONNU     "), dict(PTEC="HP..")),
-            (
-                standard(NTARF=None, STGE=None, NGTF="      BASE      "),
-                dict(OPTARIF="BASE", PTEC="TH..", BASE=3000),
-            ),
-            (
-                standard(NTARF=None, STGE=None, NGTF="EJP".ljust(16)),
-                dict(OPTARIF="EJP.", PTEC="HN..", EJPHN=1000, EJPHPM=2000),
-            ),
-            (
-                standard(
-                    NTARF=None,
-                    STGE=None,
-                    NGTF="EJP".ljust(16),
-                    LTARF="POINTE".ljust(16),
-                ),
-                dict(OPTARIF="EJP.", PTEC="PM.."),
-            ),
-            (
-                standard(
-                    NGTF="     TEMPO      ",
-                    LTARF="    HP  ROUGE   ",
-                    NTARF=None,
-                    STGE=None,
-                ),
-                dict(OPTARIF="BBR(", PTEC="HPJR"),
-            ),
+        ejp = changes_of("OPTARIF EJP |BASE -|EJPHN 000123456|EJPHPM 000023456|PEJP 30")
+        meters = {
+            "historic": historic,
+            "ejp": lambda **more: historic(**dict(ejp, PTEC="HN..", **more)),
+            "peak": lambda **more: historic(**dict(ejp, PTEC="PM..", **more)),
+            "three": lambda **more: historic(**dict(THREE, **more)),
+            "standard": standard,
+            "nameless": lambda **more: standard(NTARF=None, STGE=None, **more),
+            "oldest": lambda **more: standard(VTIC="01", SMAXSN=None, **more),
+        }
+        for meter, changes, expected in rows(
+            """
+            historic > > IINST 3|IINST1 3|IINST2 0|IMAX 60|IMAX1 60|IMAX2 0
+            historic > IMAX 000 > IMAX 1|IMAX1 1  # to Jeedom, 0 is no meter
+            historic > IMAX - > IMAX 1
+            historic > PAPP - > PAPP 690|PPAP 690
+            ejp > > OPTARIF EJP.|EJPHN 123456|PEJP 30|BASE 0
+            peak > > PTEC PM..|PEJP 0
+            three > > IINST 0|IINST2 3|IMAX 0|IMAX3 30
+            three > PAPP - > PAPP 1840
+            three > PPOT 0A > PPOT 10
+            standard > > ADCO 041761123456|OPTARIF HC..|PTEC HP..|BASE 0|ISOUSC 30
+            standard > > HCHC 1000|HCHP 2000|PAPP 920|IINST 4|IMAX 20
+            standard > > DEMAIN ----|PEJP 0|ADPS 0
+            standard > SMAXSN 00000 > IMAX 1
+            standard > PREF 10|IRMS2 002|IRMS3 000|URMS2 231 > ISOUSC 17  # rounded
+            standard > NGTF BASE|LTARF BASE|EAST 000003001 > BASE 3001  # not the EASF
+            standard > IRMS2 002|IRMS3 000|PREF 12 > ISOUSC 20|IINST 0|IINST1 4|IINST2 2
+            standard > IRMS2 002|IRMS3 000|SMAXSN1 02300|SMAXSN2 00000 > IMAX 0|IMAX1 10
+            standard > IRMS2 002|IRMS3 000|SMAXSN2 00000 > IMAX1 1|IMAX2 1|IMAX3 1
+            standard > IRMS2 002|IRMS3 000|URMS1 - > IINST 0|IINST1 4|IINST2 2|IINST3 0
+            standard > STGE 463A0800 > DEMAIN BLEU|PEJP 0
+            standard > STGE 9B3A9000 > DEMAIN BLAN|PEJP 30
+            standard > STGE 0F3A0000 > DEMAIN ROUG
+            standard > STGE 013A0000 > DEMAIN ----
+            standard > STGE 083A0401 > DEMAIN BLAN|PEJP 0
+            standard > STGE 203A0401 > DEMAIN ----|PEJP 30
+            standard > STGE 003A0481 > ADPS 4
+            oldest > SINSTS -|SINST1 00777|SMAXN 02300 > PAPP 777|IMAX 10
+            oldest > SINSTS 00777 > PAPP 777
+            standard > SINSTS - > PAPP 920
+            standard > NTARF -|LTARF INCONNU > PTEC HP..
+            nameless > NGTF BASE > OPTARIF BASE|PTEC TH..|BASE 3000
+            nameless > NGTF EJP > OPTARIF EJP.|PTEC HN..|EJPHN 1000|EJPHPM 2000
+            nameless > NGTF EJP|LTARF POINTE > OPTARIF EJP.|PTEC PM..
+            nameless > NGTF TEMPO|LTARF HP  ROUGE > OPTARIF BBR(|PTEC HPJR
+            """
         ):
-            with self.subTest(expected):
+            with self.subTest(meter, changes=changes):
                 # After half a minute a power that never comes is computed.
-                self.afresh(*[groups] * 17)
-                self.assertServes(**expected)
+                self.afresh(*[meters[meter](**changes_of(changes))] * 17)
+                fields = self.meter.fields(self.now)
+                for tag, text in pairs(expected):
+                    self.assertEqual(text, str(fields[tag]), tag)
 
     def test_every_standard_mode_tariff_is_translated(self):
-        tempo = "HC  BLEU|HP  BLEU|HC  BLANC|HP  BLANC|HC  ROUGE|HP  ROUGE".split("|")
-        periods = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
-        cases = [
-            ("BASE", "BASE", 1, "BASE", "TH.."),
-            ("base", "base", 1, "BASE", "TH.."),
-            ("H PLEINE/CREUSE", "HEURE  CREUSE", 1, "HC..", "HC.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF 1", 1, "HC..", "HC.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF 2", 2, "HC..", "HP.."),
-            ("H PLEINE/CREUSE", "INDEX INACTIF X", 10, "HC..", "HP.."),
-            ("HC", "BASE", 1, "HC..", "HC.."),
-            ("HC", "BASE", 2, "HC..", "HP.."),
-            ("EJP", "HEURE NORMALE", 1, "EJP.", "HN.."),
-            ("EJP", "HEURE POINTE", 2, "EJP.", "PM.."),
-            ("PRODUCTEUR", "INDEX NON CONSO", 1, "BASE", "TH.."),
-            ("HC et Week-End", "HEURE WEEK-END", 3, "HC..", "HC.."),
-            ("HC SEM WE MERCR", "HP MERCREDI", 6, "HC..", "HP.."),
-            ("HC SEM WE LUNDI", "HC LUNDI", 5, "HC..", "HC.."),
-            ("H SUPER CREUSES", "SUPER CREUSE", 3, "HC..", "HC.."),
-            ("H SUPER CREUSES", "HSC", 2, "HC..", "HC.."),
-            ("ZEN Flex", "HP SOBRIETE", 4, "HC..", "HP.."),
-            ("ZEN Flex", "HC ECO", 1, "HC..", "HC.."),
-            ("OFFRE HC SPECIAL", "HP ETE", 3, "HC..", "HP.."),
-            ("OFFRE HC SPECIAL", "HC ETE", 2, "HC..", "HC.."),
-            ("BASE", "HEURE POINTE", 2, "BASE", "TH.."),
-            ("NOUVELLE OFFRE", "PERIODE 4", 4, "BASE", "TH.."),
-            ("NOUVELLE OFFRE", "HEURE PLEINE", 2, "BASE", "TH.."),
-            ("OCTOTEMPO", "HP ROUGE", 1, "BASE", "TH.."),
-            ("2 SAISONS POINTE", "HC HIVER", 3, "BASE", "TH.."),
-            ("SEM WE VENDREDI", "HEURE WEEK-END", 3, "HC..", "HC.."),
-            ("HC-12H30", "HEURE PLEINE", 2, "HC..", "HP.."),
-            ("OPTION WEEK-END", "HEURE SEMAINE", 2, "HC..", "HP.."),
-            ("HC PERSO", "HP ETE", 3, "HC..", "HP.."),
-            ("ZEN  estival", "HC HIVER", 2, "HC..", "HC.."),
-            ("TEMPO", "BLEU HC", 1, "BBR(", "HCJB"),
-        ]
-        cases += [
-            ("TEMPO", word, number + 1, "BBR(", periods[number])
-            for number, word in enumerate(tempo)
-        ]
         easf = {"EASF%02d" % n: "%09d" % (n * 111) for n in range(1, 11)}
-        for ngtf, ltarf, ntarf, option, period in cases:
+        for ngtf, ltarf, ntarf, option, period in rows(
+            """
+            base             > base            > 01 > BASE > TH..
+            H PLEINE/CREUSE  > INDEX INACTIF 1 > 01 > HC.. > HC..
+            H PLEINE/CREUSE  > INDEX INACTIF X > 10 > HC.. > HP..
+            HC               > BASE            > 02 > HC.. > HP..
+            HC et Week-End   > HEURE WEEK-END  > 03 > HC.. > HC..
+            OPTION WEEK-END  > HEURE SEMAINE   > 02 > HC.. > HP..
+            H SUPER CREUSES  > SUPER CREUSE    > 03 > HC.. > HC..
+            H SUPER CREUSES  > HSC             > 02 > HC.. > HC..
+            ZEN Flex         > HP SOBRIETE     > 04 > HC.. > HP..
+            ZEN Flex         > HC ECO          > 01 > HC.. > HC..
+            ZEN  estival     > HC HIVER        > 02 > HC.. > HC..
+            OFFRE HC SPECIAL > HP ETE          > 03 > HC.. > HP..
+            OFFRE HC SPECIAL > HC ETE          > 02 > HC.. > HC..
+            HC PERSO         > HP ETE          > 03 > HC.. > HP..
+            NOUVELLE OFFRE   > HEURE PLEINE    > 02 > BASE > TH..
+            OCTOTEMPO        > HP ROUGE        > 01 > BASE > TH..
+            2 SAISONS POINTE > HC HIVER        > 03 > BASE > TH..
+            EJP              > HEURE POINTE    > 02 > EJP. > PM..
+            TEMPO            > BLEU HC         > 01 > BBR( > HCJB
+            TEMPO            > HP  ROUGE       > 06 > BBR( > HPJR
+            """
+        ):
             with self.subTest(ngtf=ngtf, ltarf=ltarf):
-                stge = "%08X" % (0x003A0001 | ntarf - 1 << 10)
-                groups = standard(
-                    NGTF=ngtf.center(16),
-                    LTARF=ltarf.center(16),
-                    NTARF="%02d" % ntarf,
-                    STGE=stge,
-                    EAST="000006105",
-                    **easf,
-                )
-                self.afresh(groups, groups, groups)
+                stge = "%08X" % (0x003A0001 | int(ntarf) - 1 << 10)
+                more = dict(NTARF=ntarf, STGE=stge, EAST="000006105", **easf)
+                self.afresh(*[standard(NGTF=ngtf, LTARF=ltarf, **more)] * 3)
                 self.assertServes(OPTARIF=option, PTEC=period)
                 fields = self.meter.fields(self.now)
                 self.assertEqual(6105, sum(fields[tag] for tag in INDEX_TAGS))
@@ -1490,25 +1259,18 @@ class TranslateTests(MeterCase):
     def test_injected_energy_has_fields_of_its_own(self):
         self.feed(*[standard()] * 3)
         self.assertIsNone(self.meter.view(self.now).injection)
-        three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", "H260101080000"))
-        for more, expected in (
-            ({}, dict(IINST=8, IINST1=8, IINST2=0, ISOUSC=30, IMAX=20)),
-            (three, dict(IINST=0, IINST1=3, IINST2=3, IINST3=3, ISOUSC=10, IMAX=0)),
-        ):
-            with self.subTest(three_phases=bool(more)):
-                self.afresh(*[standard(EAIT="000671631", SINSTI="01840", **more)] * 3)
+        always = "ADCO 041761123456|OPTARIF BASE|PTEC TH..|BASE 671631|PAPP 1840"
+        three = "IRMS2 002|IRMS3 000|SMAXSN2 02300"
+        on_one = "IINST 8|IINST1 8|IINST2 0|ISOUSC 30|IMAX 20"
+        on_three = "IINST 0|IINST1 3|IINST2 3|IINST3 3|ISOUSC 10|IMAX 0"
+        for more, expected in (("", on_one), (three, on_three)):
+            with self.subTest(more):
+                sun = dict(changes_of(more), EAIT="000671631", SINSTI="01840")
+                self.afresh(*[standard(**sun)] * 3)
                 fields = self.meter.view(self.now).injection
                 self.assertEqual(FIELDS, list(fields))
-                expected.update(
-                    ADCO="041761123456",
-                    OPTARIF="BASE",
-                    PTEC="TH..",
-                    BASE=671631,
-                    PAPP=1840,
-                    PPAP=1840,
-                    HCHC=0,
-                )
-                self.assertEqual(expected, {tag: fields[tag] for tag in expected})
+                for tag, text in pairs("%s|PPAP 1840|HCHC 0|%s" % (always, expected)):
+                    self.assertEqual(text, str(fields[tag]), tag)
                 self.assertIsNone(self.meter.view(self.now + 31).injection)
         self.afresh(*[standard(EAIT="000671631")] * 3)
         self.assertIsNone(self.meter.view(self.now).injection)
@@ -1519,16 +1281,12 @@ class TranslateTests(MeterCase):
                 self.setUp()
                 self.assertEqual(None, self.meter.view(self.now).mode)
                 self.feed(groups, groups, groups)
-                view = self.meter.view(self.now)
-                said = {each[0]: each[1] for each in groups}
-                said.update(dict(DATE="H260101120000") if mode == "standard" else {})
-                self.assertEqual(
-                    (mode, said, []), (view.mode, view.labels, view.missing)
-                )
-                stale = self.meter.view(self.now + 31)
-                self.assertEqual(
-                    (mode, {}, None), (stale.mode, stale.labels, stale.fields)
-                )
+                view, stale = [self.meter.view(self.now + age) for age in (0, 31)]
+                said = data_by_label(groups)
+                known = (view.mode, view.labels, view.missing)
+                self.assertEqual((mode, said, []), known)
+                known = (stale.mode, stale.labels, stale.fields)
+                self.assertEqual((mode, {}, None), known)
 
     def made_up(self, rng):
         """Return an invented contract name, of real words and random letters."""
@@ -1577,19 +1335,12 @@ class TranslateTests(MeterCase):
                 with self.subTest(name, ltarf=ltarf):
                     for ntarf in numbers:
                         # Colours of today and tomorrow, notices, and any running index.
-                        stge = (
-                            rng.randrange(64) << 24 | rng.randrange(16) << 10 | 0x3A0001
-                        )
-                        self.check(
-                            self.spelled(name, rng),
-                            option,
-                            numbering,
-                            ltarf,
-                            ntarf,
-                            stge,
-                        )
+                        colours, running = rng.randrange(64), rng.randrange(16)
+                        stge = colours << 24 | running << 10 | 0x3A0001
+                        said = (self.spelled(name, rng), ltarf, ntarf, stge)
+                        self.check(option, numbering, *said)
 
-    def check(self, name, option, numbering, ltarf, ntarf, stge):
+    def check(self, option, numbering, name, ltarf, ntarf, stge):
         labels = self.labels(name, ltarf, ntarf, stge, self.INDEXES)
         fields = ecolinky.translate_standard(labels)
         case = (name, ltarf, ntarf, stge)
@@ -1602,9 +1353,8 @@ class TranslateTests(MeterCase):
         self.assertIsNotNone(fields["PTEC"], case)
         grown = list(self.INDEXES)
         grown[ntarf - 1] += 7
-        after = ecolinky.translate_standard(
-            self.labels(name, ltarf, ntarf, stge, grown)
-        )
+        labels = self.labels(name, ltarf, ntarf, stge, grown)
+        after = ecolinky.translate_standard(labels)
         growth = {tag: after[tag] - fields[tag] for tag in tags}
         self.assertEqual([0] * (len(tags) - 1) + [7], sorted(growth.values()), case)
         growing = max(growth, key=growth.get)
@@ -1722,83 +1472,23 @@ class MeterTests(MeterCase):
         self.afresh(historic(), *[frame(historic(ADCO=None))] * 3)
         self.assertServesNothing()  # only one frame had an identity
 
-    def test_the_missing_power_is_that_of_the_meters_version(self):
-        for version, label in (("01", "SINST1"), ("02", "SINSTS")):
-            with self.subTest(version=version):
-                other = {"SINST1": "00100", "SINSTS": None, label: None}
-                self.afresh(*[standard(VTIC=version, **other)] * 3)
-                self.assertEqual([label], self.meter.view(self.now).missing)
-
-    def test_a_meter_of_the_first_version_is_served_with_either_power(self):
-        for given in ({"SINSTS": "00777"}, {"SINST1": "00777", "SINSTS": None}):
-            with self.subTest(given):
-                self.afresh(*[standard(VTIC="01", **given)] * 3)
-                self.assertEqual(777, self.served("PAPP"))
-
-    def test_a_subscription_of_0_is_replaced_by_the_meters_maximum(self):
-        three = dict(IRMS2="001", IRMS3="001", URMS2="230", URMS3="230")
-        for groups, amperes in (
-            (standard(PREF="00"), 90),
-            (standard(PREF="00", **three), 60),
-            (changed(HC, ISOUSC="00"), 90),
-        ):
-            with self.subTest(amperes=amperes, first=groups[0]):
-                self.afresh(*[groups] * 3)
-                self.assertEqual(amperes, self.served("ISOUSC"))
-
-    def test_currents_that_may_flow_out_give_no_drawn_power(self):
-        sun = dict(EAIT="000012345", SINSTI="02087", IRMS1="009", SINSTS="00000")
-        whole = encoded(standard(**sun))
-        lost = without("SINSTS", whole)
-        both = without("SINSTI", lost)
-        still = encoded(historic(papp="00000", IINST="009"))
-        for case, good, bad, power in (
-            ("injects", [whole] * 3, lost, 0),
-            ("injects since the start", [], lost, 0),
-            ("may inject", [whole] * 3, both, None),
-            ("a 0 beside a current", [still] * 3, without("PAPP", still), None),
-        ):
-            with self.subTest(case):
-                self.afresh(*good)
-                for _ in range(300):
-                    self.feed(bad)
-                    fields = self.meter.fields(self.now)
-                    if fields is not None:
-                        self.assertEqual(0, fields["PAPP"])
-                fields = self.meter.fields(self.now)
-                self.assertEqual(power, fields and fields["PAPP"])
-
-    def test_a_power_that_never_comes_intact_is_computed_after_half_a_minute(self):
-        drawn = dict(SINSTI="00000", EAIT="000000001", IRMS1="003", SINSTS="00700")
-        for data, label in (
-            (HC_FRAME, "PAPP"),
-            (encoded(standard()), "SINSTS"),
-            (encoded(standard(**drawn)), "SINSTS"),
-        ):
-            with self.subTest(label):
-                self.afresh(*[without(label, data)] * 15)
-                self.assertServesNothing()
-                self.feed(*[without(label, data)] * 3)
-                amperes = self.served("IINST")
-                self.assertEqual(
-                    (True, 230 * amperes), (amperes > 0, self.served("PAPP"))
-                )
-
     def test_missing_labels_are_named_as_a_standard_meter_names_them(self):
-        base = dict(NGTF="      BASE      ")
-        words = dict(NTARF=None, STGE=None, LTARF="    INCONNU     ")
-        for without, missing in (
-            (dict(NGTF=None), ["NGTF"]),
-            (words, ["NTARF"]),
-            (dict(base, EAST=None), ["EAST"]),
-            (dict(EASF05=None), ["EASF05"]),
-            (dict(EASF01=None, EASF10=None), ["EASF01", "EASF10"]),
-            (dict(SINSTS=None, IRMS1=None), ["SINSTS"]),
+        for changes, missing in rows(
+            """
+            NGTF - > NGTF
+            NTARF -|STGE -|LTARF INCONNU > NTARF
+            NGTF BASE|EAST - > EAST
+            EASF05 - > EASF05
+            EASF01 -|EASF10 - > EASF01 EASF10
+            SINSTS -|IRMS1 - > SINSTS
+            SINSTS -|SINST1 00100 > SINSTS
+            VTIC 01|SINSTS - > SINST1
+            """
         ):
             with self.subTest(missing):
-                self.afresh(*[standard(**without)] * 5)
+                self.afresh(*[standard(**changes_of(changes))] * 5)
                 self.assertServesNothing()
-                self.assertEqual(missing, self.meter.view(self.now).missing)
+                self.assertEqual(missing.split(), self.meter.view(self.now).missing)
         self.afresh(standard(), *[frame(standard(ADSC=None), "\t")] * 3)
         # Only one frame had an identity: the others are not read.
         self.assertLess({"ADSC", "NGTF"}, set(self.meter.view(self.now).missing))
@@ -1813,49 +1503,42 @@ class MeterTests(MeterCase):
         self.assertServesNothing()  # the identity is needed first
         self.feed(historic())
         self.assertServes(BASE=63207)
-
-    def test_a_grown_index_is_confirmed_before_serving_after_a_silence(self):
-        self.feed(*[historic()] * 3)
         self.now += 3 * 86400
-        self.feed(historic(base="000163207"), historic(base="000163207"))
-        self.assertServesNothing()
+        self.feed(*[historic(base="000163207")] * 2)
+        self.assertServesNothing()  # a grown index is confirmed first
         self.feed(historic(base="000163209"))
         self.assertServes(BASE=163207)
 
-    def test_a_lost_power_is_replaced_by_the_power_of_the_current(self):
+    def test_a_lost_power_is_replaced_by_that_of_the_current_after_30_seconds(self):
         data = encoded(historic())
-        cut = data[: data.index(b"\nPAPP")]  # neither a power nor the end of the frame
-        spoilt = data.replace(b"PAPP 00790 1", b"PAPP 00790 2")
-        for lossy in (cut, spoilt):
-            with self.subTest(is_cut=lossy is cut):
-                self.afresh(*[lossy] * 16)
+        cut_short = data[: data.index(b"\nPAPP")]  # nor has the frame an end
+        lossy_frames = (cut_short, without("PAPP", data))
+        for lossy, timeout in itertools.product(lossy_frames, (5, 30, 900)):
+            with self.subTest(is_cut=lossy is cut_short, timeout=timeout):
+                self.setUp()
+                self.meter = ecolinky.Meter(timeout=timeout)
+                self.feed(*[lossy] * 16)
                 self.assertServesNothing()  # the meter's own power may still arrive
                 self.feed(lossy, b"\x02")
-                self.assertServes(PAPP=690)  # after 30 seconds: 3 A
-                self.afresh(*[data] * 3, *[lossy] * 14, b"\x02")
+                self.assertServes(PAPP=690)  # 3 A
+                self.feed(*[data] * 3, *[lossy] * 14, b"\x02")
                 self.assertServes(PAPP=790)
                 self.feed(*[lossy] * 2, b"\x02")
-                self.assertServes(PAPP=690, BASE=63207)  # after 30 seconds: 3 A
+                self.assertServes(PAPP=690, BASE=63207)
 
     def test_a_lost_period_or_current_expires_but_a_subscription_does_not(self):
-        for label, tag in (("PTEC", None), ("IINST", "IINST"), ("ISOUSC", "ISOUSC")):
+        for label, kept in (("PTEC", None), ("IINST", 0), ("ISOUSC", 30)):
             with self.subTest(label):
-                data = encoded(historic())
-                place = data.index(b"\n%s " % label.encode()) + len(label) + 2
-                lossy = data[:place] + b"~" + data[place + 1 :]
+                lossy = without(label, encoded(historic()))
                 self.afresh(*[historic()] * 3, *[lossy] * 14)
                 self.assertIsNotNone(self.served("PAPP"), label)
                 self.feed(lossy, lossy)
-                if tag is None:
-                    self.assertServesNothing()  # the period is unknown
-                else:
-                    expected = 30 if tag == "ISOUSC" else 0  # slow labels stay
-                    self.assertServes(**{tag: expected})
+                self.assertEqual(kept, self.served(label))  # nothing, with no period
                 self.feed(*[historic()] * 3)
                 self.assertIsNotNone(self.served("PAPP"))
 
     def test_a_lost_period_number_expires_with_the_timeout(self):
-        groups = standard(LTARF=" HEURE  CREUSE  ")
+        groups = standard(LTARF="HEURE  CREUSE")
         data = without("NTARF", without("STGE", encoded(groups)))
         self.feed(*[groups] * 3, *[data] * 14)
         self.assertServes(PTEC="HP..")
@@ -1863,21 +1546,21 @@ class MeterTests(MeterCase):
         self.assertServes(PTEC="HC..")
 
     def test_a_power_that_never_comes_is_computed_after_half_a_minute(self):
+        drawn = standard(SINSTI="00000", EAIT="000000001", SINSTS="00700")
         for groups, power in (
             (historic(PAPP=None), 690),
             (historic(**dict(THREE, PAPP=None)), 230 * 8),
             (standard(SINSTS=None), 920),
+            (without("SINSTS", encoded(drawn)), 920),
         ):
             with self.subTest(power=power):
-                self.afresh(*[groups] * 16)
-                self.assertServesNothing()
-                self.feed(groups)
-                self.assertServes(PAPP=power)
-                self.now += 60.0  # a silence: the power may come again
-                self.feed(*[groups] * 16)
-                self.assertServesNothing()
-                self.feed(groups)
-                self.assertServes(PAPP=power)
+                self.afresh()
+                for _ in range(2):  # after a silence, too: the power may come again
+                    self.feed(*[groups] * 16)
+                    self.assertServesNothing()
+                    self.feed(groups)
+                    self.assertServes(PAPP=power)
+                    self.now += 60.0
 
     def test_a_lost_alert_and_a_lost_injection_expire_with_the_timeout(self):
         self.feed(*[standard(STGE="003A0481", EAIT="000671631", SINSTI="01840")] * 3)
@@ -1904,13 +1587,16 @@ class MeterTests(MeterCase):
         self.assertServes(PAPP=0, IINST1=0, IINST2=0, IINST3=0, IMAX1=21)
 
     def test_a_missing_subscription_is_awaited_then_replaced_by_the_maximum(self):
-        for groups, label, most in (
-            (historic(), "ISOUSC", 90),
-            (historic(**THREE), "ISOUSC", 60),
-            (standard(), "PREF", 90),
-            (standard(IRMS2="002", IRMS3="000", URMS2="231"), "PREF", 60),
+        for groups, most in (
+            (historic(), 90),
+            (historic(**THREE), 60),
+            (standard(), 90),
+            (standard(**THREE_LINKY), 60),
         ):
+            label = "ISOUSC" if groups[0][0] == "ADCO" else "PREF"
             with self.subTest(label, most=most):
+                self.afresh(*[changed(groups, **{label: "00"})] * 3)
+                self.assertServes(ISOUSC=most)  # 0 is no subscription
                 lossy = without(label, encoded(groups))
                 self.afresh(*[lossy] * 15)
                 self.assertServesNothing()
@@ -1930,6 +1616,24 @@ class MeterTests(MeterCase):
         self.afresh(oldest, oldest, oldest)
         self.assertServes(PAPP=931)
 
+    def test_currents_that_may_flow_out_give_no_drawn_power(self):
+        sun = changes_of("EAIT 000012345|SINSTI 02087|IRMS1 009|SINSTS 00000")
+        whole = encoded(standard(**sun))
+        lost = without("SINSTS", whole)
+        still = encoded(historic(papp="00000", IINST="009"))
+        for good, bad, power in (
+            ([whole] * 3, lost, 0),
+            ([], lost, 0),  # since the start
+            ([whole] * 3, without("SINSTI", lost), None),  # it may inject
+            ([still] * 3, without("PAPP", still), None),  # a 0 beside a current
+        ):
+            with self.subTest(power=power, bad=bad[:20]):
+                self.afresh(*good)
+                for _ in range(300):
+                    self.feed(bad)
+                    self.assertIn(self.served("PAPP"), (None, 0))
+                self.assertEqual(power, self.served("PAPP"))
+
     def test_an_implausible_phase_power_does_not_count_as_damage(self):
         groups = standard(SINSTS1="73569", SINSTS2="00012", SINSTS3="99999")
         self.feed(*[groups] * 3)
@@ -1937,29 +1641,15 @@ class MeterTests(MeterCase):
         self.assertEqual({"checksum": 0, "form": 0}, damaged_of(self.meter))
 
     def test_the_notice_of_a_peak_ends_when_the_peak_begins(self):
-        ejp = dict(NGTF="      EJP       ", STGE="103A0401")
-        for ltarf, ntarf, pejp in (
-            (" HEURE NORMALE  ", "01", 30),
-            (" HEURE POINTE   ", "02", 0),
-        ):
-            with self.subTest(ltarf=ltarf):
-                self.afresh(*[standard(LTARF=ltarf, NTARF=ntarf, **ejp)] * 3)
+        for ltarf, ntarf, pejp in (("NORMALE", "01", 30), ("POINTE", "02", 0)):
+            with self.subTest(ltarf):
+                more = dict(NGTF="EJP", STGE="103A0401", LTARF="HEURE " + ltarf)
+                self.afresh(*[standard(NTARF=ntarf, **more)] * 3)
                 self.assertServes(PEJP=pejp)
         self.afresh(*[EJP] * 3)
         self.assertServes(PTEC="HN..", PEJP=30)
         self.feed(*[changed(EJP_QUIET, PTEC="PM..")] * 3)  # PEJP ended 6 seconds ago
         self.assertServes(PTEC="PM..", PEJP=0)
-
-    def test_a_lost_power_expires_after_30_seconds_whatever_the_timeout(self):
-        for timeout in (5, 30, 900):
-            with self.subTest(timeout=timeout):
-                self.setUp()
-                self.meter = ecolinky.Meter(timeout=timeout)
-                lossy = without("PAPP", encoded(historic()))
-                self.feed(*[historic()] * 3, *[lossy] * 15)
-                self.assertServes(PAPP=790)
-                self.feed(*[without("PAPP", encoded(historic()))] * 2)
-                self.assertServes(PAPP=690)  # computed from the current
 
     def test_a_long_timeout_keeps_lost_labels_that_long(self):
         self.meter = ecolinky.Meter(timeout=900)
@@ -1975,20 +1665,13 @@ class MeterTests(MeterCase):
         self.afresh(*[standard()] * 3, standard(URMS3="210"))
         self.assertServes(IINST=4, IMAX2=0, ISOUSC=30)  # a single label proves nothing
 
-    def test_short_frames_update_only_the_labels_they_contain(self):
-        self.feed(*[historic(**THREE)] * 3, frame(SHORT))
-        self.assertServes(IINST1=24, IINST3=5, BASE=63207, PAPP=790, ADPS=24)
-        self.feed(historic(**THREE))
-        self.assertServes(IINST1=1, ADPS=24)
-        self.feed(*[historic(**THREE)] * 5)
-        self.assertServes(IINST1=1, ADPS=0)
-
     def test_an_overload_of_any_phase_raises_an_alert_while_it_lasts(self):
         for label in ("ADIR1", "ADIR2", "ADIR3"):
             with self.subTest(label):
-                short = [(label, "031"), ("ADCO", "027811420827"), ("IINST2", "031")]
+                short = pairs("%s 031|ADCO 027811420827|IINST2 031" % label)
                 self.afresh(*[historic(**THREE)] * 3, frame(short))
-                self.assertServes(ADPS=31, IINST2=31)
+                # The short frame changes only what it has.
+                self.assertServes(ADPS=31, IINST1=1, IINST2=31, BASE=63207, PAPP=790)
                 self.feed(historic(**THREE))  # whole frames still come once in a while
                 self.assertServes(ADPS=31, IINST2=3)
                 self.feed(*[historic(**THREE)] * 5)  # ten seconds without the alert
@@ -2039,6 +1722,11 @@ class MeterTests(MeterCase):
 
 
 WALL = 1_767_225_600.0  # 1 January 2026, 0:00 UTC
+CLOSED = ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP)
+ESP_LINE = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
+
+
+Shown = namedtuple("Shown", "state fields")
 
 
 class InputCase(unittest.TestCase):
@@ -2059,6 +1747,11 @@ class InputCase(unittest.TestCase):
     def connect(self, *chunks, step=2.0):
         self.input.connected(self.now)
         self.feed(*chunks, step=step)
+
+    def hear(self, data, count=20):
+        """Begin anew with a line that sends the same data again and again."""
+        self.begin()
+        self.connect(*[data] * count)
 
     def feed(self, *chunks, step=2.0):
         for chunk in chunks:
@@ -2085,7 +1778,16 @@ class InputCase(unittest.TestCase):
         return [str(remark) for remark in self.snapshot().remarks]
 
     def shown(self, number=1):
-        return shown(ecolinky.served({1: self.snapshot()}, self.now), number)
+        """Return the state of an input by name, and the fields it shows."""
+        inputs = ecolinky.served({1: self.snapshot()}, self.now)
+        if number not in inputs:
+            return Shown("absent", None)
+        fields = inputs[number]
+        return Shown("stale" if fields is None else "live", fields)
+
+    def described(self):
+        """Return the input as /ecolinky.json has it."""
+        return ecolinky.describe_input(self.snapshot(), self.now)
 
 
 class DiagnosisTests(InputCase):
@@ -2095,53 +1797,36 @@ class DiagnosisTests(InputCase):
 
     def test_a_line_without_usable_tic_gets_a_diagnosis_and_a_remedy(self):
         noise = random.Random(1)
-        no_spaces = encoded(standard()).replace(b" ", b"_")
-        unknown = dict(NTARF="11", STGE="003A3C01", LTARF="INCONNU".ljust(16))
-        no_period = encoded(standard(**unknown))
+        soup = bytes(noise.randrange(256) for _ in range(997))
+        no_period = standard(NTARF="11", STGE="003A3C01", LTARF="INCONNU")
         jaune = group("CONTRAT", "BT 4 SUP36") + group("EA_s", "00012345 Wh")
-        for case, data, hint in (
-            ("noise", bytes(noise.randrange(256) for _ in range(997)), "du bruit"),
-            ("endless frame", b"\x02" + b"ABCDEFG 123 " * 20, "mais pas de TIC"),
-            ("stuck", b"\0" * 50, "toujours le même octet arrive, la vitesse"),
-            ("telnet", b"\xff\xfd\x18\xff\xfb\x01" * 50, "telnet"),
-            ("no separators", HC_FRAME.replace(b" ", b""), "Replace spaces"),
-            ("spaces", HC_FRAME.replace(b" ", b"_"), "Replace spaces"),
-            ("no line ends", re.sub(b"[\r\n]+", b"#", HC_FRAME), "Replace newlines"),
-            (
-                "damaged",
-                re.sub(b".\r", b"~\r", HC_FRAME),
-                "aucun groupe n'arrive intact",
-            ),
-            ("above 36 kVA", jaune, "plus de 36 kVA"),
-            ("never whole", frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
-            (
-                "standard, spaces",
-                no_spaces,
-                "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins",
-            ),
-            ("no period", no_period, "manquent (une période connue)"),
-            (
-                "another contract's period",
-                frame(changed(HC, PTEC="TH..")),
-                "manquent (une période connue)",
-            ),
+        replaced = "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins"
+        for data, hint in (
+            (soup, "du bruit"),
+            (b"\x02" + b"ABCDEFG 123 " * 20, "mais pas de TIC"),
+            (b"\0" * 50, "toujours le même octet arrive, la vitesse"),
+            (b"\xff\xfd\x18\xff\xfb\x01" * 50, "telnet"),
+            (HC_FRAME.replace(b" ", b""), "Replace spaces"),
+            (HC_FRAME.replace(b" ", b"_"), "Replace spaces"),
+            (re.sub(b"[\r\n]+", b"#", HC_FRAME), "Replace newlines"),
+            (all_damaged(HC_FRAME), "aucun groupe n'arrive intact"),
+            (jaune, "plus de 36 kVA"),
+            (frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
+            (encoded(standard()).replace(b" ", b"_"), replaced),
+            (encoded(no_period), "manquent (une période connue)"),
+            (frame(changed(HC, PTEC="TH..")), "manquent (une période connue)"),
         ):
-            with self.subTest(case):
-                self.begin()
-                self.connect(*[data] * 14)
-                said = self.said(logging.WARNING)
-                self.assertEqual(1, len(said), said)
-                self.assertIn(hint, said[0])
-                self.assertIn(" ; aucune valeur n'est transmise", said[0])
+            with self.subTest(hint, data=data[:40]):
+                self.hear(data, 14)
+                (said,) = self.said(logging.WARNING)
+                self.assertIn(hint, said)
+                self.assertIn(" ; aucune valeur n'est transmise", said)
                 self.assertIn(hint, str(self.snapshot().reason))
                 self.assertEqual("stale", self.shown().state)
 
     def test_connection_errors_are_explained_in_french(self):
         for error, words in (
-            (
-                socket.gaierror(-2, "Name or service not known"),
-                "est inconnu sur ce réseau",
-            ),
+            (socket.gaierror(-2, "Name or service not known"), "inconnu sur ce réseau"),
             (socket.timeout("timed out"), "éteint, hors Wi-Fi"),
             (OSError(113, "No route to host"), "éteint, hors Wi-Fi"),
             (OSError(101, "Network is unreachable"), "n'est pas sur le réseau"),
@@ -2159,18 +1844,16 @@ class DiagnosisTests(InputCase):
                 self.assertIn(words, str(self.snapshot().reason))
 
     def test_a_missing_end_of_frames_is_reported_while_values_are_served(self):
-        cut = [pair for pair in HC if pair[0] not in ("HHPHC", "MOTDETAT")]
-        self.connect(*[frame(cut)] * 9)
+        cut_short = frame(HC[:-2])
+        self.hear(cut_short, 9)
         self.assertEqual([], self.said(logging.WARNING))  # too early to say
-        self.feed(*[frame(cut)] * 10)
+        self.feed(*[cut_short] * 10)
         (said,) = self.said(logging.WARNING)
         self.assertIn("la fin des trames manque", said)
         self.assertIn("RX Receive Timeout à 0", said)
         self.assertEqual("live", self.shown().state)
-        self.begin()
-        self.connect(
-            *[HC_FRAME.replace(b"MOTDETAT", b"MOTDETAU")] * 2, *[HC_FRAME] * 20
-        )
+        self.hear(without("MOTDETAT", HC_FRAME), 2)
+        self.feed(*[HC_FRAME] * 20)
         self.assertEqual([], self.said(logging.WARNING))
 
     def test_bytes_before_the_last_good_frame_do_not_affect_the_diagnosis(self):
@@ -2180,18 +1863,16 @@ class DiagnosisTests(InputCase):
         self.assertEqual(ecolinky.STUCK, self.snapshot().reason)
 
     def test_indexes_that_do_not_add_up_are_reported(self):
-        self.connect(*[encoded(standard(EASF02="000002777"))] * 30)
-        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
-        self.begin()
-        self.connect(*[encoded(standard())] * 5)
-        self.feed(*[encoded(standard(EASF02="000002777"))] * 200)
-        self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+        for good, bad in ((0, 30), (5, 200)):
+            with self.subTest(good=good):
+                self.hear(encoded(standard()), good)
+                self.feed(*[encoded(standard(EASF02="000002777"))] * bad)
+                self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
 
     def test_an_index_that_disappears_without_damage_is_reported(self):
         for label in ("EAST", "EASF02"):
             with self.subTest(label):
-                self.begin()
-                self.connect(*[encoded(standard())] * 5)
+                self.hear(encoded(standard()), 5)
                 for growth in range(1, 170):  # after five minutes nothing is known
                     total = dict(EAST=3000 + 9 * growth, EASF02=2000 + 9 * growth)
                     grown = {each: "%09d" % value for each, value in total.items()}
@@ -2206,8 +1887,8 @@ class DiagnosisTests(InputCase):
         once = without("ADCO", encoded(groups))
         for few, words in (([], "aucun"), ([once], "presque aucun")):
             with self.subTest(words):
-                self.begin()
-                self.connect(*[encoded(groups)] * 30, *few, *[encoded(groups)] * 30)
+                self.hear(encoded(groups), 30)
+                self.feed(*few, *[encoded(groups)] * 30)
                 expected = "des groupes manquent (PTEC), %s n'est abîmé, dans" % words
                 self.assertIn(expected, str(self.snapshot().reason))
         self.feed(*[without("PTEC", HC_FRAME)] * 200)
@@ -2217,8 +1898,7 @@ class DiagnosisTests(InputCase):
     def test_a_lost_identity_is_no_damage(self):
         for groups, separator in ((HC, " "), (standard(), "\t")):
             with self.subTest(groups[0][0]):
-                self.begin()
-                self.connect(*[frame(groups[8:], separator)] * 30)
+                self.hear(frame(groups[8:], separator), 30)
                 reason = self.snapshot().reason
                 expected = "manquent (le numéro du compteur), aucun n'est abîmé"
                 self.assertIn(expected, str(reason))
@@ -2226,25 +1906,20 @@ class DiagnosisTests(InputCase):
                 self.assertIn(str(reason), "".join(self.said(logging.WARNING)))
 
     def test_no_complaint_about_frames_that_end_as_the_meter_ends_them(self):
-        first = standard(VTIC="01")
-        while first[-1][0] != "STGE":
-            first.pop()
+        labels = [each[0] for each in standard()]
+        first = standard(VTIC="01")[: labels.index("STGE") + 1]
         three = frame(THREE_PHASES)
-        less = without("PPOT", three)
-        blue = frame(changed(HC, MOTDETAT="40CC00"))
-        for case, chunks in (
-            ("VTIC 01", [encoded(first)] * 30),
-            ("PPOT in every second frame", [three, less] * 15),
-            ("hexadecimal MOTDETAT", [blue] * 30),
+        for data in (
+            encoded(first),
+            three + without("PPOT", three),  # PPOT in every second frame
+            frame(changed(HC, MOTDETAT="40CC00")),
         ):
-            with self.subTest(case):
-                self.begin()
-                self.connect(*chunks)
+            with self.subTest(data[:40]):
+                self.hear(data, 30)
                 self.assertEqual("live", self.shown().state)
                 self.assertEqual([], self.remarks())
                 self.assertEqual([], self.said(logging.WARNING))
-                relayed = _pieces(relay_of(chunks[:8]))
-                self.assertLess(2, len(relayed))
+                self.assertLess(2, len(frames_in(relay_of([data] * 8))))
 
     def test_a_single_damaged_identity_does_not_replace_the_reason(self):
         self.connect(*[frame(HC[:8])] * 30)
@@ -2254,37 +1929,28 @@ class DiagnosisTests(InputCase):
         self.assertNotIn("n'arrive jamais intact", "".join(self.said()))
 
     def test_a_missing_identity_is_reported(self):
-        for groups in (HC, standard()):
-            for count in (0, 5):
-                with self.subTest(groups[0][0], frames=count):
-                    self.begin()
-                    self.connect(*[encoded(groups)] * count)
-                    self.feed(*[without(groups[0][0], encoded(groups))] * 30)
-                    separator = " " if groups is HC else "\t"
-                    self.feed(*[frame(groups[1:], separator)] * 30)
-                    if not count:
-                        self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
-                        text = "".join(self.said(logging.WARNING))
-                        self.assertIn(str(ecolinky.NO_IDENTITY), text)
+        for groups, separator in ((HC, " "), (standard(), "\t")):
+            with self.subTest(groups[0][0]):
+                self.hear(without(groups[0][0], encoded(groups)), 30)
+                self.feed(*[frame(groups[1:], separator)] * 30)
+                self.assertEqual(ecolinky.NO_IDENTITY, self.snapshot().reason)
+                text = "".join(self.said(logging.WARNING))
+                self.assertIn(str(ecolinky.NO_IDENTITY), text)
 
     def test_a_missing_phase_current_is_reported(self):
-        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
-        whole = encoded(groups)
-        for label, data in (("IRMS2", whole), ("IINST", HC_FRAME)):
+        three_phases = encoded(standard(**THREE_LINKY))
+        for label, data in (("IRMS2", three_phases), ("IINST", HC_FRAME)):
             with self.subTest(label):
-                self.begin()
-                self.connect(*[data] * 10)
+                self.hear(data, 10)
                 self.assertEqual([], self.remarks())
-                self.begin()
-                self.connect(*[without(label, data)] * 25)
+                self.hear(without(label, data), 25)
                 self.assertIn("(%s)" % label, "".join(self.remarks()))
                 self.assertEqual(1, "".join(self.said()).count("(%s)" % label))
 
     def test_a_missing_subscription_is_reported(self):
         for label, data in (("ISOUSC", HC_FRAME), ("PREF", encoded(standard()))):
             with self.subTest(label):
-                self.begin()
-                self.connect(*[without(label, data)] * 20)
+                self.hear(without(label, data))
                 self.assertIsNotNone(self.input.view.fields)
                 (remark,) = [r for r in self.remarks() if label in r]
                 self.assertIn("le maximum du compteur est transmis", remark)
@@ -2292,25 +1958,19 @@ class DiagnosisTests(InputCase):
     def test_the_log_of_an_esp_alone_or_with_tic_is_named_as_such(self):
         line = b"36 : Info  : WD   : Uptime 1 ConnectFailures 0 FreeMem 20000 Wifi"
         line += b"Status WL_CONNECTED 3 ESPeasy internal wifi status: Conn. IP 7\r\n"
-        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
-        for sample in (
-            b"Info: a\r\n" * 100,
-            line * 10,
-            (line[:52] + damaged[:10]) * 9,
-        ):
+        among_groups = (line[:52] + all_damaged(HC_FRAME)[:10]) * 9
+        for sample in (b"Info: a\r\n" * 100, line * 10, among_groups):
             with self.subTest(sample[:40]):
                 self.assertEqual(ecolinky.ESP_LOGS, ecolinky.diagnose(sample))
 
     def test_the_log_of_an_esp_among_the_groups_is_named_before_the_damage(self):
-        line = b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
-        spoilt = HC_FRAME[:40] + line + HC_FRAME[40:-60] + line + HC_FRAME[-60:]
+        spoilt = HC_FRAME[:40] + ESP_LINE + HC_FRAME[40:-60] + ESP_LINE + HC_FRAME[-60:]
         self.connect(*[HC_FRAME] * 3, *[spoilt] * 60)
         first = self.remarks()[0]
         self.assertEqual(str(ecolinky.ESP_LOGS), first)
         self.assertIn(first, self.said(logging.WARNING))
         self.assertNotIn("optocoupleur", "".join(self.remarks()))
-        self.begin()
-        self.connect(*[HC_FRAME.replace(b"PTEC", b"PT" + line + b"EC")] * 60)
+        self.hear(HC_FRAME.replace(b"PTEC", b"PT" + ESP_LINE + b"EC"), 60)
         reason = str(self.snapshot().reason)
         self.assertIn("des groupes manquent (PTEC)", reason)
         self.assertIn("le journal de l'ESP se mêle à la TIC, dans ESPEasy", reason)
@@ -2318,17 +1978,19 @@ class DiagnosisTests(InputCase):
 
     def test_every_wrong_speed_names_the_speed_first(self):
         speed = "dans ESPEasy mettre 1200 en historique ou 9600 en standard"
-        settings = [(bits, parity) for bits in (7, 8) for parity in (0, 1)]
-        for data, baud in ((HC_FRAME * 4, 1200), (encoded(standard()) * 2, 9600)):
-            for wrong in BAUDS:
-                for bits, parity in settings:
-                    heard = as_heard(data, baud, wrong, bits, parity)[-1024:]
-                    with self.subTest(baud=baud, esp=wrong, bits=bits, parity=parity):
-                        if (wrong, bits + parity) == (baud, 8):  # 7E1, 8N1
-                            self.assertIn(data[50:80], as_seven_bits(heard))
-                        elif wrong != baud:
-                            reason = ecolinky.diagnose(heard)
-                            self.assertTrue(reason.remedy.startswith(speed), reason)
+        lines = ((HC_FRAME * 4, 1200), (encoded(standard()) * 2, 9600))
+        for line, wrong, bits, parity in itertools.product(
+            lines, BAUDS, (7, 8), (0, 1)
+        ):
+            data, baud = line
+            heard = as_heard(data, baud, wrong, bits, parity)[-1024:]
+            with self.subTest(baud=baud, esp=wrong, bits=bits, parity=parity):
+                if (wrong, bits + parity) == (baud, 8):  # 7E1, 8N1
+                    as_seven_bits = bytes(byte & 0x7F for byte in heard)
+                    self.assertIn(data[50:80], as_seven_bits)
+                elif wrong != baud:
+                    reason = ecolinky.diagnose(heard)
+                    self.assertTrue(reason.remedy.startswith(speed), reason)
 
     def test_printable_bytes_without_a_space_or_a_line_end_name_the_speed(self):
         noise = random.Random(3)
@@ -2336,34 +1998,29 @@ class DiagnosisTests(InputCase):
         self.assertEqual(ecolinky.NOISE, ecolinky.diagnose(soup))
 
     def test_the_greeting_of_any_other_server_names_host_and_port(self):
-        for greeting in GREETINGS:
-            for ending in (
-                ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP),
-                ecolinky.LinkError(ecolinky.SILENT),
-                None,
-            ):
-                with self.subTest(greeting[:20], ending=ending):
-                    self.begin()
-                    self.connect(greeting)
-                    if ending:
-                        self.lose(ending)
-                    else:
-                        self.feed(*[b"\r\n" + greeting] * 12)
-                    reason = str(self.snapshot().reason)
-                    self.assertIn("ce n'est pas le Serial Server", reason)
-                    self.assertIn("vérifier host et port (8888, pas 80)", reason)
+        endings = (CLOSED, ecolinky.LinkError(ecolinky.SILENT), None)
+        for greeting, ending in itertools.product(GREETINGS, endings):
+            with self.subTest(greeting[:20], ending=ending):
+                self.hear(greeting, 1)
+                if ending:
+                    self.lose(ending)
+                else:
+                    self.feed(*[b"\r\n" + greeting] * 12)
+                reason = str(self.snapshot().reason)
+                self.assertIn("ce n'est pas le Serial Server", reason)
+                self.assertIn("vérifier host et port (8888, pas 80)", reason)
 
     def test_a_server_that_closes_each_connection_is_no_second_client(self):
         for _ in range(5):
             self.connect()
             self.now += 5.0
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.lose(CLOSED)
         self.assertEqual(ecolinky.CLOSED_AT_ONCE, self.snapshot().reason)
         self.connect(HC_FRAME[:9])
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.lose(CLOSED)
         self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
         self.connect(HC_FRAME)
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.lose(CLOSED)
         self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
 
     def test_bugs_with_many_texts_are_one_warning_an_hour(self):
@@ -2381,7 +2038,7 @@ class DiagnosisTests(InputCase):
         self.assertNotIn("8N1", "".join(self.remarks()))
 
     def test_a_missing_easf_is_named(self):
-        self.connect(*[without("EASF03", encoded(standard()))] * 20)
+        self.hear(without("EASF03", encoded(standard())))
         self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
 
     def test_the_first_frames_of_a_good_line_cause_no_remark(self):
@@ -2393,13 +2050,10 @@ class DiagnosisTests(InputCase):
                     self.feed(data)
                     self.assertEqual([], self.remarks())
 
-    def test_an_eot_outside_a_frame_does_not_count_as_an_interruption(self):
-        damaged = re.sub(b".\r", b"~\r", HC_FRAME)
-        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(b"\x04" + damaged))
-
-    def test_a_frame_without_an_etx_does_not_count_as_interrupted(self):
-        damaged = re.sub(b".\r", b"~\r", HC_FRAME).strip(b"\x03")
-        self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(damaged))
+    def test_a_mark_outside_or_missing_does_not_count_as_an_interruption(self):
+        damaged = all_damaged(HC_FRAME)
+        for data in (b"\x04" + damaged, damaged.strip(b"\x03")):
+            self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(data))
 
     def test_a_silent_meter_is_not_blamed_for_missing_ends_of_frames(self):
         self.connect(*[HC_FRAME] * 20)
@@ -2413,22 +2067,17 @@ class DiagnosisTests(InputCase):
         self.assertEqual([], self.remarks())
 
     def test_an_identity_among_damaged_groups_is_not_taken_for_inactive_tic(self):
-        data = HC_FRAME
-        for label, _ in HC[1:]:
-            data = without(label, data)
-        self.connect(*[data] * 20)
+        self.hear(frame(HC[:1])[:-1] + all_damaged(frame(HC[1:]))[1:])
         self.assertIn("abîmés", str(self.snapshot().reason))
 
     def test_a_harmless_fault_is_not_blamed_for_a_missing_group(self):
-        less = frame([pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"])
-        eight = less.replace(b"\r", b"\x8d")
-        self.connect(*[eight] * 20)
+        less = [pair for pair in HC if pair[0] != "PAPP" and pair[0] != "HCHC"]
+        self.hear(as_8n1(frame(less)))
         self.assertIn("HCHC", str(self.snapshot().reason))
         self.assertIn(ecolinky.NEVER_SENT.remedy, str(self.snapshot().reason))
 
     def test_a_fault_of_half_an_hour_ago_is_still_reported(self):
-        self.connect(*[HC_FRAME.replace(b"\r", b"\x8d")] * 5)
-        self.feed(*[HC_FRAME] * 900)
+        self.connect(*[as_8n1(HC_FRAME)] * 5, *[HC_FRAME] * 900)
         self.assertEqual([str(ecolinky.READ_AS_8N1)], self.remarks())
 
 
@@ -2445,25 +2094,23 @@ class LinkTests(InputCase):
     def test_a_second_client_of_the_esp_is_reported_while_values_are_served(self):
         for times in range(1, 9):
             self.connect(*[HC_FRAME] * 3)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.lose(CLOSED)
             self.assertNotRegex(str(self.snapshot().reason), "^[^,]*alimentation")
             self.assertEqual(times > 2, self.snapshot().reason == ecolinky.EVICTED)
         (said,) = self.said(logging.WARNING)
-        self.assertIn(
-            "un autre programme lit sans doute l'ESP, qui ne sert qu'un", said
-        )
+        words = "un autre programme lit sans doute l'ESP, qui ne sert qu'un"
+        self.assertIn(words, said)
         self.assertEqual("live", self.shown().state)
 
     def test_an_eviction_is_shown_while_values_are_still_served(self):
         for _ in range(5):
             self.connect(*[HC_FRAME] * 3)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.lose(CLOSED)
         self.said()
         self.connect(*[HC_FRAME] * 3)
-        content = ecolinky.describe_input(self.snapshot(), self.now)
-        self.assertEqual(
-            ("live", "esp"), (content["state"], content["fault"]["station"])
-        )
+        content = self.described()
+        shown = (content["state"], content["fault"]["station"])
+        self.assertEqual(("live", "esp"), shown)
         self.assertIn("un autre programme lit", content["reason"])
         self.feed(*[HC_FRAME] * 30)  # a minute: the other program has gone
         self.assertEqual(ecolinky.ALL_WELL, self.snapshot().reason)
@@ -2488,13 +2135,13 @@ class LinkTests(InputCase):
                 shown.append(second)
         self.assertEqual([0, 5, 10], shown)
         self.now = frame_ended + 13
-        content = ecolinky.describe_input(self.snapshot(), self.now)
+        content = self.described()
         self.assertEqual((13.0, 1.0), (content["age"], content["byte_age"]))
 
     def test_long_connections_that_end_do_not_count_as_evictions(self):
         for count in (31, 31, 31, 3, 3, 31, 3, 3):
             self.connect(*[HC_FRAME] * count)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.lose(CLOSED)
         self.assertEqual([], self.said(logging.WARNING))
 
 
@@ -2525,15 +2172,13 @@ class JournalTests(InputCase):
         self.assertIn("(PAPP)", str(self.snapshot().reason))
 
     def test_a_new_meter_or_contract_is_a_warning_that_names_old_and_new(self):
-        hc, base = frame(HC), encoded(historic(ADCO="021728123456"))
+        base = encoded(historic(ADCO="021728123456"))
         other = frame(changed(HC, ADCO="021728999999"))
-        for before, after, old, new in (
-            (hc, base, "avant Heures creuses (HC..)", "maintenant Base (BASE)"),
-            (hc, other, "avant 021728123456", "maintenant 021728999999"),
-        ):
+        contract = ("avant Heures creuses (HC..)", "maintenant Base (BASE)")
+        meter = ("avant 021728123456", "maintenant 021728999999")
+        for after, (old, new) in ((base, contract), (other, meter)):
             with self.subTest(new):
-                self.begin()
-                self.connect(*[before] * 3)
+                self.hear(HC_FRAME, 3)
                 self.said()
                 self.lose(OSError(111, "refused"))
                 self.connect(*[after] * 70)
@@ -2543,23 +2188,18 @@ class JournalTests(InputCase):
                     self.assertIn(words, warning)
 
     def test_an_index_that_leaps_or_falls_for_good_causes_a_warning(self):
-        for new, is_said in (
-            ("000000100", 1),
-            ("012345178", 1),
-            ("012999999", 1),
-            ("012345700", 0),
-        ):
-            with self.subTest(new):
-                self.setUp()
-                self.connect(*[HC_FRAME] * 3)
-                self.lines.clear()
-                self.feed(*[frame(changed(HC, HCHC=new))] * 70)
-                self.assertEqual(int(new), self.input.view.fields["HCHC"])
-                said = [line for line in self.lines if "est passé de" in line[1]]
-                self.assertEqual(is_said, len(said), self.lines)
-                for level, line in said:
-                    self.assertEqual(logging.WARNING, level)
-                    self.assertIn("HCHC est passé de 12345678 à %d Wh" % int(new), line)
+        leaps = (-12345578, -500, 22, 50000, 654321)  # Wh
+        for leap, is_said in zip(leaps, (1, 1, 0, 1, 1)):
+            with self.subTest(leap):
+                self.hear(HC_FRAME, 3)
+                self.said()
+                new = 12345678 + leap
+                self.feed(*[frame(changed(HC, HCHC="%09d" % new))] * 70)
+                self.assertEqual(new, self.input.view.fields["HCHC"])
+                said = self.said(logging.WARNING)
+                words = "HCHC est passé de 12345678 à %d Wh" % new
+                self.assertEqual(is_said, len([text for text in said if words in text]))
+                self.assertEqual(is_said, "".join(said).count("est passé de"))
 
     def test_a_leap_after_a_silence_of_days_causes_a_warning(self):
         self.connect(*[HC_FRAME] * 3)
@@ -2573,9 +2213,9 @@ class JournalTests(InputCase):
         base = frame(historic(ADCO="021728123456"))
         for data in (other, base):
             with self.subTest(data[:20]):
-                self.setUp()
-                self.connect(*[HC_FRAME] * 3, *[data] * 70)
-                text = "\n".join(line for _, line in self.lines)
+                self.hear(HC_FRAME, 3)
+                self.feed(*[data] * 70)
+                text = "".join(self.said())
                 self.assertIn("a changé", text)
                 self.assertNotIn("est passé de", text)
 
@@ -2584,41 +2224,34 @@ class JournalTests(InputCase):
         self.now += 3600.0
         self.feed(*[frame(changed(HC, HCHC="012380000"))] * 20)
         self.assertEqual(12380000, self.input.view.fields["HCHC"])
-        self.assertNotIn("est passé de", "\n".join(line for _, line in self.lines))
+        self.assertNotIn("est passé de", "".join(self.said()))
 
     def test_a_good_line_is_logged_once(self):
         for data in (encoded(standard()), HC_FRAME, frame(THREE_PHASES)):
             with self.subTest(data[:20]):
-                self.begin()
-                self.connect(*[data] * 30)
+                self.hear(data, 30)
                 self.assertEqual(1, len(self.said()))
                 self.assertEqual([], self.remarks())
 
     def test_a_good_line_in_small_chunks_is_logged_once(self):
-        self.begin()
-        data = HC_FRAME * 4
-        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
-        self.assertEqual(1, len(self.said()))
-        self.now += 1000
-        self.connect(*[data[i : i + 40] for i in range(0, len(data), 40)], step=0.3)
-        self.assertEqual([], self.said())
+        for expected in (1, 0):
+            self.connect(*cut(HC_FRAME * 4, 40), step=0.3)
+            self.assertEqual(expected, len(self.said()))
+            self.now += 1000
 
     def test_a_remark_is_logged_once_a_day(self):
-        groups = standard(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
-        two = without("IRMS2", encoded(groups))
-        self.connect(*[encoded(groups)] * 3, *[two] * 30)
-        self.feed(*[without("IRMS1", two)] * 30)
+        whole = encoded(standard(**THREE_LINKY))
+        two = without("IRMS2", whole)
+        self.connect(*[whole] * 3, *[two] * 30, *[without("IRMS1", two)] * 30)
         self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
         self.feed(*[two] * 90, step=1000.0)
         self.assertEqual(1, "".join(self.said(logging.WARNING)).count("IRMS2"))
 
     def test_a_remark_comes_after_ten_frames(self):
-        bad = HC_FRAME.replace(b"\r", b"\x8d")
-        unknown = encoded(standard(NGTF="   SUPER OFFRE  "))
-        for data, words in ((bad, "8N1"), (unknown, "SUPER OFFRE")):
+        unknown = encoded(standard(NGTF="SUPER OFFRE"))
+        for data, words in ((as_8n1(HC_FRAME), "8N1"), (unknown, "SUPER OFFRE")):
             with self.subTest(words):
-                self.begin()
-                self.connect(*[data] * 9)
+                self.hear(data, 9)
                 self.assertEqual([], self.remarks())
                 self.assertNotIn(words, "".join(self.said()))
                 self.feed(data)
@@ -2626,28 +2259,21 @@ class JournalTests(InputCase):
                 self.assertEqual(1, "".join(self.said()).count(words))
 
     def test_an_unknown_contract_is_logged_once_and_shown_on_the_page(self):
-        name, ltarf = "  OctoFlex 4    ", "    HP HIVER    "
-        groups = [encoded(standard(NGTF=name, LTARF=each)) for each in (ltarf, ltarf)]
-        self.connect(*groups * 8)
-        other = encoded(standard(NGTF=name, LTARF="    HP ETE      "))
-        self.feed(*[other] * 8)
-        said = [line for line in self.said() if "inconnu d'ecolinky" in line]
-        self.assertEqual(1, len(said))
+        first = encoded(standard(NGTF="OctoFlex 4", LTARF="HP HIVER"))
+        other = encoded(standard(NGTF="OctoFlex 4", LTARF="HP ETE"))
+        self.connect(*[first] * 16, *[other] * 8)
+        (said,) = [line for line in self.said() if "inconnu d'ecolinky" in line]
         for part in ("« OctoFlex 4 »", "« HP HIVER »", "« 02 »", "seul le total"):
             with self.subTest(part):
-                self.assertIn(part, said[0])
-        content = ecolinky.describe_input(self.snapshot(), self.now)
+                self.assertIn(part, said)
+        content = self.described()
         self.assertEqual("live", content["state"])
-        self.assertEqual(1, len(content["remarks"]))
-        self.assertIn("HP ETE", content["remarks"][0])
+        (remark,) = content["remarks"]
+        self.assertIn("HP ETE", remark)
         findings = ecolinky.judge("teleinfo1", self.snapshot())
-        warnings = [each for each in findings if each.verdict == ecolinky.WARNING]
-        self.assertEqual(1, len(warnings))
-        self.assertIn("OctoFlex 4", warnings[0].text)
+        (warning,) = [each for each in findings if each.verdict == ecolinky.WARNING]
+        self.assertIn("OctoFlex 4", warning.text)
         self.assertEqual(ecolinky.OK, findings[-1].verdict)
-        self.begin()
-        self.connect(*[encoded(standard())] * 8)
-        self.assertEqual([], self.remarks())
 
 
 ######## Input #########################################################################
@@ -2659,23 +2285,17 @@ class InputTests(InputCase):
         self.assertIn("attendent confirmation", str(self.snapshot().reason))
         self.feed(*[HC_FRAME] * 30)
         self.assertEqual(self.shown(), ("live", live()))
-        served = (
-            "compteur 021728123456, mode historique, tarif Heures creuses (HC..), ses"
-            " valeurs sont transmises"
-        )
-        self.assertEqual(self.said(), [served])
+        served = "compteur 021728123456, mode historique, tarif Heures creuses (HC..), "
+        self.assertEqual([served + "ses valeurs sont transmises"], self.said())
         self.assertEqual(self.snapshot().reason, ecolinky.ALL_WELL)
 
     def test_a_dispute_is_shown_at_once_and_logged_after_twenty_seconds(self):
         words = "le compteur ou son contrat a changé, vérification pendant deux minutes"
-        for wrong in (
-            frame(changed(HC, ADCO="021728999999")),
-            frame(changed(HC, HCHC="000000100")),
-            encoded(historic(ADCO=HC[0][1])),  # another contract
-        ):
+        new_meter = frame(changed(HC, ADCO="021728999999"))
+        new_contract = encoded(historic(ADCO=HC[0][1]))
+        for wrong in (new_meter, frame(changed(HC, HCHC="000000100")), new_contract):
             with self.subTest(wrong[:40]):
-                self.begin()
-                self.connect(*[HC_FRAME] * 3)
+                self.hear(HC_FRAME, 3)
                 self.said()
                 self.feed(wrong, wrong)
                 self.assertEqual("live", self.shown().state)
@@ -2694,23 +2314,19 @@ class InputTests(InputCase):
                 self.assertNotIn("manquent", "".join(self.said()))
 
     def test_injection_becomes_input_2_when_the_settings_ask_for_it(self):
-        meter, injection = ecolinky.METER, ecolinky.INJECTION
-        nothing = ecolinky.NO_INPUT
+        sun, advice = encoded(SUN), "mettre injection = yes dans [teleinfo2]"
+        power_less = "n'envoie pas SINSTI, rien n'est transmis"
         for second, data, words, state in (
-            (
-                nothing,
-                encoded(SUN),
-                "mettre injection = yes dans [teleinfo2]",
-                "absent",
-            ),
-            (injection, HC_FRAME, "n'envoie pas EAIT, SINSTI", "stale"),
-            (injection, encoded(SUN), None, "live"),
-            (meter, encoded(SUN), None, "absent"),
+            (ecolinky.NO_INPUT, sun, advice, "absent"),
+            (ecolinky.INJECTION, HC_FRAME, "n'envoie pas EAIT, SINSTI", "stale"),
+            (ecolinky.INJECTION, without("SINSTI", sun), power_less, "stale"),
+            (ecolinky.INJECTION, sun, None, "live"),
+            (ecolinky.METER, sun, None, "absent"),
         ):
             with self.subTest(second=second, words=words):
                 self.begin(second)
                 self.connect(*[data] * 20)
-                said = [text for text in self.said() if "EAIT" in text]
+                said = [text for text in self.said() if "injection" in text]
                 self.assertEqual(1 if words else 0, len(said), said)
                 self.assertIn(words or "", "".join(said))
                 self.assertEqual(state, self.shown(2).state)
@@ -2726,12 +2342,6 @@ class InputTests(InputCase):
             self.feed(data)
             self.assertNotEqual("absent", self.shown(2).state)
         self.assertEqual(671631, self.shown(2).fields["BASE"])
-
-    def test_a_missing_power_of_the_injection_is_named(self):
-        self.begin(ecolinky.INJECTION)
-        self.connect(*[without("SINSTI", encoded(SUN))] * 20)
-        (said,) = [text for text in self.said() if "injection" in text]
-        self.assertIn("n'envoie pas SINSTI, rien n'est transmis", said)
 
     def test_the_injection_of_a_silent_meter_is_stale_rather_than_absent(self):
         self.begin(ecolinky.INJECTION)
@@ -2752,10 +2362,8 @@ class InputTests(InputCase):
             self.connect(frame(changed(HC, PAPP=power, IINST=amperes)), step=1.0)
         self.now = 6060.0
         self.assertEqual((920,), self.powers())  # only the third frame was served
-        self.now = (
-            6180.0  # a minute without data; the next power counts in its own minute
-        )
-        self.feed(HC_FRAME, step=1.0)
+        self.now = 6180.0  # a minute without data
+        self.feed(HC_FRAME, step=1.0)  # this power counts in its own minute
         self.assertEqual((920, None, None), self.powers())
         self.now += 60
         self.assertEqual((920, None, None, 690), self.powers())
@@ -2772,44 +2380,34 @@ class InputTests(InputCase):
         self.assertEqual((690, None), self.powers())
 
     def test_injected_power_is_negative_in_the_history(self):
-        groups = standard(SINSTS="00000", SINSTI="01230", EAIT="000000500")
-        self.connect(*[encoded(groups)] * 5)
-        self.now = 6070.0
-        self.feed(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 5)
-        self.now = 6130.0
+        for sinsts, sinsti in (("00000", "01230"), ("00920", "00000")):
+            groups = standard(SINSTS=sinsts, SINSTI=sinsti, EAIT="000000500")
+            self.connect(*[encoded(groups)] * 5)
+            self.now += 60.0
         self.assertEqual((-1230, 920), self.powers())
 
+    @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
     def test_the_json_of_an_input_of_each_capture_is_below_3_kb(self):
-        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
-        if not names:
-            self.skipTest("no captures")
-        for name in names:
-            with self.subTest(name=os.path.basename(name)):
+        for name in glob.glob(os.path.join(CAPTURES, "*.tic")):
+            with self.subTest(os.path.basename(name)), open(name, "rb") as file:
                 self.begin(ecolinky.INJECTION)
-                with open(name, "rb") as file:
-                    self.connect(*[file.read()] * 12)
-                content = ecolinky.describe_input(self.snapshot(), self.now)
-                content.update(input=1, relay_port=8889)
+                self.connect(*[file.read()] * 12)
+                content = {**self.described(), "input": 1, "relay_port": 8889}
                 self.assertLess(len(ecolinky.as_json(content).body), 3000)
 
-    def test_the_history_marks_cheap_hours(self):
-        self.connect(*[HC_FRAME] * 5)
-        self.now = 6060.0
-        self.feed(*[frame(changed(HC, PTEC="HC.."))] * 5)
-        self.now = 6121.0
-        cheap = [minute.is_cheap for minute in self.snapshot().minutes]
-        self.assertEqual([False, True], cheap)
-
-    def test_the_history_holds_each_minutes_share_of_lost_groups(self):
-        damaged = frame(changed(HC, MOTDETAT="000000")).replace(b"MOT", b"MOX")
+    def test_the_history_holds_each_minutes_share_of_lost_groups_and_cheap_hours(self):
+        damaged = without("MOTDETAT", frame(changed(HC, PTEC="HC..")))
         self.connect(*[HC_FRAME] * 5)
         self.now = 6060.0
         self.feed(*[HC_FRAME] * 4, damaged)  # 1 of 55
         self.now = 6120.0
         self.feed(*[damaged] * 4)
         self.now = 6250.0
-        lost = [minute.lost for minute in self.snapshot().minutes]
-        self.assertEqual([0, math.ceil(100 / 55), math.ceil(100 / 11), 0], lost)
+        minutes = self.snapshot().minutes
+        lost = [0, math.ceil(100 / 55), math.ceil(100 / 11), 0]
+        self.assertEqual(lost, [minute.lost for minute in minutes])
+        is_cheap = [minute.is_cheap for minute in minutes]
+        self.assertEqual([False, False, True], is_cheap[:3])
 
     def test_the_history_tells_the_age_of_its_last_minute(self):
         self.now = 6000.0
@@ -2823,15 +2421,12 @@ class InputTests(InputCase):
                 self.assertEqual(second % 60, history["age"])
 
     def test_another_programme_of_tempo_is_no_change_of_contract(self):
-        first = list(TEMPO_3)
-        (option,) = [data for label, data in first if label == "OPTARIF"]
-        other = "BBR0" if option != "BBR0" else "BBR1"
         self.set_clock(paris(2026, 1, 15, 10))
-        self.connect(*[frame(first)] * 4)
+        self.connect(*[frame(TEMPO_3)] * 4)
         since = self.snapshot().today.since
         self.said()
-        self.feed(*[frame(changed(first, OPTARIF=other))] * 70)
-        self.assertEqual(other, self.input.view.fields["OPTARIF"])
+        self.feed(*[frame(changed(TEMPO_3, OPTARIF="BBR0"))] * 70)
+        self.assertEqual("BBR0", self.input.view.fields["OPTARIF"])
         self.assertNotIn("nouveau matériel", "".join(self.said()))
         self.assertEqual(since, self.snapshot().today.since)
 
@@ -2845,25 +2440,16 @@ class InputTests(InputCase):
         local = time.strftime("%H:%M", time.localtime(midnight + 102))
         self.assertEqual(local, self.snapshot().today.since)
 
-    def test_todays_energy_is_shown_only_while_values_are_served(self):
-        self.assertIsNone(self.snapshot().today)
-        self.set_clock(time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1)))
-        self.connect(*[HC_FRAME] * 3)
-        self.feed(*[frame(changed(HC, HCHC="012345690"))] * 3)
-        energy = {"HCHC": 12, "HCHP": 0}
-        expected = {"since": "14:20", "energy": energy}
-        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
-        self.assertEqual(expected, describe()["today"])
-        self.now += 31
-        self.assertIsNone(describe()["today"])  # it may be yesterday's
-
-    def test_todays_energy_is_not_known_until_the_clock_is_set(self):
+    def test_todays_energy_is_shown_while_values_are_served_and_the_clock_is_set(self):
         self.set_clock(1000.0)
         self.connect(*[HC_FRAME] * 3)
         self.assertIsNone(self.snapshot().today)
-        self.set_clock(time.mktime((2026, 1, 15, 14, 20, 0, 0, 0, -1)))
-        self.feed(*[HC_FRAME] * 3)
-        self.assertEqual("14:20", self.snapshot().today.since)
+        self.set_clock(paris(2026, 1, 15, 14, 20))
+        self.feed(*[HC_FRAME] * 3, *[frame(changed(HC, HCHC="012345690"))] * 3)
+        expected = {"since": "14:20", "energy": {"HCHC": 12, "HCHP": 0}}
+        self.assertEqual(expected, self.described()["today"])
+        self.now += 31
+        self.assertIsNone(self.described()["today"])  # it may be yesterday's
 
     def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
@@ -2874,31 +2460,30 @@ class InputTests(InputCase):
     def test_a_change_remains_a_remark_for_a_day(self):
         for data in (frame(changed(HC, HCHC="000000100")), frame(historic())):
             with self.subTest(data[:20]):
-                self.begin()
-                self.connect(*[HC_FRAME] * 3, *[data] * 70)
+                self.hear(HC_FRAME, 3)
+                self.feed(*[data] * 70)
                 (remark,) = self.remarks()
                 self.assertRegex(remark, "est passé de|a changé")
                 self.feed(*[data] * 2, step=44000.0)
                 self.assertEqual([], self.remarks())
 
     def test_the_last_known_values_are_described_with_their_age(self):
-        describe = lambda: ecolinky.describe_input(self.snapshot(), self.now)  # noqa: E731
         self.connect(HC_FRAME)
-        self.assertIsNone(describe()["last"])
+        self.assertIsNone(self.described()["last"])
         self.feed(HC_FRAME, HC_FRAME)
-        self.assertIsNone(describe()["last"])  # the input is live
+        self.assertIsNone(self.described()["last"])  # the input is live
         self.now += 100.0
         for _ in range(2):
-            last = describe()["last"]
+            last = self.described()["last"]
             self.assertEqual(live(), last["fields"])
             self.assertEqual((1, "HC.."), (last["phases"], last["tariff"]["option"]))
             self.assertAlmostEqual(100.0, last["age"], delta=10)
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertIsNone(describe()["fields"])
+            self.lose(CLOSED)
+        self.assertIsNone(self.described()["fields"])
 
     def test_a_half_frame_is_forgotten_with_its_connection(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-20])
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.lose(CLOSED)
         self.connect(HC_FRAME[-20:])
         self.assertEqual(0, self.snapshot().counters["refused"]["form"])
 
@@ -2906,7 +2491,7 @@ class InputTests(InputCase):
         data = frame(changed(HC, IINST="009"))
         self.connect(*[HC_FRAME] * 3, data[: data.index(b"IMAX")])
         self.assertEqual(3, self.shown().fields["IINST"])
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.lose(CLOSED)
         self.assertEqual(9, self.shown().fields["IINST"])
 
     def test_the_counters_count_frames_groups_refusals_and_connections(self):
@@ -2914,17 +2499,12 @@ class InputTests(InputCase):
         formless = HC_FRAME.replace(b"IMAX 090", b"IMAX 0~0")
         wrong = frame(changed(HC, HCHC="912345678"))
         self.connect(HC_FRAME, HC_FRAME, spoilt, spoilt, formless, wrong, HC_FRAME)
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+        self.lose(CLOSED)
         self.connect(HC_FRAME)
-        self.assertEqual(
-            {
-                "frames": 8,
-                "groups": 8 * len(HC) - 3,
-                "refused": {"checksum": 2, "form": 1, "implausible": 1},
-                "connections": 2,
-            },
-            self.snapshot().counters,
-        )
+        refused = {"checksum": 2, "form": 1, "implausible": 1}
+        groups = 8 * len(HC) - 3
+        expected = dict(frames=8, groups=groups, refused=refused, connections=2)
+        self.assertEqual(expected, self.snapshot().counters)
 
     def test_the_injected_power_is_that_of_the_latest_frame(self):
         self.begin(ecolinky.INJECTION)
@@ -2941,64 +2521,46 @@ class InputTests(InputCase):
         self.assertEqual(last, self.snapshot().view.time)
         self.assertEqual("stale", self.shown().state)
 
+    def assertDescribes(self, **expected):
+        content = self.described()
+        self.assertEqual(expected, {name: content[name] for name in expected})
+
     def test_the_json_of_an_input_has_the_keys_the_readme_lists(self):
         keys = (
             "source state reason fault remarks byte_age mode labels age phases fields"
             " injection tariff today counters last"
-        ).split()
-        describe = lambda: ecolinky.describe_input(  # noqa: E731
-            self.snapshot(), self.now
         )
-        content = describe()
-        self.assertEqual(keys, list(content))
-        nothing = ("waiting", None, None, None, {}, None)
-        names = ("state", "age", "mode", "phases", "labels", "fields")
-        self.assertEqual(nothing, tuple(content[name] for name in names))
-        text = json.dumps(content, allow_nan=False)
+        self.assertEqual(keys.split(), list(self.described()))
+        self.assertDescribes(state="waiting", age=None, mode=None, phases=None)
+        self.assertDescribes(labels={}, fields=None)
+        text = json.dumps(self.described(), allow_nan=False)
         self.assertIn("ecolinky se connecte", text)
         self.connect(*[HC_FRAME] * 3)
         self.now += 1.26
-        content = describe()
-        self.assertEqual(("live", 1.3), (content["state"], content["age"]))
-        self.assertEqual(1.3, content["byte_age"])
-        self.assertEqual(
-            (live(), "historic", 1),
-            tuple(content[name] for name in ("fields", "mode", "phases")),
-        )
-        self.assertEqual(dict(HC), content["labels"])
-        counters = {
-            "frames": 3,
-            "groups": 33,
-            "connections": 1,
-            "refused": {"checksum": 0, "form": 0, "implausible": 0},
+        self.assertDescribes(state="live", age=1.3, byte_age=1.3, fields=live())
+        self.assertDescribes(mode="historic", phases=1, labels=dict(HC))
+        refused = {"checksum": 0, "form": 0, "implausible": 0}
+        counters = dict(frames=3, groups=33, connections=1, refused=refused)
+        self.assertDescribes(counters=counters)
+        self.assertEqual({"HCHC": 0, "HCHP": 0}, self.described()["today"]["energy"])
+        indexes = [("HCHC", "Heures creuses"), ("HCHP", "Heures pleines")]
+        expected = {
+            "option": "HC..",
+            "name": "Heures creuses",
+            "period": {"code": "HP..", "tag": "HCHP", "name": "Heures pleines"},
+            "indexes": [{"tag": tag, "name": name} for tag, name in indexes],
+            "days": None,
         }
-        self.assertEqual(counters, content["counters"])
-        self.assertEqual({"HCHC": 0, "HCHP": 0}, content["today"]["energy"])
-        tariff = content["tariff"]
-        self.assertEqual(("HC..", "Heures creuses"), (tariff["option"], tariff["name"]))
-        period = {"code": "HP..", "tag": "HCHP", "name": "Heures pleines"}
-        self.assertEqual(period, tariff["period"])
-        self.assertIsNone(tariff["days"])
-        self.assertEqual(
-            [("HCHC", "Heures creuses"), ("HCHP", "Heures pleines")],
-            [(each["tag"], each["name"]) for each in tariff["indexes"]],
-        )
+        self.assertDescribes(tariff=expected)
         self.now += 31
-        content = describe()
-        self.assertEqual(
-            ("stale", {}, None),
-            (content["state"], content["labels"], content["tariff"]),
-        )
-        self.begin()
-        self.connect(*[frame(TEMPO_3)] * 3)
-        content = describe()
-        self.assertEqual(
-            {"today": "blanc", "tomorrow": "rouge"}, content["tariff"]["days"]
-        )
-        self.assertEqual(3, content["phases"])
+        self.assertDescribes(state="stale", labels={}, tariff=None)
+        self.hear(frame(TEMPO_3), 3)
+        self.assertDescribes(phases=3)
+        days = {"today": "blanc", "tomorrow": "rouge"}
+        self.assertEqual(days, self.described()["tariff"]["days"])
 
     def test_a_remark_on_a_fault_ends_after_an_hour_even_if_the_esp_is_away(self):
-        self.connect(*[bytes(byte | 0x80 for byte in HC_FRAME)] * 10)
+        self.hear(as_8n1(HC_FRAME), 10)
         self.assertIn("8N1", "".join(self.remarks()))
         self.now += 3720
         self.lose(socket.timeout())
@@ -3050,12 +2612,9 @@ class DayTests(unittest.TestCase):
         take(midnight - 1, BASE=110)
         self.assertEqual({"BASE": 1, "EAIT": 0}, take(midnight + 1, BASE=111, EAIT=20))
 
-    def test_a_day_begun_at_the_programs_start_tells_since_when(self):
-        start = paris(2026, 1, 15, 14, 20)
-        self.assertEqual(("14:20", 30), self.run_until(start, start + 60))
-
     def test_a_day_begins_at_midnight(self):
         midnight = paris(2026, 1, 16)
+        # A day begun at the program's start tells since when.
         before = self.run_until(midnight - 100, midnight - 1)
         self.assertEqual(("23:58", 49), before)
         # The last index before midnight is that of midnight.
@@ -3082,35 +2641,29 @@ class DayTests(unittest.TestCase):
 
     def test_a_minute_of_silence_over_midnight_restarts_the_count(self):
         midnight = paris(2026, 1, 16)
-        for silence, since, energy in (
-            (60, "", 1),
-            (61, "00:01", 0),
-            (30000, "08:19", 0),
-        ):
+        cases = {60: ("", 1), 61: ("00:01", 0), 30000: ("08:19", 0)}
+        for silence, expected in cases.items():
             with self.subTest(silence=silence):
                 self.setUp()
                 self.run_until(midnight - 20, midnight - 1, step=1)
                 wall = midnight - 1 + silence
-                self.assertEqual((since, energy), self.run_until(wall, wall))
+                self.assertEqual(expected, self.run_until(wall, wall))
 
-    def test_another_meter_or_contract_restarts_the_count(self):
+    def test_another_meter_contract_or_index_restarts_the_count(self):
         start = paris(2026, 1, 15, 10)
-        for meter in (("021728123456", "BASE"), ("021728999999", "HC")):
-            with self.subTest(meter=meter):
+        same = ("021728123456", "HC")
+        for meter, index in (
+            (("021728123456", "BASE"), None),
+            (("021728999999", "HC"), None),
+            (same, 0),
+            (same, 5000000),
+        ):
+            with self.subTest(meter=meter, index=index):
                 self.setUp()
                 self.run_until(start, start + 100)
+                self.index = self.index if index is None else index
                 last = self.run_until(start + 720, start + 722, meter=meter)
                 self.assertEqual(("10:12", 1), last)
-
-    def test_an_index_set_to_another_value_restarts_the_count(self):
-        start = paris(2026, 1, 15, 10)
-        for index in (0, 5000000):
-            with self.subTest(index=index):
-                self.setUp()
-                self.run_until(start, start + 100)
-                self.index = index
-                last = self.run_until(start + 120, start + 122)
-                self.assertEqual(("10:02", 1), last)
 
     def test_setting_the_clock_does_not_count_as_midnight(self):
         start = paris(2026, 1, 14, 17)  # the last time the machine knew
@@ -3148,9 +2701,8 @@ class StoreTests(unittest.TestCase):
     def test_the_last_eight_clients_are_remembered(self):
         for number in range(20):
             self.store.note_client(self.client(number % 13), 100.0 + number)
-        expected = {
-            self.client(number % 13): (1, 100.0 + number) for number in range(12, 20)
-        }
+        latest = range(12, 20)
+        expected = {self.client(n % 13): (1, 100.0 + n) for n in latest}
         self.assertEqual(expected, self.store.clients())
 
     def test_a_client_that_reads_again_is_the_latest(self):
@@ -3209,34 +2761,29 @@ class DocumentsTests(unittest.TestCase):
 
     def test_each_document_has_the_devices_tags_in_the_devices_order(self):
         publish(self.store, 1, live())
-        for path, tags in (
-            ("/status.xml", STATUS_TAGS),
-            (T1, tags_of(1)),
-            (T2, tags_of(2)),
-            ("/teleinfo.xml", tags_of(1) + tags_of(2)),
-        ):
+        both = tags_of(1) + tags_of(2)
+        documents = {"/status.xml": STATUS_TAGS, "/teleinfo.xml": both}
+        documents.update({T1: tags_of(1), T2: tags_of(2)})
+        for path, tags in documents.items():
             with self.subTest(path):
                 self.assertEqual([tag for tag, _ in self.tags(path)], tags)
         everything = self.tags("/globalstatus.xml")
         names = [tag for tag, _ in everything]
         self.assertEqual(STATUS_TAGS, names[: len(STATUS_TAGS)])
-        self.assertEqual(len(names), len(set(names)))
         more = {"c0_name": "C1", "c1_name": "C2", "c0_unit": "Wh", "c1_unit": "Wh"}
-        wanted = set(STATUS_TAGS + tags_of(1) + tags_of(2)) | more.keys()
-        self.assertEqual(wanted, set(names))
+        self.assertEqual(sorted({*STATUS_TAGS, *both, *more}), sorted(names))
         self.assertEqual(more, {tag: dict(everything)[tag] for tag in more})
 
     def test_documents_show_the_values_as_plain_numbers(self):
         publish(self.store, 1, live())
         expected = {tag: str(value) for tag, value in live(PTEC="HP").items()}
+        numbers = "meter|count|c[01]day|salr|dns|T2_(I|P[AP]|B|HC)"
         for path in XML_PATHS:
             with self.subTest(path):
                 for tag, text in self.tags(path):
                     if tag[:3] == "T1_":
                         self.assertEqual(text, expected[tag[3:]])
-                    elif re.match(
-                        "meter|count|c[01]day|salr|dns|T2_(I|P[AP]|B|HC)", tag
-                    ):
+                    elif re.match(numbers, tag):
                         self.assertRegex(text, "^(0|[1-9][0-9]*)$", tag)
         values, local = self.values("/status.xml"), time.localtime()
         self.assertEqual((values["version"], values["config_mac"]), ("1.05.25", MAC))
@@ -3253,18 +2800,20 @@ class DocumentsTests(unittest.TestCase):
                 self.assertEqual(period, self.json(CMD10)["T1_PTEC"])
 
     def test_the_gauge_shows_power_relative_to_the_subscription(self):
-        for power, subscribed, phases, needle in (
-            (0, 30, 1, 0),
-            (690, 30, 1, 1),
-            (6899, 30, 1, 9),
-            (99999, 30, 1, 9),
-            (690, 0, 1, 0),
-            (13799, 30, 3, 6),
+        for power, subscribed, phases, needle in rows(
+            """
+            0     > 30 > 1 > 0
+            690   > 30 > 1 > 1
+            6899  > 30 > 1 > 9
+            99999 > 30 > 1 > 9
+            690   > 0  > 1 > 0
+            13799 > 30 > 3 > 6
+            """
         ):
             with self.subTest(power=power, subscribed=subscribed, phases=phases):
-                fields = live(PAPP=power, ISOUSC=subscribed, IMAX2=60 * (phases == 3))
-                publish(self.store, 1, fields)
-                self.assertEqual(self.values("/status.xml")["meter0"], str(needle))
+                fields = live(PAPP=int(power), ISOUSC=int(subscribed))
+                publish(self.store, 1, {**fields, "IMAX2": 60 * (phases == "3")})
+                self.assertEqual(self.values("/status.xml")["meter0"], needle)
 
     def test_texts_from_the_meter_are_escaped(self):
         publish(self.store, 1, live(HHPHC="<", ADCO="&\xe9\u20ac"))
@@ -3276,54 +2825,53 @@ class DocumentsTests(unittest.TestCase):
             ("BASE", ["BASE"]),
             ("HC..", ["HCHC", "HCHP"]),
             ("EJP.", ["EJPHN", "EJPHPM"]),
-            ("BBR(", BBR),
-            ("BBR2", BBR),
+            ("BBR(", BBR + ["DEMAIN"]),
+            ("BBR2", BBR + ["DEMAIN"]),
         ):
             with self.subTest(option):
-                publish(self.store, 1, live(OPTARIF=option, **{tags[-1]: 7}))
+                indexes = {tag: n for n, tag in enumerate(tags) if tag != "DEMAIN"}
+                publish(self.store, 1, live(OPTARIF=option, **indexes))
                 content = self.json(CMD10)
-                names = ["product", "T1_PTEC", "T1_PAPP"] + [
-                    "T1_" + tag for tag in tags
-                ]
-                names += ["T1_DEMAIN"] if tags is BBR else []
+                names = ["T1_" + tag for tag in ["PTEC", "PAPP", *tags]]
                 names += ["T2_PTEC", "T2_PAPP", "T2_BASE", "INDEX_C1", "INDEX_C2"]
-                self.assertEqual(list(content), names)
-                self.assertEqual(content["T1_" + tags[-1]], 7)
-                for name in names[2:]:
+                self.assertEqual(["product", *names], list(content))
+                found = {tag: content["T1_" + tag] for tag in indexes}
+                self.assertEqual(indexes, found)
+                for name in names[1:]:
                     is_text = name in ("T2_PTEC", "T1_DEMAIN")
                     self.assertIs(str if is_text else int, type(content[name]))
         day = {"product": "Eco-devices", "Day_C1": 0, "Day_C2": 0}
         self.assertEqual(day, self.json(CMD20))
 
     def test_live_stale_and_absent_inputs_have_their_statuses(self):
-        # input 1, input 2 -> the status of T1, T2 and the XML documents of both
-        for first, second, expected in (
-            ("live", None, (200, 200, 200)),
-            ("stale", None, (503, 200, 503)),
-            ("live", "stale", (200, 503, 503)),
-            ("stale", "live", (503, 200, 503)),
-            ("stale", "stale", (503, 503, 503)),
-            ("never", None, (503, 200, 503)),
-            ("live", "live", (200, 200, 200)),
+        # input 1 and 2 > the status of T1, T2 and the XML documents of both
+        for inputs, expected in rows(
+            """
+            live absent   > 200 200 200
+            stale absent  > 503 200 503
+            live stale    > 200 503 503
+            stale live    > 503 200 503
+            stale stale   > 503 503 503
+            never absent  > 503 200 503
+            live live     > 200 200 200
+            """
         ):
-            with self.subTest(first=first, second=second):
+            with self.subTest(inputs):
                 self.store = ecolinky.Store()
+                first, second = inputs.split()
                 for number, state in ((1, first), (2, second)):
-                    if state:
+                    if state != "absent":
                         fields = None if state == "never" else live()
                         publish(self.store, number, fields, 31 * (state == "stale"))
-                for path in ("/teleinfo.xml", "/globalstatus.xml"):
-                    self.assertEqual(expected[2], self.answer(path).status, path)
-                self.assertEqual(expected[0], self.answer(CMD10).status)
-                one = [self.answer(path).status for path in (T1, T2)]
-                self.assertEqual(list(expected[:2]), one)
+                paths = (T1, T2, "/teleinfo.xml", "/globalstatus.xml", CMD10)
+                found = [str(self.answer(path).status) for path in paths]
+                one, two, both = expected.split()
+                self.assertEqual([one, two, both, both, one], found)
                 values = self.values("/status.xml")
-                shown = "HP" if first == "live" else "----"
-                self.assertEqual(
-                    (values["T1_PTEC"], values["T2_PTEC"]), (shown, "----")
-                )
-                power = {"live": "690", "stale": ""}.get(second, "0")
-                self.assertEqual(values["T2_PAPP"], power)
+                self.assertEqual("HP" if first == "live" else "----", values["T1_PTEC"])
+                self.assertEqual("----", values["T2_PTEC"])
+                power = {"live": "690", "stale": "", "absent": "0"}[second]
+                self.assertEqual(power, values["T2_PAPP"])
 
     def test_cmd_10_omits_the_keys_of_a_stale_second_input(self):
         publish(self.store, 1, live())
@@ -3358,17 +2906,13 @@ class DocumentsTests(unittest.TestCase):
             self.assertEqual(503, self.answer(T1).status)
 
     def test_tempo_colours_are_described_for_today_and_tomorrow(self):
-        for ptec, today in (("HCJB", "bleu"), ("HPJW", "blanc"), ("HCJR", "rouge")):
-            for demain, tomorrow in (
-                ("BLEU", "bleu"),
-                ("BLAN", "blanc"),
-                ("ROUG", "rouge"),
-                ("----", None),
-            ):
-                with self.subTest(today=ptec, tomorrow=demain):
-                    fields = live(OPTARIF="BBR(", PTEC=ptec, DEMAIN=demain)
-                    days = ecolinky.describe_tariff(fields)["days"]
-                    self.assertEqual({"today": today, "tomorrow": tomorrow}, days)
+        days = (("HCJB", "bleu"), ("HPJW", "blanc"), ("HCJR", "rouge"))
+        after = (("BLEU", "bleu"), ("BLAN", "blanc"), ("ROUG", "rouge"), ("----", None))
+        for (ptec, today), (demain, tomorrow) in itertools.product(days, after):
+            with self.subTest(today=ptec, tomorrow=demain):
+                fields = live(OPTARIF="BBR(", PTEC=ptec, DEMAIN=demain)
+                found = ecolinky.describe_tariff(fields)["days"]
+                self.assertEqual({"today": today, "tomorrow": tomorrow}, found)
 
     def test_input_2_is_in_every_document_except_status(self):
         publish(self.store, 1, live())
@@ -3376,9 +2920,7 @@ class DocumentsTests(unittest.TestCase):
         for path in (T2, "/teleinfo.xml", "/globalstatus.xml"):
             with self.subTest(path):
                 values = self.values(path)
-                self.assertEqual(
-                    (values["T2_PTEC"], values["T2_HCHP"]), ("HP", "5"), path
-                )
+                self.assertEqual(("HP", "5"), (values["T2_PTEC"], values["T2_HCHP"]))
         self.assertEqual(self.json(CMD10)["T2_HCHP"], 5)
 
     def test_the_second_device_shows_only_input_2_as_its_input_1(self):
@@ -3411,46 +2953,29 @@ class DocumentsTests(unittest.TestCase):
 ######## Settings ######################################################################
 
 
-INPUT_DEFAULTS = {
-    "host": "",
-    "port": 8888,
-    "timeout": 30.0,
-    "relay_port": None,
-    "injection": False,
-}
-DEFAULTS = {
-    "teleinfo1": INPUT_DEFAULTS,
-    "teleinfo2": INPUT_DEFAULTS,
-    "http": {
-        "address": "0.0.0.0",
-        "port": 4000,
-        "second_port": 4001,
-        "username": "",
-        "password": "",
-    },
-    "ecodevice": {"hostname": "ecolinky", "mac": "", "discovery": False},
-    "log": {"level": "info"},
-}
-
-
+AN_INPUT = dict(host="", port=8888, timeout=30.0, relay_port=None, injection=False)
+DEFAULTS = dict(
+    teleinfo1=AN_INPUT,
+    teleinfo2=AN_INPUT,
+    http=dict(address="0.0.0.0", port=4000, second_port=4001, username="", password=""),
+    ecodevice=dict(hostname="ecolinky", mac="", discovery=False),
+    log=dict(level="info"),
+)
 HOST = "[teleinfo1]\nhost = 192.168.1.50\n"
-
-
+HTTP = HOST + "[http]\n"
 TWO = HOST + "[teleinfo2]\nhost = x\n"
-
-
+HAS_A_NUMBER_SIGN = (
+    "la ligne [teleinfo2] manque au-dessus, ou a gardé son #, sinon host est deux fois"
+    " dans [teleinfo1]"
+)
 BROKEN = (  # the content of the ini, and part of the error's only line
     ("", "[teleinfo1] host manque"),
     ("host = 192.168.1.50\n", "ligne 1, une [section] manque au-dessus"),
     ("[teleinfo1\nhost = 192.168.1.50\n", "ligne 1, une [section] manque"),
     (HOST + "[http\nport = 80\n", "ligne 3, "),
     (HOST + "port 8888\n", "ligne 3, "),
-    (
-        HOST + "#[teleinfo2]\nhost = 192.168.1.51\n",
-        "ligne 4, la ligne [teleinfo2] manque au-dessus, ou a gardé son #, sinon host"
-        " est deux fois dans [teleinfo1]",
-    ),
-    (HOST + "[http]\n" + HOST, "ligne 4, la section [teleinfo1] existe déjà"),
+    (HOST + "#[teleinfo2]\nhost = 192.168.1.51\n", "ligne 4, " + HAS_A_NUMBER_SIGN),
+    (HTTP + HOST, "ligne 4, la section [teleinfo1] existe déjà"),
     (HOST + "= 5\n", "ligne 3, "),
     (
         "[teleinfo1]\nhots = 192.168.1.50\n",
@@ -3473,44 +2998,38 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "[teleinfo2]\n", "[teleinfo2] host manque, le donner"),
     ("404: Not Found", "c'est une page web"),
     ("{\\rtf1", "le fichier n'est pas en UTF-8"),
-    (HOST + "[http]\naddress = 0.0.0.0:4000\n", "0.0.0.0:4000, ôter :4000"),
+    (HTTP + "address = 0.0.0.0:4000\n", "0.0.0.0:4000, ôter :4000"),
     (HOST + "[teleinfo1]\n", "la section [teleinfo1] existe déjà plus haut"),
     (HOST + "port = 1\naddress = x\n", "address, la ligne [http] manque au-dessus"),
     (
         HOST + "port = 1\nport = 4000\n",
-        "ligne 4, la ligne [teleinfo2] ou [http] manque au-dessus, ou a gardé son #",
+        "ligne 4, la ligne [teleinfo2] ou [http] manque",
     ),
     ("\n<!DOCTYPE html>\n<html>", "c'est une page web, pas le fichier, le télécharger"),
     (HOST + "  port = 23\n", "host, la ligne d'après commence par un espace, l'ôter"),
     ("[teleinfo1]\nhost = x ; y\n", "mettre le commentaire seul sur sa ligne"),
     (HOST + "port = 23 # y\n", "mettre le commentaire seul sur sa ligne"),
     (HOST + "port = # y\n", "mettre le commentaire seul sur sa ligne"),
-    (
-        HOST + "port = 70000\n",
-        "port = 70000 n'est pas valable, attendu : un nombre de 1",
-    ),
+    (HOST + "port = 70000\n", "70000 n'est pas valable, attendu : un nombre de 1"),
     (HOST + "port = 0\n", "port = 0 n'est pas valable"),
     (HOST + "port = 88.5\n", "port = 88.5 n'est pas valable"),
     (HOST + "timeout = 0\n", "timeout = 0 n'est pas valable"),
     (HOST + "relay_port = x\n", "attendu : rien, ou un nombre de 1 à 65535"),
-    (HOST + "[http]\naddress =\n", "attendu : 0.0.0.0 pour toutes"),
-    (HOST + "[http]\nusername = moi\n", "username et password, donner les deux"),
-    (HOST + "[http]\nusername = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ -, Domoticz"),
-    (HOST + "[http]\nusername = a\npassword = s3cr\u00e9t\n", "A-Z a-z 0-9 . _ ~ -"),
-    (HOST + "[http]\nusername = a\npassword = p@ss:/?#\n", "A-Z a-z 0-9 . _ ~ -"),
-    (HOST + "[http]\nusername = a\npassword = %(a)s%\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HTTP + "address =\n", "attendu : 0.0.0.0 pour toutes"),
+    (HTTP + "username = moi\n", "username et password, donner les deux"),
+    (HTTP + "username = a b\npassword = x\n", "A-Z a-z 0-9 . _ ~ -, Domoticz"),
+    (HTTP + "username = a\npassword = s3cr\u00e9t\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HTTP + "username = a\npassword = p@ss:/?#\n", "A-Z a-z 0-9 . _ ~ -"),
+    (HTTP + "username = a\npassword = %(a)s%\n", "A-Z a-z 0-9 . _ ~ -"),
     (HOST + "[ecodevice]\nhostname = maison \u00e9t\u00e9\n", "lettres sans accent"),
     (HOST + "[ecodevice]\nmac = 12:34\n", "six paires"),
     (HOST + "[ecodevice]\ndiscovery = oui\n", "attendu : yes ou no"),
     (HOST + "[log]\nlevel = tout\n", "attendu : debug, info, warning ou error"),
-    (HOST + "[http]\nport = 5060\n", "[http] port = 5060, les navigateurs refusent"),
+    (HTTP + "port = 5060\n", "[http] port = 5060, les navigateurs refusent"),
     (TWO + "[http]\nsecond_port = 6000\n", "[http] second_port = 6000, les naviga"),
     (TWO + "injection = yes\n", "host et injection = yes"),
     (TWO + "[http]\nport = 4001\n", "[http] port et [http] second_port ont"),
-    (
-        HOST + "[teleinfo2]\ninjection = yes\n[http]\nsecond_port = 4000\n",
-        "ont le même port",
-    ),
+    (HTTP + "second_port = 4000\n[teleinfo2]\ninjection = yes\n", "ont le même port"),
     (HOST + "relay_port = 4000\n", "[http] port et [teleinfo1] relay_port ont le même"),
     (TWO.replace("x", "192.168.1.50"), "lisent le même ESP"),
     (HOST + "[teleinfo2]\nrelay_port = 5\n", "relay_port sans host"),
@@ -3535,25 +3054,25 @@ class SettingsTests(unittest.TestCase):
         with open(os.path.join(HERE, "ecolinky.ini"), encoding="utf-8") as file:
             return file.read()
 
+    def error_of(self, content):
+        with self.assertRaises(ecolinky.ConfigError) as caught:
+            self.read(content)
+        return str(caught.exception)
+
     def test_every_mistake_in_the_ini_gets_one_french_line(self):
         for text, words in BROKEN:
-            with self.subTest(words), self.assertRaises(ecolinky.ConfigError) as caught:
-                self.read(text)
-            line = str(caught.exception)
-            self.assertTrue(line.startswith(self.path + ", "), line)
-            self.assertIn(words, line)
-            self.assertNotRegex(line, "\n|File contains|While reading|Error|invalid")
-            self.assertLessEqual(line.count(" : "), 1, line)
+            with self.subTest(words):
+                line = self.error_of(text)
+                self.assertTrue(line.startswith(self.path + ", "), line)
+                self.assertIn(words, line)
+                self.assertNotRegex(line, "\n|File contains|While|Error|invalid")
+                self.assertLessEqual(line.count(" : "), 1, line)
 
     def test_a_password_never_appears_in_an_error(self):
-        for text in (
-            "username = a\npassword = s3cr\u00e9t\n",
-            "username = s3cr\u00e9t\n",
-        ):
+        wrong = "username = s3cr\u00e9t\n"
+        for text in (wrong, "username = a\n" + wrong.replace("username", "password")):
             with self.subTest(text):
-                with self.assertRaises(ecolinky.ConfigError) as caught:
-                    self.read(HOST + "[http]\n" + text)
-                self.assertNotIn("s3cr", str(caught.exception))
+                self.assertNotIn("s3cr", self.error_of(HTTP + text))
 
     def test_a_missing_ini_is_one_line_and_a_demo_needs_none(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -3571,17 +3090,11 @@ class SettingsTests(unittest.TestCase):
             self.assertEqual(DEFAULTS, self.as_dict(demo))
 
     def test_an_ini_with_a_wrong_name_is_found_and_named(self):
-        for name in (
-            "ecolinky.ini.txt",
-            "ecolinky.txt",
-            "Ecolinky.ini",
-            "ecolinky (1).ini",
-            "ecolinky(2).ini",
-            "ECOLINKY.INI",
-            "Copie de ecolinky.ini",
-            "ecolinky.ini.1",
-            "ecolinky",
-        ):
+        names = (
+            "ecolinky.ini.txt|ecolinky.txt|Ecolinky.ini|ECOLINKY.INI|ecolinky.ini.1|"
+        )
+        names += "ecolinky (1).ini|ecolinky(2).ini|Copie de ecolinky.ini|ecolinky"
+        for name in names.split("|"):
             with self.subTest(name), tempfile.TemporaryDirectory() as folder:
                 for beside in (name, "ecolinky.py", "ecolinky.old", "notes.ini"):
                     with open(os.path.join(folder, beside), "w"):
@@ -3594,11 +3107,9 @@ class SettingsTests(unittest.TestCase):
     def test_a_section_line_that_is_missing_is_named(self):
         for section in ("http", "ecodevice", "log"):
             with self.subTest(section):
-                text = self.shipped().replace("[%s]\n" % section, "")
-                with self.assertRaises(ecolinky.ConfigError) as caught:
-                    self.read(text)
+                error = self.error_of(self.shipped().replace("[%s]\n" % section, ""))
                 words = r"la ligne (\[teleinfo2\] ou )?\[%s\] manque" % section
-                self.assertRegex(str(caught.exception), words)
+                self.assertRegex(error, words)
 
     def as_dict(self, settings):
         return {name: each._asdict() for name, each in settings._asdict().items()}
@@ -3627,17 +3138,13 @@ class SettingsTests(unittest.TestCase):
     def test_every_value_is_read_in_any_encoding_notepad_saves(self):
         text = (
             "# r\u00e9glages\n[teleinfo1]\nHOST = linky.lan\nport = 23\n"
-            "timeout = 12.5\n"
-            "relay_port = 8889\n[teleinfo2]\nhost = 10.0.0.9\n[http]\n"
-            "address = 127.0.0.1\nport = 1\n"
-            "second_port = 2\nusername = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
+            "timeout = 12.5\nrelay_port = 8889\n[teleinfo2]\nhost = 10.0.0.9\n"
+            "[http]\naddress = 127.0.0.1\nport = 1\nsecond_port = 2\n"
+            "username = moi\npassword = a.B_c~d-9\n[ecodevice]\n"
             "hostname = Maison-2\nmac = 02-AB-cd-10-00-01\ndiscovery = Yes\n"
         )
-        for content in (
-            b"\xef\xbb\xbf" + text.encode("utf-8"),
-            text.encode("utf-8"),
-            text.replace("\n", "\r\n").encode("cp1252"),
-        ):
+        utf_8, as_in_windows = text.encode("utf-8"), text.replace("\n", "\r\n")
+        for content in (b"\xef\xbb\xbf" + utf_8, utf_8, as_in_windows.encode("cp1252")):
             with self.subTest(content[:20]):
                 settings = self.read(content)
                 self.assertEqual(("linky.lan", 23, 12.5, 8889), settings.teleinfo1[:4])
@@ -3683,9 +3190,8 @@ class SettingsTests(unittest.TestCase):
         text = "[teleinfo1]\nhost = x\ntimeout = %s\n"
         for seconds in ("1", "4.9"):
             with self.subTest(seconds=seconds):
-                with self.assertRaises(ecolinky.ConfigError):
-                    ecolinky.parse_settings(text % seconds)
-        self.assertEqual(5.0, ecolinky.parse_settings(text % "5").teleinfo1.timeout)
+                self.error_of(text % seconds)
+        self.assertEqual(5.0, self.read(text % "5").teleinfo1.timeout)
 
 
 ######## Relay #########################################################################
@@ -3740,25 +3246,20 @@ class RelayTests(EspCase):
         return client
 
     def is_refused(self):
-        with contextlib.suppress(ConnectionRefusedError):
-            self.client()
-            return False
-        return True
+        with socket.socket() as client:
+            client.settimeout(0.05)
+            address = ("127.0.0.1", self.relay_port)
+            return client.connect_ex(address) == errno.ECONNREFUSED
 
     def test_each_piece_ends_with_the_start_of_the_next_frame(self):
         one, two = b"\x02\nONE\r\x03", b"\x02\nTWO\r\x03"
-        relay, clients, now = self.relay(30.0), [], 0.0
+        rest, both = b"TWO\r\x03\x02\n", b"ONE\r\x03\x02\nTWO\r\x03\x02\n"
+        start, relay, clients, now = b"\x02\n", self.relay(30.0), [], 0.0
         for relayed, pieces in (  # each time a reader more
-            ([one], [b"\x02\nONE\r\x03\x02\n"]),
-            (
-                [one, two],
-                [
-                    b"ONE\r\x03\x02\nTWO\r\x03\x02\n",
-                    b"\x02\nONE\r\x03\x02\nTWO\r\x03\x02\n",
-                ],
-            ),
+            ([one], [one + start]),
+            ([one, two], [both, start + both]),
             ([], [b"", b"", b""]),  # served, but a label is awaited: they wait
-            ([two], [b"TWO\r\x03\x02\n"] * 2 + [b"\x02\nTWO\r\x03\x02\n"] * 2),
+            ([two], [rest, rest, start + rest, start + rest]),
         ):
             now += 20.0
             clients.append(self.client())
@@ -3799,17 +3300,14 @@ class RelayTests(EspCase):
         first = start + body + start
         for taken in range(1, len(first)):
             with self.subTest(taken=taken):
-                connection = mock.Mock()
-                rest = len(first) - taken
-                connection.send.side_effect = [taken, BlockingIOError, rest, 5]
+                connection, rest = mock.Mock(), first[taken:]
+                connection.send.side_effect = [taken, BlockingIOError, len(rest), 5]
                 reader = ecolinky.RelayReader(connection, "10.0.0.9", 100.0)
                 pieces = [body + start] + [other + start] * 3
                 for now, piece in zip((101.0, 103.0, 105.0, 107.0), pieces):
                     self.assertTrue(reader.send(piece, now))
                 sent = [each[0][0] for each in connection.send.call_args_list]
-                self.assertEqual(
-                    [first, first[taken:], first[taken:], other + start], sent
-                )
+                self.assertEqual([first, rest, rest, other + start], sent)
         connection.send.side_effect = BlockingIOError
         self.assertTrue(reader.send(other, 116.9))
         self.assertFalse(reader.send(other, 117.1))  # stuck for ten seconds
@@ -3826,13 +3324,12 @@ class RelayTests(EspCase):
             clients[16].recv(1)
         clients[0].close()
 
-        def the_seventeenth_is_let_in():
+        def next_bytes():
             relay.send([HC_FRAME], 2.0)  # notices that a reader has left
             relay.poll(2.0)
-            with contextlib.suppress(socket.timeout):
-                return clients[16].recv(65536)
+            return clients[16].recv(65536)
 
-        self.assertEqual(b"\x02", wait_for(the_seventeenth_is_let_in)[:1])
+        self.assertEqual(b"\x02", wait_for(next_bytes)[:1])
 
     def test_the_port_is_closed_while_no_values_are_served(self):
         relay = self.relay(30.0)
@@ -3869,27 +3366,17 @@ class RelayTests(EspCase):
 
     def test_a_reader_that_reconnects_at_once_finds_no_connection_in_an_outage(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
-        relay = self.relay(0.3, time.monotonic())
-        self.read(esp.port, relay=relay, timeout=0.3)
-        reader = ReconnectingReader(self.relay_port)
-        self.addCleanup(reader.stop)
-        wait_for(lambda: reader.is_fed)
+        self.read(esp.port, relay=self.relay(0.3, time.monotonic()), timeout=0.3)
+        self.assertEqual(b"\x02", self.client().recv(1))
         esp.close()
-        wait_for(lambda: reader.refusals > 0)
-        connections = reader.connections
-        wait_for(lambda: reader.refusals > 20)
-        self.assertEqual(connections, reader.connections)
-        self.assertLess(connections, 3)
-        self.assertFalse(reader.is_fed)
-        wait_for(lambda: not self.live())
+        wait_for(self.is_refused)
+        self.assertEqual([True] * 20, [self.is_refused() for _ in range(20)])
+        self.assertIsNone(self.live())
         self.esp(frames(HC_FRAME, 0.02), port=esp.port)
-        wait_for(lambda: reader.is_fed)
+        wait_for(lambda: self.client().recv(1) == b"\x02")
 
     def test_an_esp_that_is_away_does_not_keep_the_port_open(self):
         patiences = []
-
-        class PatientReader(ecolinky.Reader):
-            TICK = PAUSE = 0.01
 
         def connect(_, patience):
             patiences.append(patience)
@@ -3898,7 +3385,8 @@ class RelayTests(EspCase):
         settings = ecolinky.InputSettings("10.0.0.9", 8888)
         relay = self.relay(0.3, time.monotonic())
         with mock.patch("socket.create_connection", connect):
-            reader = PatientReader(1, settings, self.store, relay=relay)
+            reader = ecolinky.Reader(1, settings, self.store, relay=relay)
+            reader.TICK = reader.PAUSE = 0.01
             self.addCleanup(reader.join, 5)
             self.addCleanup(reader.stopped.set)
             reader.start()
@@ -3992,12 +3480,12 @@ class ReaderTests(EspCase):
             times.append(time.monotonic())
             raise ConnectionRefusedError(111, "refused")
 
-        with mock.patch("socket.create_connection", refuse):
-            with mock.patch.object(QuickReader, "PAUSE", 0.05):
-                reader = self.read(1)
-                wait_for(lambda: len(times) > 4)
-                reader.stopped.set()
-                reader.join(5)
+        pause = mock.patch.object(QuickReader, "PAUSE", 0.05)
+        with mock.patch("socket.create_connection", refuse), pause:
+            reader = self.read(1)
+            wait_for(lambda: len(times) > 4)
+            reader.stopped.set()
+            reader.join(5)
         pauses = [later - earlier for earlier, later in zip(times, times[1:])]
         self.assertGreater(min(pauses), 0.045)
 
@@ -4071,24 +3559,19 @@ class ServerTests(HttpCase):
         super().setUp()
         publish(self.store, 1, live())
 
+    def json(self, path="/ecolinky.json"):
+        return json.loads(ask(self.port, path).body.decode())
+
     def test_known_paths_are_answered_and_other_paths_are_not_found(self):
         for path in ("/", "/index.htm", "/index1.htm"):
             with self.subTest(path):
                 answer = ask(self.port, path)
-                self.assertEqual(
-                    answer.headers["Content-Type"], "text/html; charset=utf-8"
-                )
+                kind = answer.headers["Content-Type"]
+                self.assertEqual("text/html; charset=utf-8", kind)
                 self.assertIn(b'<html lang="fr">', answer.body)
-        for path in (
-            "/nope",
-            "/status.xml/",
-            "/api/xdevices.json",
-            "/api/xdevices.json?cmd=30",
-            "/../ecolinky.ini",
-            "/ecolinky.ini",
-            "/cmd=10",
-            "/%73tatus.xml",
-        ):
+        unknown = "/nope /status.xml/ /api/xdevices.json /api/xdevices.json?cmd=30"
+        unknown += " /../ecolinky.ini /ecolinky.ini /cmd=10 /%73tatus.xml"
+        for path in unknown.split():
             with self.subTest(path):
                 self.assertEqual(ask(self.port, path).status, 404, path)
         self.assertEqual(ask(self.port, "/status.xml?t=123").status, 200)
@@ -4115,29 +3598,24 @@ class ServerTests(HttpCase):
 
     def test_a_connection_has_one_request_whatever_follows_it(self):
         inner = b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n"
-        for header in (
-            b"Connection: keep-alive",
-            b"Content-Length: %d" % len(inner),
-            b"Content-Length : %d" % len(inner),
-            b"Transfer-Encoding: chunked",
-        ):
-            for method in (b"GET", b"POST", b"HEAD"):
-                with self.subTest(header, method=method):
-                    request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
-                    received = talk(self.port, request % (method, header) + inner)
-                    self.assertEqual(1, received.count(b"HTTP/1.1 "))
-                    self.assertNotIn(b" 404 ", received)
-                    self.assertNotIn(b"Python", received)
-                    self.assertIn(b"\r\nConnection: close\r\n", received)
+        size = len(inner)
+        headers = [b"Content-Length: %d" % size, b"Content-Length : %d" % size]
+        headers += [b"Connection: keep-alive", b"Transfer-Encoding: chunked"]
+        for header, method in itertools.product(headers, (b"GET", b"POST", b"HEAD")):
+            with self.subTest(header, method=method):
+                request = b"%s /status.xml HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+                received = talk(self.port, request % (method, header) + inner)
+                self.assertEqual(1, received.count(b"HTTP/1.1 "))
+                self.assertNotIn(b" 404 ", received)
+                self.assertNotIn(b"Python", received)
+                self.assertIn(b"\r\nConnection: close\r\n", received)
 
     def test_each_answer_states_its_length_and_forbids_caching(self):
         for path in ("/", "/status.xml", "/nope", CMD10, "/ecolinky.json"):
             with self.subTest(path):
-                answer = ask(self.port, path)
-                self.assertEqual(
-                    str(len(answer.body)), answer.headers["Content-Length"]
-                )
-                self.assertEqual("no-store", answer.headers["Cache-Control"])
+                headers, body = ask(self.port, path)[1:]
+                self.assertEqual(str(len(body)), headers["Content-Length"])
+                self.assertEqual("no-store", headers["Cache-Control"])
         self.assertTrue(ask(self.port, "/").body.endswith(b"</html>\n"))
         kind = ask(self.port, "/nope").headers["Content-Type"]
         self.assertEqual("text/plain; charset=utf-8", kind)
@@ -4212,80 +3690,60 @@ class ServerTests(HttpCase):
     def test_the_json_describes_each_input_separately(self):
         reason = ecolinky.Reason(ecolinky.ESP, "l'ESP : rien", "mettre l'IP")
         publish(self.store, 2, live(HCHP=5), 31, reason=reason)
-        content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
+        content = self.json()
         self.assertEqual([1, 2], [each["input"] for each in content["inputs"]])
         first, second = content["inputs"]
         self.assertEqual(("live", live()), (first["state"], first["fields"]))
         self.assertEqual(("stale", None), (second["state"], second["fields"]))
-        self.assertEqual(
-            ("l\u2019ESP\u00a0: rien, mettre l\u2019IP", None),
-            (second["reason"], second["relay_port"]),
-        )
-        fault = {"station": "esp", "cause": "l\u2019ESP\u00a0: rien"}
-        fault["remedy"] = "mettre l\u2019IP"
+        self.assertEqual((8889, None), (first["relay_port"], second["relay_port"]))
+        cause, remedy = "l\u2019ESP\u00a0: rien", "mettre l\u2019IP"
+        self.assertEqual("%s, %s" % (cause, remedy), second["reason"])
+        fault = {"station": "esp", "cause": cause, "remedy": remedy}
         self.assertEqual(fault, second["fault"])
         self.assertEqual([self.port, 4001], content["ports"])
-        self.assertEqual(8889, first["relay_port"])
         keys = ["version", "uptime", "hostname", "ports", "clients", "inputs"]
         self.assertEqual(keys, list(content))
 
     def test_clients_of_documents_are_listed_and_the_page_is_not_a_client(self):
-        clients = lambda: json.loads(  # noqa: E731
-            ask(self.port, "/ecolinky.json").body.decode()
-        )["clients"]
-        for path in (
-            "/",
-            "/index.htm",
-            "/ecolinky.json",
-            "/nothing",
-            "/history.json",
-        ):
+        for path in "/ /index.htm /ecolinky.json /nothing /history.json".split():
             ask(self.port, path)
-        self.assertEqual([], clients())
+        self.assertEqual([], self.json()["clients"])
         for path in PATHS + ("/api/xdevices.htm?cmd=20",):
             with self.subTest(path=path):
                 other = ecolinky.Client("10.0.0.7", "", self.port)
                 self.store.note_client(other, time.monotonic() - 100)
                 ask(self.port, path)
-                first, second = clients()
+                first, second = self.json()["clients"]
                 self.assertEqual("127.0.0.1", first["address"])
                 self.assertLess(first["age"], 10)
                 self.assertEqual("10.0.0.7", second["address"])
                 self.assertAlmostEqual(100, second["age"], delta=10)
 
     def test_clients_are_told_apart_by_their_user_agent(self):
-        agents = (None, "domoticz/1.0", "Home\tAssistant\xe9" + "x" * 100)
+        agents = ("", "domoticz/1.0", "Home\tAssistant\xe9" + "x" * 100)
         for number, agent in enumerate(agents):
             for _ in range(number + 1):
                 ask(self.port, T1, headers={"User-Agent": agent} if agent else {})
-        content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
-        self.assertEqual(
-            [
-                ["127.0.0.1", "HomeAssistant\xe9" + "x" * 66, self.port, 3],
-                ["127.0.0.1", "domoticz/1.0", self.port, 2],
-                ["127.0.0.1", "", self.port, 1],
-            ],
-            [list(client.values())[:-1] for client in content["clients"]],
-        )
-        keys = ["address", "agent", "port", "reads", "age"]
-        self.assertEqual(keys, list(content["clients"][0]))
+        clients = self.json()["clients"]
+        shown = ("HomeAssistant\xe9" + "x" * 66, "domoticz/1.0", "")
+        for reads, agent, client in zip((3, 2, 1), shown, clients):
+            expected = ["127.0.0.1", agent, self.port, reads]
+            self.assertEqual(expected, list(client.values())[:-1])
+        self.assertEqual(3, len(clients))
+        self.assertEqual("address agent port reads age".split(), list(clients[0]))
 
     def test_the_history_is_a_document_of_its_own(self):
-        minutes = tuple(
-            ecolinky.Minute(100 * number, True, 7, ecolinky.Counts())
-            for number in range(5)
-        )
-        publish(self.store, 1, live(), minutes=minutes)
+        none = ecolinky.Counts()
+        minutes = [ecolinky.Minute(100 * number, True, 7, none) for number in range(5)]
+        publish(self.store, 1, live(), minutes=tuple(minutes))
         publish(self.store, 2, live())
-        content = json.loads(ask(self.port, "/history.json").body.decode())
-        first, second = content["inputs"]
+        first, second = self.json("/history.json")["inputs"]
         self.assertEqual([1, 2], [first["input"], second["input"]])
         expected = [[100 * number, 7, 1] for number in range(5)]
         self.assertEqual((60, expected), (first["step"], first["minutes"]))
         self.assertTrue(0 <= first["age"] <= 60)
         self.assertEqual([], second["minutes"])
-        content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
-        self.assertNotIn("history", content["inputs"][0])
+        self.assertNotIn("history", self.json()["inputs"][0])
 
     def test_a_head_has_16384_bytes_at_most(self):
         for size, is_read in ((16384, True), (16385, False)):
@@ -4354,19 +3812,18 @@ class ServerTests(HttpCase):
         self.assertEqual([30.0, 21.0, 12.0, 3.0, 0.001], patiences)
 
     def test_a_dripping_request_is_abandoned(self):
+        address, received = ("127.0.0.1", self.port), None
         with mock.patch("ecolinky.PATIENCE", 0.2):
-            with socket.create_connection(("127.0.0.1", self.port), 10) as client:
+            with socket.create_connection(address, 10) as client:
                 client.settimeout(0.05)
-                received = None
-                for _ in range(100):  # a byte every 50 ms is never a silence of 200 ms
+                end = time.monotonic() + 5 * BUSY
+                # A byte every 50 ms is no silence of 200 ms.
+                while received is None and time.monotonic() < end:
                     with contextlib.suppress(OSError):
                         client.send(b"G")
                         received = client.recv(100)
-                    if received is not None:
-                        break
             self.assertEqual(b"", received)
-            silent = socket.create_connection(("127.0.0.1", self.port), 10)
-            with silent:
+            with socket.create_connection(address, 10) as silent:
                 self.assertEqual(b"", silent.recv(100))
 
     def test_discovery_reports_a_taken_port_and_gives_up(self):
@@ -4380,27 +3837,23 @@ class ServerTests(HttpCase):
 
     def test_discovery_answers_the_exact_request_like_the_device(self):
         device = ecolinky.Device("m" * 32, MAC, 65535, False)
-        answers = [
-            (b"Discover GCE Devices", ("127.0.0.1", 4)),
+        first, second = ("127.0.0.1", 4), ("127.0.0.1", 6)
+        request, listener = b"Discover GCE Devices", mock.Mock()
+        listener.recvfrom.side_effect = [
+            (request, first),
             (b"Hello", ("x", 5)),
             OSError("unreachable"),
-            (b"Discover GCE Devices", ("127.0.0.1", 6)),
+            (request, second),
+            SystemExit,
         ]
-        listener = mock.Mock()
-        listener.recvfrom.side_effect = answers + [SystemExit]
         with mock.patch("socket.socket", return_value=listener):
             with self.assertRaises(SystemExit):
                 ecolinky.answer_discovery(device)
         listener.bind.assert_called_once_with(("0.0.0.0", 30303))
         expected = ("m" * 32 + "\r\n" + MAC + "\r\n65535\r\n").encode()
         self.assertLessEqual(len(expected), 64)
-        self.assertEqual(
-            listener.sendto.call_args_list,
-            [
-                mock.call(expected, ("127.0.0.1", 4)),
-                mock.call(expected, ("127.0.0.1", 6)),
-            ],
-        )
+        calls = [mock.call(expected, asker) for asker in (first, second)]
+        self.assertEqual(calls, listener.sendto.call_args_list)
 
 
 class LoginTests(HttpCase):
@@ -4412,10 +3865,21 @@ class LoginTests(HttpCase):
         super().setUp()
         publish(self.store, 1, live())
 
+    def silence(self):
+        """Log no warning of wrong passwords."""
+        logging.getLogger("ecolinky").setLevel(logging.ERROR)
+        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+
+    @staticmethod
+    def request(value):
+        """Return a request with this value of the Authorization header."""
+        head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
+        return head + value + b"\r\n\r\n"
+
     def test_the_right_password_opens_every_document(self):
+        token = basic(self.LOGIN)["Authorization"].split()[1]
         for path in PATHS + ("/", "/ecolinky.json"):
             with self.subTest(path):
-                token = basic(self.LOGIN)["Authorization"].split()[1]
                 for scheme in ("Basic ", "basic ", "Basic  "):
                     headers = {"Authorization": scheme + token}
                     self.assertEqual(ask(self.port, path, headers=headers).status, 200)
@@ -4425,55 +3889,37 @@ class LoginTests(HttpCase):
                 self.assertNotIn(b"response", answer.body)
 
     def test_wrong_passwords_are_refused_and_logged_once_an_hour(self):
+        logins = ("domoticz:wrong", ":", "DOMOTICZ:s3cret", "domoticz:s3cretx")
+        values = [basic(login)["Authorization"].encode("ascii") for login in logins]
         token = basic(self.LOGIN)["Authorization"].split()[1].encode("ascii")
+        values += [b"Basic", b"Basic ", b"", token, b"Bearer " + token, b"Basic !!!"]
+        values += [b"Basic " + bad for bad in (token[:-1], token * 2, b"\xff\xfe\xe9")]
         no_wait = mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0)
         with self.assertLogs("ecolinky", "WARNING") as logs, no_wait:
-            for value in (
-                basic("domoticz:wrong")["Authorization"].encode("ascii"),
-                basic(":")["Authorization"].encode("ascii"),
-                basic("DOMOTICZ:s3cret")["Authorization"].encode("ascii"),
-                basic("domoticz:s3cretx")["Authorization"].encode("ascii"),
-                b"Basic",
-                b"Basic ",
-                b"",
-                token,
-                b"Bearer " + token,
-                b"Basic !!!",
-                b"Basic " + token[:-1],
-                b"Basic " + token + token,
-                b"Basic \xff\xfe\xe9",
-            ):
+            for value in values * 2:  # all are answered
                 with self.subTest(value):
-                    head = b"GET /status.xml HTTP/1.1\r\nHost: x\r\nAuthorization: "
-                    received = talk(self.port, head + value + b"\r\n\r\n")
+                    received = talk(self.port, self.request(value))
                     self.assertIn(b" 401 ", received.partition(b"\r\n")[0], value)
                     self.assertNotIn(b"T1_", received)
         self.assertEqual(1, len(logs.records))
         self.assertIn("mot de passe refusé à 127.0.0.1", logs.output[0])
 
     def test_only_a_wrong_password_waits_a_second(self):
-        waits = []
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        waits, wrong = [], basic("domoticz:wrong")
+        self.silence()
         with mock.patch("ecolinky.time.sleep", waits.append):
-            for headers, status in (
-                (basic(self.LOGIN), 200),
-                ({}, 401),
-                (basic("domoticz:wrong"), 401),
-            ):
+            for headers, status in ((basic(self.LOGIN), 200), ({}, 401), (wrong, 401)):
                 with self.subTest(status=status, headers=headers):
                     self.assertEqual(status, ask(self.port, T1, headers=headers).status)
         self.assertEqual([1.0], waits)
 
     def test_64_guessing_clients_do_not_keep_domoticz_out(self):
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        self.silence()
         done, answers, wait = threading.Event(), [], 0.25
         waits = mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", wait)
         waits.start()
         self.addCleanup(waits.stop)
-        wrong = basic("domoticz:wrong")["Authorization"].encode()
-        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
+        request = self.request(basic("domoticz:wrong")["Authorization"].encode())
 
         def guess():
             while not done.is_set():
@@ -4502,34 +3948,22 @@ class LoginTests(HttpCase):
             logging.getLogger("ecolinky").warning("the only line")
         self.assertEqual(1, len(logs.records))
 
-    def test_consecutive_wrong_passwords_are_all_answered(self):
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
-        with mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0):
-            for _ in range(20):
-                self.assertEqual(401, ask(self.port, "/", headers=basic("a:b")).status)
-
     def test_the_seventeenth_waiting_client_is_cut_off(self):
-        logging.getLogger("ecolinky").setLevel(logging.ERROR)
-        self.addCleanup(logging.getLogger("ecolinky").setLevel, logging.NOTSET)
+        self.silence()
         waits, go = threading.Semaphore(0), threading.Event()
 
         def sleep(_):
             waits.release()
             go.wait(5)
 
-        wrong = basic("a:b")["Authorization"].encode()
-        request = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % wrong
         with mock.patch("ecolinky.time.sleep", sleep), contextlib.ExitStack() as stack:
             stack.callback(go.set)
-            for _ in range(16):
+            for number in range(17):
                 client = socket.create_connection(("127.0.0.1", self.port), 5)
                 stack.enter_context(client)
-                client.sendall(request)
-                self.assertTrue(waits.acquire(timeout=2))
-            client = socket.create_connection(("127.0.0.1", self.port), 2)
-            stack.enter_context(client)
-            client.sendall(request)
+                client.sendall(self.request(b"Basic YTpi"))
+                if number < 16:
+                    self.assertTrue(waits.acquire(timeout=2))
             self.assertEqual(b"", client.recv(1))
 
 
@@ -4549,62 +3983,37 @@ class CheckTests(InputCase, ProgramCase):
         return ["%s %s" % (each.verdict, each.text) for each in findings]
 
     def test_each_fault_of_a_link_is_judged_with_its_remedy(self):
-        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
-        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
-        cut = frame([pair for pair in HC if pair[0] != "MOTDETAT"])
-        damaged = HC_FRAME + re.sub(b".\r", b"~\r", HC_FRAME)
-        frozen = standard(
-            NGTF="      BASE      ",
-            LTARF="      BASE      ",
-            NTARF="01",
-            EASF01="018625000",
-            EASF02="019843000",
-            EAST="038468000",
-        )
+        base = dict(NGTF="BASE", LTARF="BASE", NTARF="01")
+        easf = dict(EASF01="018625000", EASF02="019843000", EAST="038468000")
         spaces = encoded(standard()).replace(b"H PLEINE/CREUSE ", b"H_PLEINE/CREUSE_")
-        for case, data, verdict in (
-            ("good", HC_FRAME, "ok ses valeurs seront transmises"),
-            ("8N1", eight, "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
-            (
-                "log",
-                log,
-                "ATTENTION le journal de l'ESP se mêle à la TIC, dans ESPEasy mettre",
-            ),
-            ("cut", cut, "ATTENTION la fin des trames manque, dans ESPEasy mettre"),
-            (
-                "cut in a group",
-                HC_FRAME[:-9],
-                "ATTENTION la fin des trames manque, dans",
-            ),
-            (
-                "damaged",
-                damaged,
-                "ATTENTION beaucoup de groupes sont abîmés, vérifier l'opto",
-            ),
-            (
-                "never whole",
-                frame(HC[:8]),
-                "ÉCHEC rien ne sera transmis, il manque PAPP",
-            ),
-            ("old contracts", encoded(frozen), "ok dont 19843 kWh d'anciens contrats"),
-            (
-                "spaces",
-                spaces,
-                "ATTENTION l'ESP remplace des espaces ou des fins de ligne",
-            ),
+        end = "ATTENTION la fin des trames manque, dans ESPEasy mettre"
+        log = "ATTENTION le journal de l'ESP se mêle à la TIC, dans ESPEasy mettre"
+        replaced = "ATTENTION l'ESP remplace des espaces ou des fins de ligne"
+        opto = "ATTENTION beaucoup de groupes sont abîmés, vérifier l'opto"
+        never = "ÉCHEC rien ne sera transmis, il manque PAPP"
+        for data, verdict in (
+            (HC_FRAME, "ok ses valeurs seront transmises"),
+            (as_8n1(HC_FRAME), "ATTENTION l'ESP lit en 8N1, le mettre en 7E1"),
+            (HC_FRAME + ESP_LINE, log),
+            (frame(HC[:-1]), end),
+            (HC_FRAME[:-9], end),  # in a group
+            (HC_FRAME + all_damaged(HC_FRAME), opto),
+            (frame(HC[:8]), never),
+            (encoded(standard(**base, **easf)), "ok dont 19843 kWh d'anciens contrats"),
+            (spaces, replaced),
         ):
-            with self.subTest(case):
+            with self.subTest(verdict):
                 self.begin()
                 self.connect(*[data] * 12, step=1.5)
                 judged = self.judged()
                 found = [text for text in judged if text.startswith(verdict)]
                 self.assertEqual(1, len(found), judged)
-                is_served = case not in ("never whole", "spaces")
+                is_served = verdict not in (never, replaced)
                 last = "ok ses valeurs" if is_served else "ÉCHEC"
                 self.assertTrue(judged[-1].startswith(last), judged)
 
     def test_only_one_of_several_causes_of_loss_is_named(self):
-        spoilt = re.sub(b".\r", b"~\r", frame(HC[4:]))
+        spoilt = all_damaged(frame(HC[4:]))
         replaced = encoded(standard()).replace(b" ", b"_")
         for data, cause in (
             (spoilt + frame(HC[:-1]), "optocoupleur"),
@@ -4612,60 +4021,48 @@ class CheckTests(InputCase, ProgramCase):
             (replaced[: replaced.index(b"STGE")] + b"\x03", "Replace spaces"),
         ):
             with self.subTest(cause, size=len(data)):
-                self.begin()
-                self.connect(*[data] * 10)
-                warnings = [
-                    text for text in self.judged() if text.startswith("ATTENTION")
-                ]
-                self.assertEqual(1, len(warnings), warnings)
-                self.assertIn(cause, warnings[0])
+                self.hear(data, 10)
+                (warning,) = [each for each in self.judged() if each[:4] == "ATTE"]
+                self.assertIn(cause, warning)
 
     def test_two_closed_connections_reveal_a_second_client(self):
-        for _ in range(2):
-            self.connect(HC_FRAME, HC_FRAME)
+        for count in range(2):
+            self.connect(*[HC_FRAME] * 10)
             self.assertNotIn("un autre programme", "".join(self.judged()))
-            self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
+            self.lose(CLOSED)
+            self.assertEqual(count + 1, self.snapshot().brief_connections)
+            self.assertEqual(count == 1, ecolinky.is_decided(self.snapshot()))
         (only,) = self.judged()
         self.assertIn("ÉCHEC un autre programme lit cet ESP, l'arrêter", only)
 
-    def test_an_inactive_tic_is_judged_with_its_remedy(self):
-        remedy = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
-        for groups in (HC[:1], standard()[:1]):
-            with self.subTest(groups[0][0]):
-                self.begin()
-                self.connect(*[encoded(groups)] * 20)
-                intact, failure = self.judged()
-                self.assertEqual("ok 20 groupes intacts, 0 abîmé", intact)
-                self.assertIn(remedy, failure)
-                self.assertIn(remedy, "".join(self.said(logging.WARNING)))
-
-    def test_a_group_missing_from_a_clean_line_is_not_called_damaged(self):
-        self.connect(*[frame([each for each in HC if each[0] != "HCHP"])] * 20)
-        last = self.judged()[-1]
-        self.assertIn("des groupes manquent (HCHP), aucun n'est abîmé", last)
-        self.begin()
-        self.connect(*[without("HCHP", HC_FRAME)] * 20)
-        self.assertIn("(HCHP), beaucoup de groupes sont abîmés", self.judged()[-1])
-
-    def test_frames_interrupted_by_the_meter_are_named_as_such(self):
-        for data in (HC_FRAME, encoded(standard())):
-            with self.subTest(data[:20]):
-                self.begin()
-                self.connect(*[data.replace(b"\x03", b"\x04")] * 20)
-                self.assertIn("interrompt chacune de ses trames", self.judged()[-1])
-                self.assertIn("interrompt chacune", "".join(self.said(logging.WARNING)))
+    def test_a_line_that_serves_nothing_is_judged_with_its_cause(self):
+        less = frame([each for each in HC if each[0] != "HCHP"])
+        inactive = "sa TIC n'est pas activée, appeler Enedis ou le fournisseur"
+        interrupted = "interrompt chacune de ses trames"
+        damaged = "(HCHP), beaucoup de groupes sont abîmés"
+        for data, intact, words in (
+            (frame(HC[:1]), "ok 20 groupes intacts, 0 abîmé", inactive),
+            (encoded(standard()[:1]), "ok 20 groupes intacts, 0 abîmé", inactive),
+            (less, "ok 200 groupes", "des groupes manquent (HCHP), aucun n'est abîmé"),
+            (without("HCHP", HC_FRAME), "ok 200 groupes intacts, 20 abîmés", damaged),
+            (HC_FRAME.replace(b"\x03", b"\x04"), "", interrupted),
+            (encoded(standard()).replace(b"\x03", b"\x04"), "", interrupted),
+        ):
+            with self.subTest(words, data=data[:30]):
+                self.hear(data)
+                judged = self.judged()
+                self.assertIn(intact, judged[0])
+                self.assertIn(words, judged[-1])
+                self.assertIn(words, "".join(self.said(logging.WARNING)))
 
     def test_a_mended_fault_is_forgotten_after_an_hour(self):
-        eight = bytes(b | (bin(b).count("1") % 2) << 7 for b in HC_FRAME)
-        log = HC_FRAME + b"3612 : Info  : WD   : Uptime 1 ConnectFailures 0\r\n"
-        spoilt = without("HCHP", HC_FRAME)
-        for case, bad in (("8N1", eight), ("log", log), ("damaged", spoilt)):
-            with self.subTest(case):
-                self.begin()
-                self.connect(*[bad] * 20)
+        for bad in (as_8n1(HC_FRAME), HC_FRAME + ESP_LINE, without("HCHP", HC_FRAME)):
+            with self.subTest(bad[:80]):
+                self.hear(bad)
                 self.assertEqual(1, len(self.remarks()))
                 self.feed(*[HC_FRAME] * 59, step=60.0)
-                self.assertEqual(case != "damaged", bool(self.remarks()))
+                is_damage = bad == without("HCHP", HC_FRAME)
+                self.assertEqual(not is_damage, bool(self.remarks()))
                 self.feed(*[HC_FRAME] * 4, step=60.0)
                 self.assertEqual([], self.remarks())
                 self.feed(*[bad] * 80)
@@ -4673,57 +4070,42 @@ class CheckTests(InputCase, ProgramCase):
 
     def test_the_check_shows_what_to_compare_with_the_meters_screen(self):
         self.connect(*[HC_FRAME] * 5)
-        contract = (
+        expected = [
+            "ok 55 groupes intacts, 0 abîmé",
             "ok compteur 021728123456, tarif Heures creuses (HC..), 30 A, en cours"
-            " Heures pleines, 690 VA, mode historique, monophasé"
-        )
-        self.assertEqual(
-            [
-                "ok 55 groupes intacts, 0 abîmé",
-                contract,
-                "ok index HCHC = 12345678 Wh",
-                "ok index HCHP = 23456789 Wh",
-                "ok ses valeurs seront transmises",
-            ],
-            self.judged(),
-        )
-
-    def test_a_first_eviction_does_not_end_the_check(self):
-        self.connect(*[HC_FRAME] * 10)
-        self.lose(ecolinky.ClosedByEsp(ecolinky.CUT_BY_ESP))
-        self.assertEqual(1, self.snapshot().brief_connections)
-        self.assertFalse(ecolinky.is_decided(self.snapshot()))
+            " Heures pleines, 690 VA, mode historique, monophasé",
+            "ok index HCHC = 12345678 Wh",
+            "ok index HCHP = 23456789 Wh",
+            "ok ses valeurs seront transmises",
+        ]
+        self.assertEqual(expected, self.judged())
 
     def test_the_check_tells_that_a_dispute_takes_two_minutes(self):
-        other = frame(changed(HC, ADCO="021728999999"))
-        meter_changes = [HC_FRAME] * 3 + [other] * 500
-        ini = esp_ini(self.esp(once(*meter_changes, silent=True)).port)
-        with mock.patch("ecolinky.ENOUGH_FRAMES", 1000):  # it would be content
-            code, text = self.check(ini)
-        self.assertEqual(1, code)
-        expected = (
-            "rien ne sera transmis, le compteur ou son contrat a changé, vérification"
-            " pendant deux minutes"
-        )
-        self.assertIn(expected, text)
+        self.connect(*[HC_FRAME] * 3)
+        self.feed(*[frame(changed(HC, ADCO="021728999999"))] * 20)
+        words = "le compteur ou son contrat a changé, vérification pendant deux minutes"
+        failure = "ÉCHEC rien ne sera transmis, " + words
+        self.assertEqual(failure, self.judged()[-1])
 
     def test_the_check_asks_for_a_third_frame_when_no_label_is_missing(self):
         self.connect(encoded(standard()))
         snapshot = self.snapshot()
         snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
-        self.assertIn(
-            "il manque une troisième trame", ecolinky.judge("t", snapshot)[-1].text
-        )
+        last = ecolinky.judge("t", snapshot)[-1]
+        self.assertIn("il manque une troisième trame", last.text)
+
+    def settings(self, ini, ports=None):
+        """Return the settings of an ini, with free ports if these are not given."""
+        http = "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
+        ports = ports or (free_port(), free_port())
+        return ecolinky.parse_settings(ini + http % ports)
 
     def check(self, ini, seconds=0.6, ports=None):
         """Return exit code and lines of --check, with the reader's times shortened."""
-        http = "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-        ports = ports or (free_port(), free_port())
-        settings = ecolinky.parse_settings(ini + http % ports)
-        out = io.StringIO()
+        out, settings = io.StringIO(), self.settings(ini, ports)
         with mock.patch("ecolinky.Reader", QuickReader), mock.patch("sys.stdout", out):
             code = ecolinky.check(settings, seconds)
-        return code, out.getvalue().replace("\u00a0", " ").replace("’", "'")
+        return code, as_typed(out.getvalue())
 
     def test_a_good_link_is_judged_long_before_the_time_limit(self):
         started = time.monotonic()
@@ -4738,33 +4120,24 @@ class CheckTests(InputCase, ProgramCase):
         def after(text, seen):
             def script(esp, connection):
                 wait_for(lambda: text in as_typed(out.getvalue()), 5)
-                seen.append(as_typed(out.getvalue()))
+                seen.extend(as_typed(out.getvalue()).splitlines())
                 frames(HC_FRAME)(esp, connection)
 
             return script
 
         first = self.esp(after("je lis", before_the_first))
         second = self.esp(after("seront transmises", before_the_second))
-        settings = ecolinky.parse_settings(
-            esp_ini(first.port, second.port)
-            + "[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-            % (free_port(), free_port())
-        )
+        settings = self.settings(esp_ini(first.port, second.port))
         with mock.patch("sys.stdout", out):
             self.assertEqual(0, ecolinky.check(settings, 10), out.getvalue())
         begun = " " * 10 + "teleinfo%d : je lis 127.0.0.1:%d, 10 secondes au plus..."
-        self.assertEqual([begun % (1, first.port)], before_the_first[0].splitlines())
-        self.assertEqual(
-            begun % (2, second.port), before_the_second[0].splitlines()[-1]
-        )
-        self.assertNotIn("port ", before_the_second[0])
+        self.assertEqual([begun % (1, first.port)], before_the_first)
+        self.assertEqual(begun % (2, second.port), before_the_second[-1])
+        self.assertNotIn("port ", "".join(before_the_second))
         self.assertNotIn("\r", out.getvalue())
 
     def test_check_shows_arriving_groups_on_a_terminal(self):
-        settings = ecolinky.parse_settings(
-            esp_ini(self.esp(frames(HC_FRAME, every=0.06)).port)
-            + "[http]\naddress = 127.0.0.1\nport = %d\n" % free_port()
-        )
+        settings = self.settings(esp_ini(self.esp(frames(HC_FRAME, every=0.06)).port))
         size = os.terminal_size((50, 24))
         with mock.patch("sys.stdout", io.StringIO()) as out:
             with mock.patch("shutil.get_terminal_size", return_value=size):
@@ -4801,28 +4174,24 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertNotIn("seront transmises", text)
 
     def test_both_inputs_are_judged(self):
-        good, ini = self.esp(frames(HC_FRAME)).port, "[teleinfo%d]\nhost = 127.0.0.1\n"
-        ini = ini % 1 + "port = %d\n" % good + ini % 2 + "port = %d\n" % free_port()
-        code, text = self.check(ini)
+        good = self.esp(frames(HC_FRAME)).port
+        code, text = self.check(esp_ini(good, free_port()))
         self.assertEqual(1, code)
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
-        self.assertIn(
-            "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais", text
-        )
+        failure = "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais"
+        self.assertIn(failure, text)
         self.assertEqual(2, text.count("matériel Eco Devices"))
         self.assertEqual(2, text.count(" : libre"))
 
     def test_missing_injection_is_a_warning(self):
         for data, count in ((HC_FRAME, 1), (encoded(SUN), 0)):
             with self.subTest(warnings=count):
-                ini = esp_ini(
-                    self.esp(frames(data)).port, more="[teleinfo2]\ninjection = yes"
-                )
-                code, text = self.check(ini)
+                port = self.esp(frames(data)).port
+                more = "[teleinfo2]\ninjection = yes"
+                code, text = self.check(esp_ini(port, more=more))
                 self.assertEqual(0, code)
-                self.assertEqual(
-                    count, text.count("ATTENTION teleinfo1 : injection = yes")
-                )
+                warning = "ATTENTION teleinfo1 : injection = yes"
+                self.assertEqual(count, text.count(warning))
 
     def test_a_taken_port_is_a_failure_unless_ecolinky_holds_it(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port, more="relay_port = %d")
@@ -4834,11 +4203,8 @@ class CheckTests(InputCase, ProgramCase):
             self.assertEqual(1, text.count(stop), text)
             code, text = self.check(ini % taken, ports=(port, free_port()))
             self.assertEqual(1, code)
-            self.assertIn(
-                "port %d : déjà pris, ecolinky tourne-t-il déjà ? Sinon changer"
-                " [teleinfo1] relay" % taken,
-                text,
-            )
+            words = "port %d : déjà pris, ecolinky tourne-t-il déjà ? Sinon changer"
+            self.assertIn(words % taken + " [teleinfo1] relay", text)
             code, text = self.check(ini % free_port(), ports=(taken, free_port()))
             self.assertEqual(1, code)
             self.assertIn("Sinon changer [http] port", text)
@@ -4863,35 +4229,28 @@ class CheckTests(InputCase, ProgramCase):
     def test_the_address_of_another_machine_is_a_failure(self):
         ini = esp_ini(self.esp(frames(HC_FRAME)).port)
         settings = ecolinky.parse_settings(ini + "[http]\naddress = 192.0.2.1\n")
-        out = io.StringIO()
-        with mock.patch("sys.stdout", out):
+        with mock.patch("sys.stdout", io.StringIO()) as out:
             self.assertEqual(1, ecolinky.check(settings, 5))
-        self.assertRegex(
-            out.getvalue(), "ÉCHEC     port 4000.*de cette machine, mettre 0.0.0.0"
-        )
+        words = "ÉCHEC     port 4000.*de cette machine, mettre 0.0.0.0"
+        self.assertRegex(out.getvalue(), words)
         self.assertNotIn("?", out.getvalue())
 
     def used(self, port, address="127.0.0.1", login=("", "")):
-        return ecolinky.used_by_ecolinky(
-            ecolinky.HttpSettings(address, port, 4001, *login)
-        )
+        settings = ecolinky.HttpSettings(address, port, 4001, *login)
+        return ecolinky.used_by_ecolinky(settings)
 
     def test_the_running_ecolinky_is_asked_at_the_configured_address(self):
-        with mock.patch.object(
-            ecolinky, "HTTPConnection", side_effect=OSError
-        ) as asked:
+        refused = mock.patch.object(ecolinky, "HTTPConnection", side_effect=OSError)
+        with refused as asked:
             for address, host in (("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")):
                 with self.subTest(address=address):
                     self.used(4000, address)
                     self.assertEqual(host, asked.call_args[0][0])
 
     def test_another_program_on_the_port_is_not_taken_for_ecolinky(self):
-        head = b"HTTP/1.0 %s\r\nServer: %s\r\n\r\n"
-        for answer in (
-            b"SSH-2.0-OpenSSH_9.2\r\n",
-            head % (b"404 Not Found", b"nginx"),
-            head % (b"200 OK", b"nginx"),
-        ):
+        nginx = b"HTTP/1.0 %s\r\nServer: nginx\r\n\r\n"
+        ssh = b"SSH-2.0-OpenSSH_9.2\r\n"
+        for answer in (ssh, nginx % b"404 Not Found", nginx % b"200 OK"):
             with self.subTest(answer):
                 self.assertEqual(set(), self.used(self.esp(once(answer)).port), answer)
 
@@ -4909,11 +4268,10 @@ class CheckTests(InputCase, ProgramCase):
         old = {"ports": [4000], "inputs": [{"source": "192.168.1.50:8888"}]}
         self.assertEqual({4000, 4002, "192.168.1.50:8888"}, used(old))
         leaves = [None, 1, 1.5, "x", True, [], {}]
-        for values in itertools.product(leaves, repeat=3):
-            ports, source, relay_port = values
+        for ports, source, relay_port in itertools.product(leaves, repeat=3):
             one = {"source": source, "relay_port": relay_port}
             for content in (
-                *values,
+                ports,
                 {"ports": ports, "inputs": source},
                 {"ports": [ports], "inputs": [relay_port]},
                 {"ports": [4000], "inputs": [one]},
@@ -4943,25 +4301,15 @@ class CheckTests(InputCase, ProgramCase):
                 self.assertNotRegex(ecolinky.own_address(settings), "^127")
 
     def test_each_error_of_a_port_has_its_remedy(self):
+        taken = "déjà pris, ecolinky tourne-t-il déjà ? Sinon changer K"
+        other = "cette adresse n'est pas celle de cette machine"
+        root = "interdit, au-dessous de 1024 ils sont réservés à root, mettre 8889 à K"
+        address = ", mettre 0.0.0.0 à [http] address"
         for error, words in (
-            (
-                OSError(errno.EADDRINUSE, ""),
-                "déjà pris, ecolinky tourne-t-il déjà ? Sinon changer K",
-            ),
-            (
-                OSError(errno.EADDRNOTAVAIL, ""),
-                "cette adresse n'est pas celle de cette machine, mettre 0.0.0.0 à"
-                " [http] address",
-            ),
-            (
-                socket.gaierror(-3, ""),
-                "ce nom est inconnu, mettre 0.0.0.0 à [http] address",
-            ),
-            (
-                PermissionError(errno.EACCES, ""),
-                "interdit, au-dessous de 1024 ils sont réservés à root, mettre 8889"
-                " à K",
-            ),
+            (OSError(errno.EADDRINUSE, ""), taken),
+            (OSError(errno.EADDRNOTAVAIL, ""), other + address),
+            (socket.gaierror(-3, ""), "ce nom est inconnu" + address),
+            (PermissionError(errno.EACCES, ""), root),
         ):
             with self.subTest(words):
                 with mock.patch("socket.socket.bind", side_effect=error):
@@ -4990,31 +4338,19 @@ class CheckTests(InputCase, ProgramCase):
         self.assertEqual(line.line, re.sub(r"\n +", " ", text))
         self.assertGreater(len(text.splitlines()), 3)
 
-    def test_an_ecolinky_with_another_password_is_recognised(self):
-        with running_server(self.store, "a:b") as port:
+    def test_the_ports_of_a_running_ecolinky_are_recognised(self):
+        publish(self.store, 1, live())
+        with running_server(self.store) as port:
+            self.assertEqual({port, 4001, 8889}, self.ports(port))
+        with running_server(self.store, "a:b") as port:  # another password
             with mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0):
                 self.assertEqual({port}, self.used(port, login=("a", "c")))
 
-    def test_the_relay_port_of_a_running_ecolinky_is_recognised(self):
-        store = ecolinky.Store()
-        publish(store, 1, live())
-        with running_server(store) as port:
-            self.assertLessEqual({port, 4001, 8889}, self.used(port))
-
-    def test_the_exit_code_of_check_tells_the_verdict(self):
+    def test_the_exit_code_of_a_failed_check_is_1(self):
+        program = self.start(esp_ini(free_port()), "--check")
+        self.assertEqual(1, program.process.wait(30 * BUSY))
         failure = "ÉCHEC     teleinfo1 : rien ne sera transmis, l'ESP répond"
-        success = "ok        teleinfo1 : ses valeurs"
-        programs = [
-            (self.start(esp_ini(port), "--check"), code, words)
-            for port, code, words in (
-                (free_port(), 1, failure),
-                (self.esp(frames(HC_FRAME)).port, 0, success),
-            )
-        ]
-        for program, code, words in programs:
-            with self.subTest(words):
-                self.assertEqual(code, program.process.wait(30 * BUSY))
-                self.assertIn(words, program.output())
+        self.assertIn(failure, program.output())
 
 
 ######## Demo ##########################################################################
@@ -5025,32 +4361,26 @@ class DemoTests(unittest.TestCase):
         for mode in MODES:
             with self.subTest(mode):
                 meter = ecolinky.DemoMeter(mode)
-                first = labels_of(meter.frame(0.0))[0]
+                (first,) = labels_of(meter.frame(0.0))
                 drawn = injected = 0.0
                 for now in range(2, 3601, 2):
-                    data = meter.frame(float(now))
-                    power = meter.power(float(now))
+                    data, power = meter.frame(float(now)), meter.power(float(now))
                     drawn += 2 * max(0, power) / 3600
                     injected += 2 * max(0, -power) / 3600
                 (last,) = labels_of(data)
-                growth = {
-                    label: int(last[label]) - int(first[label])
-                    for label in first
-                    if re.match("BASE|HC|BBR|EA[SI][TF]", label)
-                }
-                if mode == "standard":
-                    self.assertAlmostEqual(injected, growth["EAIT"], delta=2)
-                    self.assertLess(100, injected)
-                    self.assertAlmostEqual(drawn, growth["EAST"], delta=2)
-                else:
-                    self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
+                indexes = [
+                    each for each in first if re.match("BASE|HC|BBR|EA[SI]T", each)
+                ]
+                growth = {each: int(last[each]) - int(first[each]) for each in indexes}
+                self.assertAlmostEqual(injected, growth.pop("EAIT", 0), delta=2)
+                self.assertAlmostEqual(drawn, sum(growth.values()), delta=2)
+                self.assertEqual(mode == "standard", injected > 100)
 
     def test_each_demonstration_passes_the_guard_for_an_hour(self):
         for mode in MODES:
             with self.subTest(mode):
-                demo, meter = ecolinky.DemoMeter(mode), ecolinky.Meter()
-                powers = set()
-                for now in range(5000, 8600, 6):
+                demo, meter, powers = ecolinky.DemoMeter(mode), ecolinky.Meter(), set()
+                for now in range(5000, 8600, 12):
                     data = demo.frame(now)
                     for second in range(3):
                         meter.feed(data, now + second)
@@ -5061,7 +4391,7 @@ class DemoTests(unittest.TestCase):
                     powers.add(power)
                 self.assertFalse(any(damaged_of(meter).values()))
                 self.assertEqual(0, meter.guard.implausible)
-                self.assertEqual(1800, meter.counts().frames)
+                self.assertEqual(900, meter.counts().frames)
                 self.assertEqual(mode == "standard", min(powers) < 0)
                 self.assertIsNotNone(meter.fields(now))
 
@@ -5105,16 +4435,18 @@ class DemoTests(unittest.TestCase):
 
 
 class MainTests(ProgramCase):
-    def run_it(self, *arguments, program=PROGRAM, **environment):
-        """Start a run that ends by itself; return a function that awaits its result."""
-        process = subprocess.Popen(
-            [sys.executable, program, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=dict(os.environ, **environment),
-        )
+    def popen(self, command, **options):
+        """Start a command with its output piped; it ends with the test."""
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
+        return process
+
+    def run_it(self, *arguments, program=PROGRAM, **environment):
+        """Start a run that ends by itself; return a function that awaits its result."""
+        command = [sys.executable, program, *arguments]
+        environment = dict(os.environ, **environment)
+        process = self.popen(command, stderr=subprocess.STDOUT, env=environment)
 
         def ended():
             text, _ = process.communicate(timeout=20 * BUSY)
@@ -5144,39 +4476,34 @@ class MainTests(ProgramCase):
         self.assertNotRegex(out, "show|options:|optional")
 
     def test_a_wrong_command_line_is_one_line_and_exit_code_2(self):
-        for arguments in (
-            ["--nope"],
-            ["--demo", "nuclear"],
-            ["--config"],
-            ["--vers"],
-            ["ecolinky.ini"],
-            ["--config", "nowhere.ini"],
-        ):
-            with self.subTest(arguments):
-                code, out = self.run_here(*arguments)
-                self.assertEqual(code, 2, arguments)
+        unknown = ["--nope", "--demo nuclear", "--vers", "ecolinky.ini"]
+        for line in [*unknown, "--config", "--config nowhere.ini"]:
+            with self.subTest(line):
+                code, out = self.run_here(*line.split())
+                self.assertEqual(code, 2, line)
                 self.assertRegex(out, r"^ecolinky : [^\n]+\n$")
                 self.assertNotRegex(out, "argument|error|No such")
                 self.assertLessEqual(out.count(" : "), 1)
 
     def test_the_program_prints_under_any_encoding(self):
-        environments = (
-            dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
-            dict(PYTHONIOENCODING="iso-8859-15"),
-            dict(PYTHONIOENCODING="ascii"),
-        )
+        ascii_only = dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+        environments = [dict(PYTHONIOENCODING=name) for name in ("latin9", "ascii")]
+        environments.append(ascii_only)
         # All are started before any is awaited, so that they run in parallel.
-        programs = [self.start(esp_ini(free_port()), **each) for each in environments]
-        lines = (["--help"], ["--config", "é.ini"])
-        runs = [(line, self.run_it(*line, **e)) for e in environments for line in lines]
-        for line, ended in runs:
-            with self.subTest(line):
+        ini = esp_ini(free_port())
+        programs = [self.start(ini, "--verbose", **each) for each in environments]
+        runs = [(0, self.run_it("--help", **ascii_only))]
+        runs += [(2, self.run_it("--config", "é.ini", PYTHONIOENCODING="ascii"))]
+        for expected, ended in runs:
+            with self.subTest(expected):
                 code, out = ended()
-                self.assertEqual(0 if line == ["--help"] else 2, code)
+                self.assertEqual(expected, code)
                 self.assertNotRegex(out, "Traceback|Unicode")
+        words = ("transmise", " info ecolinky", " ATTENTION teleinfo1", "tail ")
         for program, environment in zip(programs, environments):
             with self.subTest(**environment):
-                wait_for(lambda: "transmise" in program.output(), 20)
+                wait_for(program.answers, 20)
+                wait_for(lambda: all(each in program.output() for each in words), 20)
                 self.assertNotRegex(program.output(), "[?]: |n[?]est")
                 code, _, out = program.end()
                 self.assertEqual((code, "Traceback" in out), (0, False), out)
@@ -5195,14 +4522,12 @@ class MainTests(ProgramCase):
             ):
                 with mock.patch(__name__ + ".free_port", side_effect=ports):
                     programs[key] = self.start(ini, "--demo")
+            line = "ecolinky : le port %d est déjà pris, ecolinky tourne-t-il déjà ?"
             for key, program in programs.items():
                 with self.subTest(key):
                     self.assertEqual(program.process.wait(10 * BUSY), 1)
-                    self.assertEqual(
-                        "ecolinky : le port %d est déjà pris, ecolinky"
-                        " tourne-t-il déjà ? Sinon changer %s\n" % (port, key),
-                        program.output(),
-                    )
+                    expected = line % port + " Sinon changer %s\n" % key
+                    self.assertEqual(expected, program.output())
 
     def is_discovered(self, program, name):
         """Return whether it answers discovery, or another program has the port."""
@@ -5217,24 +4542,16 @@ class MainTests(ProgramCase):
                 return False
 
     def test_sigint_and_sigterm_end_the_program_with_exit_code_0(self):
-        silent, off = self.esp(once(silent=True)).port, free_port()
-        with_discovery = esp_ini(silent) + "[ecodevice]\ndiscovery = yes\n"
-        with_relay = "[teleinfo1]\nrelay_port = %d\n" % free_port()
-        runs = [
-            (number, self.start(ini, *arguments), "--demo" in arguments)
-            for number, ini, arguments in (
-                (signal.SIGINT, with_discovery, ()),
-                (signal.SIGTERM, esp_ini(silent), ()),
-                (signal.SIGINT, esp_ini(off), ()),
-                (signal.SIGTERM, with_relay, ("--demo",)),
-            )
-        ]
-        for number, program, is_demo in runs:
-            with self.subTest(number=number, is_demo=is_demo):
+        discovery = "[ecodevice]\ndiscovery = yes\n"
+        silent = esp_ini(self.esp(once(silent=True)).port, more=discovery)
+        relay = "[teleinfo1]\nrelay_port = %d\n" % free_port()
+        reader, demo = self.start(silent), self.start(relay, "--demo")
+        for number, program in ((signal.SIGINT, reader), (signal.SIGTERM, demo)):
+            with self.subTest(number=number):
                 wait_for(program.answers, 20)
                 with socket.create_connection(("127.0.0.1", program.port), 5):
                     code, _, text = program.end(number)
-                self.assertEqual(is_demo, "(compteur simulé)" in text)
+                self.assertEqual(program is demo, "(compteur simulé)" in text)
                 self.assertEqual(code, 0, text)
                 self.assertNotIn("Traceback", text)
                 self.assertIn("ecolinky s'arrête", text)
@@ -5250,14 +4567,9 @@ class MainTests(ProgramCase):
             "try: hold_up(b'ready\\n')\n"
             "finally: hold_up(b'stopping\\n')\n"
         )
-        processes = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            processes[number] = subprocess.Popen(
-                [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=HERE
-            )
-            self.addCleanup(processes[number].communicate)
-            self.addCleanup(processes[number].kill)
-        for number, process in processes.items():
+        numbers, command = (signal.SIGTERM, signal.SIGINT), [sys.executable, "-c", code]
+        processes = [self.popen(command, cwd=HERE) for _ in numbers]
+        for number, process in zip(numbers, processes):
             with self.subTest(number):
                 self.assertEqual(b"ready\n", process.stdout.readline())
                 process.terminate()
@@ -5274,126 +4586,99 @@ class MainTests(ProgramCase):
             "print(program.port, flush=True)\n"
             "time.sleep(60)\n"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=HERE
-        )
-        with process:
-            port = int(process.stdout.readline())
-            self.assertEqual(200, ask(port, "/status.xml").status)
-            process.kill()
+        process = self.popen([sys.executable, "-c", code], cwd=HERE)
+        port = int(process.stdout.readline())
+        self.assertEqual(200, ask(port, "/status.xml").status)
+        process.kill()
 
         def is_gone():
-            with contextlib.suppress(ConnectionRefusedError):
-                ask(port, "/status.xml")
-                return False
-            return True
+            try:
+                return not ask(port, "/status.xml")
+            except ConnectionRefusedError:
+                return True
 
         wait_for(is_gone, 5)
 
-    def test_each_level_of_the_log_has_a_french_name(self):
-        program = self.start(esp_ini(free_port()), "--verbose")
-        names = (" info ecolinky", " ATTENTION teleinfo1", " détail ")
-        with contextlib.closing(socket.socket()):
-            wait_for(program.answers, 10)
-            wait_for(lambda: all(name in program.output() for name in names), 20)
-
     def test_the_settings_take_effect(self):
-        esps = [self.esp(frames(HC_FRAME, 0.02)), self.esp(frames(EJP_FRAME, 0.02))]
+        esps = [self.esp(frames(data, 0.02)) for data in (HC_FRAME, EJP_FRAME)]
         relay = free_port()
-        ini = esp_ini(*[esp.port for esp in esps]).replace(
-            "[teleinfo2]", "relay_port = %d\n[teleinfo2]" % relay
-        )
-        ini = ini.replace("timeout = 5", "timeout = 600", 1)
+        with_relay = "timeout = 600\nrelay_port = %d" % relay
+        ini = esp_ini(*[esp.port for esp in esps]).replace("timeout = 5", with_relay, 1)
         ini += "[ecodevice]\nhostname = maison\nmac = 02-AB-cd-10-00-01\n"
         ini += "discovery = yes\n[log]\nlevel = warning\n"
         login = "username = moi\npassword = s3cret\n"
         program = self.start(ini, http=login, hasty=10)
         wait_for(program.answers, 20)
         wait_for(lambda: self.is_discovered(program, b"maison"), 10)
-        login = basic("moi:s3cret")
+
+        def get(port, path):
+            return ask(port, path, headers=basic("moi:s3cret"))
+
         for port, mac, name in (
             (program.port, "02:ab:cd:10:00:01", "maison"),
             (program.second, "02:ab:cd:10:00:00", "maison-2"),
         ):
             with self.subTest(name):
                 self.assertEqual(401, ask(port, "/status.xml").status)
-                text = ask(port, "/status.xml", headers=login).body.decode()
+                text = get(port, "/status.xml").body.decode()
                 self.assertIn("<config_mac>%s<" % mac, text)
                 self.assertIn("<config_hostname>%s<" % name, text)
                 self.assertIn("<http_port>%d<" % port, text)
-        box = DomoticzClient(program.second, "moi:s3cret")
-        wait_for(box.poll, 10)
-        content = json.loads(
-            ask(program.port, "/ecolinky.json", headers=login).body.decode()
-        )
+        wait_for(DomoticzClient(program.second, "moi:s3cret").poll, 10)
+        content = json.loads(get(program.port, "/ecolinky.json").body.decode())
         self.assertEqual([program.port, program.second], content["ports"])
-        self.assertEqual(
-            [relay, None], [each["relay_port"] for each in content["inputs"]]
-        )
+        relays = [each["relay_port"] for each in content["inputs"]]
+        self.assertEqual([relay, None], relays)
         with socket.create_connection(("127.0.0.1", relay), 10) as reader:
             self.assertEqual(b"\x02", reader.recv(1))
         for port in (program.port, program.second, relay):
             with self.subTest(port=port):
                 with self.assertRaises(OSError):  # [http] address is 127.0.0.1 alone
                     socket.create_connection(("127.0.0.2", port), 5).close()
-        esps[0].close()
-        esps[1].close()
-        answers = lambda path: ask(program.port, path, headers=login).status  # noqa: E731
-        wait_for(lambda: answers(T2) == 503, 10)  # after 5 s, not 600 s
-        self.assertEqual(200, answers(T1))
+        for esp in esps:
+            esp.close()
+        wait_for(lambda: get(program.port, T2).status == 503, 10)  # after 5 s, not 600
+        self.assertEqual(200, get(program.port, T1).status)
         code, _, text = program.end()
         self.assertEqual(0, code)
         self.assertNotIn(" info ", text)
 
-    def test_two_programs_on_one_machine_show_four_different_boxes(self):
-        programs = [
-            self.start("[teleinfo2]\ninjection = yes\n", "--demo") for _ in "ab"
-        ]
-        macs = set()
+    def test_programs_on_one_machine_show_different_boxes(self):
+        programs, macs = [DEMOS[mode] for mode in MODES], set()
         for program in programs:
             wait_for(program.answers, 20)
-            expected = ecolinky.lasting_mac(program.port)
             for port in (program.port, program.second):
                 text = ask(port, "/status.xml").body.decode()
                 macs.add(re.search("<config_mac>(.*)</config_mac>", text).group(1))
-            self.assertIn(expected, macs)
-        self.assertEqual(4, len(macs))
+            self.assertIn(ecolinky.lasting_mac(program.port), macs)
+        self.assertEqual(2 * len(programs), len(macs))
 
     def test_the_ini_is_found_beside_the_program(self):
         with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, "ecolinky.py")
-            with open(PROGRAM, "rb") as source, open(copy, "wb") as target:
-                target.write(source.read())
+            copy = shutil.copy(PROGRAM, folder)
             with open(os.path.join(folder, "ecolinky.ini"), "w") as file:
                 file.write("[teleinfo1]\nhots = x\n")
-            done = subprocess.run(
-                [sys.executable, copy], cwd="/", timeout=20, stderr=subprocess.PIPE
-            )
-            self.assertEqual(2, done.returncode)
-            self.assertIn("clé inconnue", as_typed(done.stderr.decode()))
+            code, text = self.run_it(program=copy)()
+        self.assertEqual(2, code)
+        self.assertIn("clé inconnue", text)
 
     def test_a_truncated_copy_of_the_program_refuses_to_run(self):
         with open(PROGRAM, "rb") as source:
             content = source.read()
-        begin = content.index(b"######## Decode")
-        lines = [
-            place
-            for place in range(begin, len(content))
-            if content[place : place + 5] == b"\n\n\nde"
-        ]
+        begin, runs = content.index(b"######## Decode"), []
+        lines = [each.start() for each in re.finditer(b"\n\n\nde", content[begin:])]
         with tempfile.TemporaryDirectory() as folder:
-            runs = []
-            for place in [*lines[::40], len(content) - 3]:  # with valid syntax
-                copy = os.path.join(folder, "ecolinky.%d" % place)
+            # With valid syntax: between two functions, and after all but three bytes.
+            for size in [begin + place for place in lines[::60]] + [len(content) - 3]:
+                copy = os.path.join(folder, "ecolinky.%d" % size)
                 with open(copy, "wb") as target:
-                    target.write(content[: place + 1])
-                runs.append((place, self.run_it("--version", program=copy)))
-            for place, ended in runs:
-                with self.subTest(place=place):
-                    code, text = ended()
-                    self.assertEqual(1, code)
-                    expected = r"\Aecolinky : .* est incomplet, [^\n]*\n\Z"
-                    self.assertRegex(text, expected)
+                    target.write(content[: size + 1])
+                runs.append(self.run_it("--version", program=copy))
+            for ended in runs:
+                code, text = ended()
+                self.assertEqual(1, code)
+                expected = r"\Aecolinky : .* est incomplet, [^\n]*\n\Z"
+                self.assertRegex(text, expected)
 
     def test_closed_or_full_outputs_do_not_stop_the_program(self):
         esp, runs = self.esp(frames(HC_FRAME)), []
@@ -5410,22 +4695,15 @@ class MainTests(ProgramCase):
                 with open(path, "w") as file:
                     port = "[http]\nport = %d" % free_port()
                     file.write(esp_ini(esp.port, more=port))
-                command = [sys.executable, PROGRAM, "--config", path, argument]
-                process = subprocess.Popen(
-                    ["bash", "-c", '"$0" "$@" ' + redirection, *command],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=usual,
-                )
-                self.addCleanup(process.communicate)
-                self.addCleanup(process.kill)
+                shell = ["bash", "-c", '"$0" "$@" ' + redirection]
+                command = [*shell, sys.executable, PROGRAM, "--config", path, argument]
+                process = self.popen(command, stderr=subprocess.PIPE, env=usual)
                 runs.append((redirection, process, code))
             for redirection, process, code in runs:
                 with self.subTest(redirection):
                     _, text = process.communicate(timeout=30 * BUSY)
                     self.assertEqual(code, process.returncode)
-                    self.assertNotIn(b"Traceback", text)
-                    self.assertNotIn(b"Exception", text)
+                    self.assertNotRegex(text, b"Traceback|Exception")
 
     def test_the_program_runs_in_an_editor_with_streams_of_its_own(self):
         out = io.StringIO()
@@ -5439,39 +4717,32 @@ class MainTests(ProgramCase):
             path, port = os.path.join(folder, "ecolinky.ini"), free_port()
             with open(path, "w") as file:
                 file.write("[http]\naddress = 127.0.0.1\nport = %d\n" % port)
-            process = subprocess.Popen(
-                [sys.executable, PROGRAM, "--config", path, "--demo", "--verbose"],
-                stderr=subprocess.PIPE,
-            )
-            try:
-                wait_for(lambda: ask(port, "/status.xml").status == 200, 10)
-                long_path = "/" + "x" * 15000
-                # More than the 64 KiB of a pipe, in long lines and then in short ones.
-                for path in [long_path] * 100 + ["/status.xml"] * 200:
-                    self.assertIn(ask(port, path).status, (200, 404))
-                process.terminate()
-                self.assertEqual(0, process.wait(10))
-                text = process.stderr.read().decode()
-            finally:
-                process.kill()
-                process.wait()
-                process.stderr.close()
+            command = [sys.executable, PROGRAM, "--config", path, "--demo", "--verbose"]
+            process = self.popen(command, stderr=subprocess.PIPE)
+            wait_for(lambda: ask(port, "/status.xml").status == 200, 10)
+            long_path = "/" + "x" * 15000
+            # More than the 64 KiB of a pipe, in long lines and then in short ones.
+            for path in [long_path] * 100 + ["/status.xml"] * 200:
+                self.assertIn(ask(port, path).status, (200, 404))
+            process.terminate()
+            self.assertEqual(0, process.wait(10))
+            text = process.stderr.read().decode()
         self.assertIn("détail", text)  # written before the pipe was full
         self.assertNotIn("Traceback", text)
 
     def test_ctrl_c_ends_check_without_a_message(self):
         ini = esp_ini(self.esp(once(silent=True)).port)
-        for inherited in (signal.SIG_DFL, signal.SIG_IGN):  # SIG_IGN: as after nohup
-            with self.subTest(inherited):
-                program = self.start(ini, "--check", on_sigint=inherited)
-                wait_for(lambda: "je lis" in program.output(), 10)
-                code, seconds, text = program.end(signal.SIGINT)
-                self.assertEqual((1, 1), (code, len(text.splitlines())), text)
-                self.assertLess(seconds, 5)
+        inherited = (signal.SIG_DFL, signal.SIG_IGN)  # SIG_IGN: as after nohup
+        programs = [self.start(ini, "--check", on_sigint=each) for each in inherited]
+        for program in programs:
+            wait_for(lambda: "je lis" in program.output(), 10)
+            code, seconds, text = program.end(signal.SIGINT)
+            self.assertEqual((1, 1), (code, len(text.splitlines())), text)
+            self.assertLess(seconds, 5)
 
     def test_a_signal_that_interrupts_a_line_of_the_log_ends_the_program(self):
         code = (
-            "import ecolinky, os, signal, sys, time\n"
+            "import ecolinky, os, signal\n"
             "signal.signal(signal.SIGTERM, ecolinky.stop)\n"
             "ecolinky.start_log('info')\n"
             "real = ecolinky.tell\n"
@@ -5481,20 +4752,14 @@ class MainTests(ProgramCase):
             "os.write(1, b'ready\\n')\n"
             "ecolinky.log.info('x')\n"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=HERE,
-        )
-        with process:
-            self.addCleanup(process.kill)
-            self.assertEqual(b"ready\n", process.stdout.readline())
-            process.stderr.readline()  # it writes now, and fills the pipe
-            process.terminate()
-            text = process.stderr.read()
+        command = [sys.executable, "-c", code]
+        process = self.popen(command, stderr=subprocess.PIPE, cwd=HERE)
+        self.assertEqual(b"ready\n", process.stdout.readline())
+        process.stderr.readline()  # it writes now, and fills the pipe
+        process.terminate()
+        text = process.stderr.read()
         self.assertNotIn(b"Traceback", text)
-        self.assertEqual(0, process.returncode)
+        self.assertEqual(0, process.wait(20))
 
     def test_check_listens_long_enough_for_a_1200_baud_meter(self):
         program = DEMOS["check"]
@@ -5521,10 +4786,8 @@ class MainTests(ProgramCase):
         self.assertIn(words, logs.output[0])
 
     def test_two_meters_lost_and_found_again_never_mix_in_domoticz(self):
-        first, second = (
-            self.esp(frames(HC_FRAME, 0.02)),
-            self.esp(frames(EJP_FRAME, 0.02)),
-        )
+        lines = [frames(HC_FRAME, 0.02), frames(EJP_FRAME, 0.02)]
+        first, second = [self.esp(line) for line in lines]
         ini = esp_ini(first.port, second.port, more="[ecodevice]\nhostname = maison\n")
         program = self.start(ini, hasty=10)  # it would wait for 5 s and 3 s
         wait_for(program.answers, 10)
@@ -5533,10 +4796,10 @@ class MainTests(ProgramCase):
             wait_for(box.poll, 10)
         first.close()
         wait_for(lambda: not boxes[0].poll() and boxes[1].poll(), 10)
-        self.esp(frames(HC_FRAME, 0.02), port=first.port)
+        self.esp(lines[0], port=first.port)
         second.close()
         wait_for(lambda: not boxes[1].poll() and boxes[0].poll(), 10)
-        self.esp(frames(EJP_FRAME, 0.02), port=second.port)
+        self.esp(lines[1], port=second.port)
         wait_for(lambda: boxes[1].poll() and boxes[0].poll(), 10)
         self.assertEqual([box.hostname for box in boxes], ["maison", "maison-2"])
         self.assertEqual([box.meters for box in boxes], [{HC[0][1]}, {EJP[0][1]}])
@@ -5550,56 +4813,6 @@ class MainTests(ProgramCase):
                 ecolinky.LogHandler().emit(record)
             file.seek(0)
             self.assertEqual(1001, len(file.read()))
-
-
-######## Home page #####################################################################
-
-
-@unittest.skipUnless(CHROMIUM or CLIENTS_WANTED, "ECOLINKY_CHROMIUM names no browser")
-class PageTests(EspCase):
-    def dom(self, port):
-        """Return the page's document in Chromium once it shows the values."""
-        options = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
-            " --disable-background-networking --disable-component-update"
-            " --disable-sync --virtual-time-budget=6000 --dump-dom"
-        ).split()
-        with tempfile.TemporaryDirectory() as profile:
-            options += ["--user-data-dir=" + profile, "http://127.0.0.1:%d/" % port]
-            run = subprocess.run(
-                [CHROMIUM] + options,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=90,
-            )
-        return html.unescape(run.stdout.decode("utf-8"))
-
-    def test_a_browser_shows_the_served_values(self):
-        wait_for(DomoticzClient(DEMOS["tempo"].port).poll, 20)
-        dom = self.dom(DEMOS["tempo"].port)
-        for words in (
-            'data-ready="1"',
-            "en direct",
-            "Heures creuses, jour bleu",
-            "blanc",
-            "1\u202f333,333",
-            "Dans Domoticz",
-            "l’injection",
-            str(DEMOS["tempo"].second),
-        ):
-            with self.subTest(words):
-                self.assertTrue(words in dom, words)
-        self.assertRegex(dom, 'id="power-1">[0-9\u202f]+<')
-
-    def test_a_browser_shows_why_nothing_is_live(self):
-        program = Program(esp_ini(free_port()))
-        wait_for(program.answers, 10)
-        wait_for(lambda: "transmise" in program.output(), 10)
-        dom = self.dom(program.port)
-        program.end()
-        self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
-        self.assertTrue("en attente du compteur" in dom)
-        self.assertNotIn('id="power-1"', dom)
 
 
 ######## README ########################################################################
@@ -5639,11 +4852,9 @@ class ReadmeTests(unittest.TestCase):
                 self.assertTrue(words in said)
 
     def test_each_cause_that_the_program_names_is_in_the_table_by_its_words(self):
-        causes = [
-            each.kind
-            for each in vars(ecolinky).values()
-            if isinstance(each, ecolinky.Reason) and each.station
-        ]
+        names = vars(ecolinky).values()
+        reasons = [each for each in names if isinstance(each, ecolinky.Reason)]
+        causes = [each.kind for each in reasons if each.station]
         causes += [
             ecolinky.INCOMPLETE,
             ecolinky.OTHER_READER,
@@ -5805,32 +5016,17 @@ class DomoticzCase(HttpCase):
 
 class DomoticzTests(DomoticzCase):
     def test_domoticz_stores_the_values_of_each_tariff(self):
-        hc = dict(
-            indexes={"HCHC": 12345678, "HCHP": 23456789},
-            power=690,
-            load=[10],
-            period="HP",
-            overload=False,
-            phases=1,
-        )
-        tempo = dict(
-            option="TEMPO",
-            today="W",
-            tomorrow="ROUG",
-            phases=3,
-            power=8050,
-            indexes=dict(zip(BBR, (11, 22, 33, 44, 55, 66))),
-            overload=True,
-            load=[50, 20, 105],
-        )
+        indexes = {"HCHC": 12345678, "HCHP": 23456789}
+        hc = dict(indexes=indexes, power=690, load=[10], period="HP", phases=1)
+        tempo = dict(option="TEMPO", today="W", tomorrow="ROUG", phases=3, power=8050)
+        tempo.update(indexes=dict(zip(BBR, (11, 22, 33, 44, 55, 66))))
+        tempo.update(overload=True, load=[50, 20, 105])
+        peak = changed(EJP, OPTARIF="EJP ", PTEC="PM..")
         for groups, expected in (
-            (HC, hc),
+            (HC, dict(hc, overload=False)),
             (HC[:7] + [("ADPS", "033")] + HC[7:], dict(hc, overload=True)),
             (EJP, dict(option="EJP", period="HN", announced=True)),
-            (
-                changed(EJP, OPTARIF="EJP ", PTEC="PM.."),
-                dict(option="EJP", period="PM"),
-            ),
+            (peak, dict(option="EJP", period="PM")),
             (TEMPO_3, tempo),
             (OLD_BASE, dict(indexes={"BASE": 777888}, power=920, load=[26])),
         ):
@@ -5844,14 +5040,9 @@ class DomoticzTests(DomoticzCase):
 class CapturesTests(DomoticzCase):
     """Real meters' frames, as Domoticz stores them."""
 
-    OPTIONS = {
-        "base": "BASE",
-        "hc": "HC",
-        "ejp": "EJP",
-        "tempo": "TEMPO",
-        "hphc": "HC",
-        "prod": "BASE",
-    }
+    OPTIONS = dict(
+        base="BASE", prod="BASE", hc="HC", hphc="HC", ejp="EJP", tempo="TEMPO"
+    )
     PARTIAL = ("historic-1ph-hc-10.tic", "standard-1ph-hphc-2.tic")  # half frames
 
     def test_domoticz_stores_every_capture_as_its_labels_say(self):
@@ -5862,7 +5053,7 @@ class CapturesTests(DomoticzCase):
                 content, name = file.read(), os.path.basename(path)
             one, said = self.after(*[content] * 3), labels_of(content)
             if one:
-                phases = JeedomClient(self.port).phases(1)
+                phases = jeedom_phases(self.port, 1)
                 self.assertEqual(int(name.split("-")[1][0]), phases)
             if name in self.PARTIAL:
                 self.assertIsNone(one)
@@ -5870,9 +5061,8 @@ class CapturesTests(DomoticzCase):
             last, (mode, phases, option) = said[-1], name.split("-")[:3]
             self.assertEqual(one["option"], self.OPTIONS[option], name)
             self.assertEqual(one["meter"], last.get("ADCO", last.get("ADSC")))
-            currents = [
-                int(last[tag]) for tag in last if re.match("(IINST|IRMS)[123]?$", tag)
-            ]
+            tags = [tag for tag in last if re.match("(IINST|IRMS)[123]?$", tag)]
+            currents = [int(last[tag]) for tag in tags]
             power = int(last.get("PAPP") or last.get("SINSTS") or 230 * sum(currents))
             self.assertEqual(one["power"], power)
             if sum(currents) and power:
@@ -5889,15 +5079,23 @@ class CapturesTests(DomoticzCase):
         name = os.path.join(CAPTURES, "damaged", "historic-3ph-base-31-percent.tic")
         with open(name, "rb") as file:
             content = file.read()
-        self.assertEqual(6668, len(content))
         for times in (1, 4):  # the index falls where copies meet
             for size in (100, 247, 6668):
                 with self.subTest(times=times, size=size):
-                    served = self.indexes_served(content * times, size)
+                    served = []
+                    for fields, _ in self.served_of(content * times, size):
+                        served += [fields["BASE"]] if fields else []
                     self.assertEqual(served, sorted(served))
                     self.assertLessEqual(16878530, served[0])
-                    self.assertLessEqual(served[-1], 16878542)
-                    self.assertGreaterEqual(served[-1], 16878541)
+                    self.assertIn(served[-1], (16878541, 16878542))
+
+    def served_of(self, content, size):
+        """Yield the fields and labels that are known after each chunk of this size."""
+        meter, now = ecolinky.Meter(), 100.0
+        for chunk in cut(content, size):
+            now += size / 120  # at 1200 baud
+            meter.feed(chunk, now)
+            yield meter.fields(now), meter.labels(now)
 
     def test_damaged_captures_serve_only_data_of_intact_groups(self):
         names = sorted(glob.glob(os.path.join(CAPTURES, "damaged", "*.tic")))
@@ -5907,66 +5105,71 @@ class CapturesTests(DomoticzCase):
             with open(path, "rb") as file:
                 content = file.read()
             said = {}
-            for line in re.split(
-                b"[\x00-\x08\x0a-\x1f]+", bytes(b & 127 for b in content)
-            ):
+            seven_bits = bytes(byte & 127 for byte in content)
+            for line in re.split(b"[\x00-\x08\x0a-\x1f]+", seven_bits):
                 words = re.split(b"[ \t]", line[:-1].rstrip(b" \t"))
-                for cut in (line[:-1], line[:-2]):
-                    if line and (sum(cut) & 63) + 32 == line[-1]:
+                for covered in (line[:-1], line[:-2]):
+                    if line and (sum(covered) & 63) + 32 == line[-1]:
                         said.setdefault(words[0].decode(), set()).add(words[-1])
             for size in (10, 100, 10000):
                 with self.subTest(os.path.basename(path), size=size):
-                    meter, now = ecolinky.Meter(), 100.0
-                    for place in range(0, 4 * len(content), size):
-                        now += size / 120
-                        meter.feed((content * 4)[place : place + size], now)
-                        for label, data in meter.labels(now).items():
-                            if re.match("BASE|HC|EA", label):
-                                served += 1
-                                self.assertIn(data.encode(), said[label], (path, label))
+                    for _, labels in self.served_of(content * 4, size):
+                        for label in filter(is_index, labels):
+                            served += 1
+                            self.assertIn(labels[label].encode(), said[label], label)
         self.assertLess(1000, served)
 
-    def indexes_served(self, content, size):
-        """Return the BASE that is served after each chunk of `size` bytes."""
-        meter, now, served = ecolinky.Meter(), 100.0, []
-        for place in range(0, len(content), size):
-            now += size / 120  # at 1200 baud
-            meter.feed(content[place : place + size], now)
-            fields = meter.fields(now)
-            if fields:
-                served.append(fields["BASE"])
-        return served
+    def test_every_capture_is_relayed_as_whole_frames_of_its_own_groups(self):
+        for path in sorted(glob.glob(os.path.join(CAPTURES, "*.tic"))):
+            if os.path.basename(path) in self.PARTIAL:
+                continue  # they hold too little to be served
+            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
+                content = file.read()
+                said, counts = labels_of(content), []
+                all_frames = frames_in(content)
+                # 80 s, as a capture may lack a whole frame.
+                looped = (all_frames * 40)[:40]
+                twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
+                for chunks, step in ((looped, 2.0), (twos, 4.0)):
+                    sent = relay_of(chunks, step)
+                    counts.append(len(frames_in(sent)))
+                    self.assertRegex(sent, rb"\A(\x02\n[^\x02\x03]+\r\x03){4,}\Z")
+                    for label, data in labels_of(sent)[-1].items():
+                        self.assertIn(data, [each[label] for each in said])
+                self.assertLess(abs(counts[0] - counts[1]), 3)
 
 
 class OtherClientsTests(HttpCase):
     """Imitations of clients, which decide as the real clients do."""
 
     def test_scripts_read_the_live_input_and_never_zero_for_a_stale_one(self):
-        for first, second in ((0, 0), (0, 31), (31, 0), (31, 31)):
+        # Of cmd=10 (with status 503 neither power is known), and of status.xml.
+        for first, second, powers, texts in (
+            (0, 0, [690, 1234], ["690", "1234"]),
+            (0, 31, [690, None], ["690", ""]),
+            (31, 0, [None, None], ["", "1234"]),
+            (31, 31, [None, None], ["", ""]),
+        ):
             with self.subTest(first=first, second=second):
                 publish(self.store, 1, live(), first)
                 publish(self.store, 2, live(PAPP=1234), second)
-                expected = ["" if first else "690", "" if second else "1234"]
-                given = [power_in_summary(self.port, number) for number in (1, 2)]
-                self.assertEqual(expected, given)
-                if first:
-                    expected = [None, None]  # status 503: neither power is known
-                elif second:
-                    expected = [690, None]
-                else:
-                    expected = [690, 1234]
-                given = [script_power(self.port, number) for number in (1, 2)]
-                self.assertEqual(expected, given)
+                content = json.loads(ask(self.port, CMD10).body.decode())
+                summary = ElementTree.fromstring(ask(self.port, "/status.xml").body)
+                tags = ("T1_PAPP", "T2_PAPP")
+                self.assertEqual(powers, [content.get(tag) for tag in tags])
+                self.assertEqual(texts, [summary.findtext(tag) for tag in tags])
 
     def test_jeedom_never_records_zero_for_a_stale_input(self):
-        jeedom = JeedomClient(self.port)
         publish(self.store, 1, live())
         publish(self.store, 2, live(PAPP=5), 31)
-        self.assertEqual([690, None], [jeedom.power(1), jeedom.power(2)])
-        self.assertEqual([1, None], [jeedom.phases(1), jeedom.phases(2)])
-        three = live(IMAX=0, IMAX1=60, IMAX2=60, IMAX3=60)
-        publish(self.store, 1, three)
-        self.assertEqual(3, jeedom.phases(1))
+        status = ElementTree.fromstring(ask(self.port, "/status.xml").body)
+        # Its daemon does nothing where the tag is missing.
+        powers = [status.findtext(tag) for tag in ("T1_PPAP", "T2_PPAP")]
+        self.assertEqual(["690", None], powers)
+        phases = [jeedom_phases(self.port, number) for number in (1, 2)]
+        self.assertEqual([1, None], phases)
+        publish(self.store, 1, live(IMAX=0, IMAX1=60, IMAX2=60, IMAX3=60))
+        self.assertEqual(3, jeedom_phases(self.port, 1))
 
     def test_home_assistant_keeps_the_live_input_while_the_other_is_stale(self):
         publish(self.store, 1, live())
@@ -5995,25 +5198,20 @@ class OtherClientsTests(HttpCase):
         return view
 
     def test_every_client_sees_the_right_number_of_phases(self):
-        stamp = "H260101080000"
-        three = dict(IRMS2="002", IRMS3="000", SMAXSN2=("02300", stamp))
-        sun = dict(EAIT="000671631", SINSTI="01840")
-        cases = [(each, 1) for each in (HC, EJP, OLD_BASE, historic(IMAX=None))]
-        cases += [(standard(), 1), (SUN, 1), (TEMPO_3, 3), (historic(**THREE), 3)]
-        cases += [(standard(**three), 3), (standard(**dict(three, **sun)), 3)]
-        idle = [  # nothing is drawn, so the currents are 0
-            ([(each[0], "00000") if each[0] == label else each for each in groups], n)
-            for groups, n in cases
-            for label in ("PAPP", "SINSTS")
-        ]
-        for groups, expected in cases + idle:
+        three = dict(IRMS2="002", IRMS3="000", SMAXSN2="02300")
+        single = (HC, EJP, OLD_BASE, historic(IMAX=None), standard(), SUN)
+        of_three = (TEMPO_3, historic(**THREE), standard(**three))
+        of_three += (standard(EAIT="000671631", SINSTI="01840", **three),)
+        cases = [(each, 1) for each in single] + [(each, 3) for each in of_three]
+        # And when nothing is drawn, so that the currents are 0.
+        cases += [(changed(g, PAPP="00000", SINSTS="00000"), n) for g, n in cases]
+        for groups, expected in cases:
             with self.subTest(phases=expected, groups=groups):
                 view = self.view_after(groups)
                 content = json.loads(ask(self.port, "/ecolinky.json").body.decode())
-                jeedom = JeedomClient(self.port)
-                seen = [content["inputs"][0]["phases"], jeedom.phases(1)]
+                seen = [content["inputs"][0]["phases"], jeedom_phases(self.port, 1)]
                 if view.injection:
-                    seen.append(jeedom.phases(2))
+                    seen.append(jeedom_phases(self.port, 2))
                 stored = DomoticzClient(self.port).poll()[1]
                 if sum(view.fields["IINST" + phase] for phase in "123"):
                     seen.append(stored["phases"])  # it goes by the currents
@@ -6035,225 +5233,8 @@ class OtherClientsTests(HttpCase):
                 self.assertEqual(expected.split(), [texts[tag] for tag in tags])
 
     def test_domoticz_stores_no_power_for_a_house_that_only_injects(self):
-        meter = ecolinky.Meter()
-        for number in range(3):
-            meter.feed(frame(changed(HC, PAPP="00000", IINST="009")), 2.0 * number)
-        publish(self.store, 1, meter.fields(6.0))
+        self.view_after(changed(HC, PAPP="00000", IINST="009"))
         self.assertEqual(0, DomoticzClient(self.port).poll()[1]["power"])
-
-
-@unittest.skipUnless(pyecodevices or CLIENTS_WANTED, "the clients are not installed")
-class RealClientsTests(unittest.TestCase):
-    """The libraries of Home Assistant, and the gce library of Python scripts."""
-
-    LOGINS = ("", "domoticz:s3cret")
-    CALLS = "get_info global_get get_t1 get_t2 get_c1 get_c2"
-
-    def home_assistant(self, port, login, library=pyecodevices):
-        """Return the result of each call of pyecodevices, or the error it raises."""
-
-        async def call():
-            user, _, password = login.partition(":")
-            device = library.EcoDevices(
-                "127.0.0.1", port, user or None, password or None
-            )
-            async with device:
-                results = {}
-                for name in self.CALLS.split():
-                    try:
-                        results[name] = await getattr(device, name)()
-                    except library.EcoDevicesCannotConnectError:
-                        results[name] = "unavailable"
-                    except library.EcoDevicesInvalidAuthError:
-                        results[name] = "login"
-                return results, device
-
-        loop = asyncio.new_event_loop()
-        try:
-            return loop.run_until_complete(call())
-        finally:
-            loop.close()
-
-    def gce(self, port, login):
-        """Return a device as find_gce does; the client has no other way for a login."""
-        return [
-            login + "@127.0.0.1" if login else "127.0.0.1",
-            "ecolinky",
-            MAC,
-            str(port),
-        ]
-
-    def test_the_clients_follow_two_inputs_from_live_to_stale_and_back(self):
-        for login in self.LOGINS:
-            with self.subTest(login=login):
-                store = ecolinky.Store()
-                with running_server(store, login) as port:
-                    for age, hchp in ((31, 1), (0, 23456789), (31, 1), (0, 23456790)):
-                        publish(store, 1, live(HCHP=hchp), age)
-                        publish(store, 2, live(ADCO="021728999999"), age)
-                        got, device = self.home_assistant(port, login)
-                        self.assertRegex(
-                            device.mac_address, "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
-                        )
-                        self.assertEqual(int(got["get_c1"]["daily"]), 0)
-                        box = self.gce(port, login)
-                        status = gce_client.status(box)
-                        self.assertEqual(status["T1_PTEC"], "----" if age else "HP")
-                        if age:
-                            for name in ("get_t1", "get_t2"):  # unknown, not zero
-                                for key in ("puissance_apparente", "periode_en_cours"):
-                                    self.assertFalse(got[name].get(key), (name, key))
-                            self.assertIsNone(gce_client.donnees(box))
-                            continue
-                        for tag in STATUS_TAGS + tags_of(1) + tags_of(2):
-                            self.assertIn(tag, got["global_get"])
-                        self.assertEqual(
-                            got["get_t1"]["index_heures_pleines"], str(hchp)
-                        )
-                        self.assertEqual(
-                            got["get_t2"]["numero_compteur"], "021728999999"
-                        )
-                        self.assertEqual(list(gce_client.teleinfo(2, box)), tags_of(2))
-                        self.assertEqual(gce_client.donnees(box)["T1_HCHP"], hchp)
-                        self.assertEqual(gce_client.compteurs(box)["Day_C1"], 0)
-
-    @unittest.skipUnless(OLD_CLIENT or CLIENTS_WANTED, "ECOLINKY_OLD_CLIENT is not set")
-    def test_an_early_home_assistant_never_records_zero_for_a_stale_input(self):
-        path = os.path.join(OLD_CLIENT, "pyecodevices", "__init__.py")
-        spec = importlib.util.spec_from_file_location("pyecodevices_1_2_1", path)
-        library = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(library)
-        for login in self.LOGINS:
-            store = ecolinky.Store()
-            with running_server(store, login) as port:
-                for first, second in ((0, 0), (31, 0), (0, 31), (31, 31)):
-                    with self.subTest(login=login, first=first, second=second):
-                        publish(store, 1, live(), first)
-                        publish(store, 2, live(PAPP=920), second)
-                        got, device = self.home_assistant(port, login, library)
-                        self.assertEqual(MAC, device.mac_address)
-                        for name, age, power in (
-                            ("get_t1", first, "690"),
-                            ("get_t2", second, "920"),
-                        ):
-                            self.assertEqual(
-                                None if age else power, got[name]["current"]
-                            )
-
-
-######## Readers of the relay that expect a serial line ################################
-
-
-class RelayedPiecesTests(unittest.TestCase):
-    """What the relay sends of a meter's stream."""
-
-    @unittest.skipUnless(IS_CLONE, "five files alone have no captures")
-    def test_every_capture_is_relayed_as_lines_that_a_serial_reader_understands(self):
-        names = sorted(glob.glob(os.path.join(CAPTURES, "*.tic")))
-        self.assertGreater(len(names), 40)
-        for path in names:
-            if os.path.basename(path) in CapturesTests.PARTIAL:
-                continue  # they hold too little to be served
-            with self.subTest(os.path.basename(path)), open(path, "rb") as file:
-                self.check_capture(file.read())
-
-    def check_capture(self, content):
-        frames_of_it = [each + b"\x03" for each in content.split(b"\x03")[:-1]]
-        looped = (frames_of_it * 40)[:40]  # 80 s, as a capture may lack a whole frame
-        twos = [b"".join(looped[n : n + 2]) for n in range(0, 40, 2)]
-        said, counts = labels_of(content), []
-        for chunks, step in ((looped, 2.0), (twos, 4.0)):
-            with self.subTest(step=step):
-                sent = b"".join(pieces_of(chunks, step))
-                # linkytic looks for these four bytes in a line, and skips the first.
-                frame_of_it = rb"[^\x02\x03]+\r\x03\x02\n"
-                self.assertRegex(sent, rb"\A\x02\n(%s)+\Z" % frame_of_it)
-                self.assertGreater(sent.count(b"\x03"), 3)
-                counts.append(sent.count(b"\x03"))
-                for labels in labels_of(sent)[-2:-1]:
-                    for label, data in labels.items():
-                        self.assertIn(data, [each[label] for each in said])
-        self.assertLess(abs(counts[0] - counts[1]), 3)
-
-    def test_an_ended_alert_or_notice_leaves_the_relayed_frames(self):
-        for label, groups in (
-            ("ADPS", historic(ADPS="033")),
-            ("PEJP", EJP),
-        ):
-            with self.subTest(label):
-                with_it = encoded(groups)
-                without_it = encoded([each for each in groups if each[0] != label])
-                stream = [without_it] * 5 + [with_it] * 3 + [without_it] * 8
-                found = relayed_frames(relay_of(stream))
-                marks = ["x" if label in dict(each) else "." for each in found]
-                # The first two frames are not sent; an alert ends after ten seconds.
-                self.assertEqual("...xxxxxxxx...", "".join(marks))
-
-    def test_the_indexes_of_a_former_contract_leave_the_relayed_frames(self):
-        new = encoded(historic(ADCO=dict(HC)["ADCO"]))
-        found = _pieces(relay_of([HC_FRAME] * 5 + [new] * 160))  # 300 s at most
-        self.assertEqual([HC_FRAME, new], [found[0], found[-1]])
-
-
-@unittest.skipUnless(serial_teleinfo or CLIENTS_WANTED, "they are not installed")
-class SerialReadersTests(unittest.TestCase):
-    """Readers' own code on what the relay sends."""
-
-    def test_serial_teleinfo_becomes_ready_with_all_values(self):
-        tempo, _ = House("tempo", random.Random(1)).step()
-        three_phase, _ = House("three-phase", random.Random(1)).step()
-        meters = [HC, EJP, tempo, three_phase]
-        lines = [self.serial_line() for _ in meters]
-        streams = [pieces_of([frame(each)] * 6) for each in meters]
-        for pieces in zip(*streams):
-            for (line, _), piece in zip(lines, pieces):
-                os.write(line, piece)
-            time.sleep(1.1)  # readline() gives up after a second: a frame has no rest
-        for groups, (_, updater) in zip(meters, lines):
-            with self.subTest(groups[1][1]):
-                self.assertTrue(updater.ready)
-                found = {key: each.value for key, each in updater.values.items()}
-                self.assertEqual({each[0]: self.read(*each) for each in groups}, found)
-
-    @staticmethod
-    def read(label, data):
-        """Return a value as serial-teleinfo has it."""
-        if label in ("OPTARIF", "PTEC", "DEMAIN"):
-            return data.rstrip(".")
-        return data if label in ("ADCO", "HHPHC", "MOTDETAT", "PPOT") else int(data)
-
-    def serial_line(self):
-        """Return the writing end of a pseudo-terminal, and an updater that reads it."""
-        master, slave = os.openpty()
-        import tty  # missing on some systems
-
-        tty.setraw(slave)  # bytes that arrive before it is opened must stay unchanged
-        updater = serial_teleinfo.ValueUpdater(os.ttyname(slave))
-        self.addCleanup(os.close, master)
-        self.addCleanup(os.close, slave)
-        self.addCleanup(updater.stop)
-        updater.start()
-        return master, updater
-
-    def relayed(self, mode):
-        """Return the relayed frames of an hour of the demonstration."""
-        demo = ecolinky.DemoMeter(mode)
-        stream = (demo.frame(now) for now in range(0, 3600, 2))
-        frames_read = _pieces(relay_of(stream))
-        self.assertGreater(len(frames_read), 1700)
-        return frames_read
-
-    def test_serial_teleinfo_reads_historic_frames(self):
-        for mode in ("historic", "tempo", "three-phase"):
-            with self.subTest(mode):
-                for raw in self.relayed(mode):
-                    for line in raw[2:-2].split(b"\r\n"):
-                        serial_teleinfo.parse_line(line + b"\r\n")  # or an error
-
-    def test_enedis_tic_reads_standard_frames(self):
-        for raw in self.relayed("standard"):
-            groups = enedis_link.FrameFactory(raw.decode("ascii")).to_dict()
-            self.assertEqual(26, len(groups))
 
 
 ######## What the tests are made of: frames ############################################
@@ -6279,67 +5260,66 @@ def pairs(text):
     return [tuple(each.split(" ", 1)) for each in text.split("|")]
 
 
+def changes_of(text):
+    """Return labels and data of "label data|label data ...", None for "label -"."""
+    found = dict(pairs(text)) if text else {}
+    return {label: None if data == "-" else data for label, data in found.items()}
+
+
+def rows(text):
+    """Return the rows of a table: a row is a line, its cells stand between ">"."""
+    lines = [line.partition("#")[0] for line in text.strip().splitlines()]
+    return [[cell.strip() for cell in line.split(">")] for line in lines]
+
+
+def cut(data, size):
+    """Return the data in chunks of this size."""
+    return [data[place : place + size] for place in range(0, len(data), size)]
+
+
 def historic(papp="00790", base="000063207", **others):
     """Return the groups of a single-phase historic frame, less labels set to None."""
-    groups = collections.OrderedDict(
-        [
-            ("ADCO", "027811420827"),
-            ("OPTARIF", "BASE"),
-            ("ISOUSC", "30"),
-            ("BASE", base),
-            ("PTEC", "TH.."),
-            ("IINST", "003"),
-            ("IMAX", "060"),
-            ("PAPP", papp),
-            ("HHPHC", "A"),
-            ("MOTDETAT", "000000"),
-        ]
+    groups = dict(
+        pairs(
+            "ADCO 027811420827|OPTARIF BASE|ISOUSC 30|BASE %s|PTEC TH..|IINST 003|"
+            "IMAX 060|PAPP %s|HHPHC A|MOTDETAT 000000" % (base, papp)
+        ),
+        **others,
     )
-    groups.update(others)
     return [(label, data) for label, data in groups.items() if data is not None]
 
 
 def standard(**others):
     """Return the groups of a single-phase standard frame of a day-and-night tariff."""
-    groups = collections.OrderedDict(
-        [
-            ("ADSC", "041761123456"),
-            ("VTIC", "02"),
-            ("DATE", ("", "H260101120000")),
-            ("NGTF", "H PLEINE/CREUSE "),
-            ("LTARF", " HEURE  PLEINE  "),
-            ("EAST", "000003000"),
-            ("EASF01", "000001000"),
-            ("EASF02", "000002000"),
-        ]
+    groups = dict(
+        pairs(
+            "ADSC 041761123456|VTIC 02|DATE |NGTF H PLEINE/CREUSE|LTARF HEURE  PLEINE|"
+            "EAST 000003000|EASF01 000001000|EASF02 000002000"
+        )
     )
     groups.update(("EASF%02d" % number, "000000000") for number in range(3, 11))
     if "EAIT" in others:  # the meter injects
-        groups["EAIT"] = ""
-        groups.update(
-            ("ERQ%d" % number, "00000012%d" % number) for number in range(1, 5)
-        )
+        injected = "EAIT |ERQ1 000000121|ERQ2 000000122|ERQ3 000000123|ERQ4 000000124"
+        groups.update(pairs(injected))
     groups.update(
-        [
-            ("IRMS1", "004"),
-            ("URMS1", "230"),
-            ("PREF", "06"),
-            ("PCOUP", "06"),
-            ("SINSTS", "00920"),
-            ("SMAXSN", ("04600", "H260101080000")),
-            ("STGE", "003A0401"),
-            ("MSG1", "PAS DE          MESSAGE         "),
-            ("PRM", "24634288280410"),
-            ("RELAIS", "000"),
-            ("NTARF", "02"),
-        ]
+        pairs(
+            "IRMS1 004|URMS1 230|PREF 06|PCOUP 06|SINSTS 00920|SMAXSN 04600|"
+            "STGE 003A0401|MSG1 PAS DE          MESSAGE         |PRM 24634288280410|"
+            "RELAIS 000|NTARF 02"
+        )
     )
     groups.update(others)
-    return [
-        (label,) + (data if isinstance(data, tuple) else (data,))
-        for label, data in groups.items()
-        if data is not None
-    ]
+    return [in_full(*each) for each in groups.items() if each[1] is not None]
+
+
+def in_full(label, data):
+    """Return a group of standard mode: some have a stamp, two are centred texts."""
+    if label in ("NGTF", "LTARF"):
+        return label, data.center(16)
+    if isinstance(data, str) and re.match("SMAXS?N|DATE", label):
+        stamp = "H260101120000" if label == "DATE" else "H260101080000"
+        return label, data, stamp
+    return (label, *data) if isinstance(data, tuple) else (label, data)
 
 
 def encoded(groups):
@@ -6347,26 +5327,16 @@ def encoded(groups):
     return frame(groups, "\t" if groups[0][0] == "ADSC" else " ")
 
 
-THREE = dict(
-    IINST=None,
-    IMAX=None,
-    IINST1="001",
-    IINST2="003",
-    IINST3="004",
-    IMAX1="021",
-    IMAX2="031",
-    IMAX3="030",
-    PPOT="00",
+THREE = changes_of(
+    "IINST -|IMAX -|IINST1 001|IINST2 003|IINST3 004|IMAX1 021|IMAX2 031|IMAX3 030|"
+    "PPOT 00"
 )
-SHORT = [
-    ("ADIR1", "024"),
-    ("ADIR2", "000"),
-    ("ADIR3", "000"),
-    ("ADCO", "027811420827"),
-    ("IINST1", "024"),
-    ("IINST2", "003"),
-    ("IINST3", "005"),
-]
+EASD = {"EASD0%d" % number: "00345678%d" % number for number in range(1, 5)}
+THREE_LINKY = dict(IRMS2="002", IRMS3="000", URMS2="231", URMS3="232")
+
+SHORT = pairs(
+    "ADIR1 024|ADIR2 000|ADIR3 000|ADCO 027811420827|IINST1 024|IINST2 003|IINST3 005"
+)
 HC = pairs(
     "ADCO 021728123456|OPTARIF HC..|ISOUSC 30|HCHC 012345678|HCHP 023456789|"
     "PTEC HP..|IINST 003|IMAX 090|PAPP 00690|HHPHC A|MOTDETAT 000000"
@@ -6394,76 +5364,37 @@ THREE_PHASES = pairs(
 HC_FRAME, EJP_FRAME = frame(HC), frame(EJP)
 SUN = standard(EAIT="000671631", SINSTI="01840")
 EJP_QUIET = [each for each in EJP if each[0] != "PEJP"]
-STANDARD_TEMPO = standard(
-    NGTF="     TEMPO      ",
-    LTARF="    HP  BLEU    ",
-    **{"EASF%02d" % number: "00000%d000" % number for number in range(1, 7)},
-    EAST="000021000",
-)
+SIX = {"EASF%02d" % number: "00000%d000" % number for number in range(1, 7)}
+STANDARD_TEMPO = standard(NGTF="TEMPO", LTARF="HP  BLEU", EAST="000021000", **SIX)
 
 
 def with_easd(groups):
     """Return a standard frame with the network's four indexes in their place."""
     labels = [each[0] for each in groups]
     place = labels.index("EASF10") + 1
-    easd = [("EASD0%d" % number, "00345678%d" % number) for number in range(1, 5)]
-    return groups[:place] + easd + groups[place:]
-
-
-def in_place(groups):
-    """Return a standard frame with the injected indexes in their place."""
-    injected = [each for each in groups if re.match("EAIT|ERQ", each[0])]
-    others = [each for each in groups if each not in injected]
-    place = [each[0] for each in others].index("IRMS1")
-    return others[:place] + injected + others[place:]
+    return groups[:place] + list(EASD.items()) + groups[place:]
 
 
 # A meter of each contract, with all indexes that a meter can have.
-EVERY_METER = (
-    historic(),
-    HC,
-    EJP,
-    EJP_QUIET,
-    TEMPO_3,
-    with_easd(standard()),
-    with_easd(STANDARD_TEMPO),
-    with_easd(in_place(SUN)),
-)
+EVERY_METER = [historic(), HC, EJP, EJP_QUIET, TEMPO_3]
+EVERY_METER += [with_easd(each) for each in (standard(), STANDARD_TEMPO, SUN)]
 # Other meters, whose every value is another.
 OTHER_HISTORIC = dict(
-    ADCO="027811420828",
-    OPTARIF="HC..",
-    ISOUSC="45",
-    BASE=None,
-    HCHC="000001000",
-    HCHP="000002000",
-    PTEC="HC..",
-    IINST="009",
-    IMAX="090",
+    changes_of(
+        "ADCO 027811420828|OPTARIF HC..|ISOUSC 45|BASE -|HCHC 000001000|HCHP 000002000|"
+        "PTEC HC..|IINST 009|IMAX 090|HHPHC Y|MOTDETAT 000001"
+    ),
     papp="02070",
-    HHPHC="Y",
-    MOTDETAT="000001",
 )
 OTHER_STANDARD = dict(
-    ADSC="041761999999",
-    VTIC="03",
+    pairs(
+        "ADSC 041761999999|VTIC 03|NGTF BASE|LTARF BASE|EAST 000007000|"
+        "EASF01 000004000|EASF02 000003000|IRMS1 011|URMS1 240|PREF 09|PCOUP 09|"
+        "SINSTS 02640|STGE 003A0001|PRM 24634288289999|RELAIS 001|NTARF 01"
+    ),
     DATE=("", "E260701120000"),
-    NGTF="BASE".ljust(16),
-    LTARF="BASE".ljust(16),
-    EAST="000007000",
-    EASF01="000004000",
-    EASF02="000003000",
-    IRMS1="011",
-    URMS1="240",
-    PREF="09",
-    PCOUP="09",
-    SINSTS="02640",
     SMAXSN=("08000", "E260701080000"),
-    STGE="003A0001",
     MSG1="".ljust(32),
-    PRM="24634288289999",
-    RELAIS="001",
-    NTARF="01",
 )
 
 
@@ -6505,6 +5436,15 @@ def grown(groups, rng):
         (each[0], "%09d" % (int(each[1]) + growth)) if each[0] in running else each
         for each in groups
     ]
+
+
+def with_power(groups, rng):
+    """Return the frame with another power, all of it drawn from the first phase."""
+    amperes = rng.randrange(1, 50)
+    first, *others = [each[0] for each in groups if re.match("IINST|IRMS", each[0])]
+    power = "%05d" % (230 * amperes)
+    currents = {first: "%03d" % amperes, **dict.fromkeys(others, "000")}
+    return changed(groups, PAPP=power, SINSTS=power, **currents)
 
 
 def with_wrong_index(groups, rng):
@@ -6552,8 +5492,8 @@ def lost_groups():
 
 
 def changed(groups, **changes):
-    """Return the pairs with the data of some labels changed."""
-    return [(label, changes.get(label, data)) for label, data in groups]
+    """Return the groups with the data of some labels changed."""
+    return [(each[0], changes.get(each[0], each[1]), *each[2:]) for each in groups]
 
 
 def without(label, data):
@@ -6600,8 +5540,14 @@ def as_heard(data, baud, esp_baud, bits, parity):
     return bytes(heard)
 
 
-def as_seven_bits(data):
-    return bytes(byte & 0x7F for byte in data)
+def as_8n1(data):
+    """Return what an ESP8266 makes of 7E1 that it reads as 8N1."""
+    return bytes(byte | (bin(byte).count("1") % 2) << 7 for byte in data)
+
+
+def all_damaged(data):
+    """Return a frame whose every group is damaged."""
+    return re.sub(b".\r", b"~\r", data)
 
 
 def split_at(number, data):
@@ -6705,9 +5651,8 @@ def talk(port, request):
 
 
 def basic(login):
-    return {
-        "Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")
-    }
+    token = base64.b64encode(login.encode()).decode("ascii")
+    return {"Authorization": "Basic " + token}
 
 
 ######## What is published, and a server of it #########################################
@@ -6729,55 +5674,16 @@ def live(**changes):
     return fields
 
 
-def a_snapshot(fields=None, age=0.0, **changes):
-    """Return a snapshot; without fields, that of an input that was never live."""
-    view = ecolinky.View(
-        time=time.monotonic() - age,
-        mode="historic",
-        labels={},
-        fields=fields,
-        missing=[],
-        injection=changes.pop("injection", None),
-        is_disputed=False,
-        unbalanced_time=-math.inf,
-    )
-    shown = ecolinky.Snapshot(
-        source="esp:8888",
-        timeout=30.0,
-        last_byte=time.monotonic() - age,
-        view=view,
-        shows_injection=False,
-        reason=ecolinky.ALL_WELL,
-        brief_connections=0,
-        remarks=[],
-        counters={
-            "frames": 9,
-            "groups": 99,
-            "refused": {"checksum": 1, "form": 2, "implausible": 3},
-            "connections": 4,
-        },
-        last_view=view,
-        last_time=time.monotonic() - age,
-        minutes=(),
-        running_minute=int(time.monotonic() // 60),
-        today=None,
-    )
-    return shown._replace(**changes)
-
-
-def publish(store, number=1, fields=None, age=0.0, **changes):
-    store.publish(number, a_snapshot(fields, age, **changes))
-
-
-Shown = collections.namedtuple("Shown", "state fields")
-
-
-def shown(inputs, number):
-    """Return the state of an input by name, and the fields it shows."""
-    if number not in inputs:
-        return Shown("absent", ecolinky.EMPTY)
-    fields = inputs[number]
-    return Shown("stale", ecolinky.EMPTY) if fields is None else Shown("live", fields)
+def publish(store, number=1, fields=None, age=0.0, injection=None, **changes):
+    """Publish an input; without fields, an input that was never live."""
+    now = time.monotonic()
+    last, meter = now - age, ecolinky.Meter()
+    view = meter.view(now)._replace(mode="historic", fields=fields, injection=injection)
+    view = view._replace(time=last)
+    source = ecolinky.Input("esp:8888", meter, ecolinky.NO_INPUT, print, 20.0, now)
+    snapshot = source.snapshot(now)._replace(reason=ecolinky.ALL_WELL, last_byte=last)
+    snapshot = snapshot._replace(view=view, last_view=view, last_time=last, **changes)
+    store.publish(number, snapshot)
 
 
 def paris(*when):
@@ -6890,8 +5796,8 @@ def relayed_frames(data):
     return found
 
 
-def _pieces(data):
-    """Return the frames of bytes that hold nothing else."""
+def frames_in(data):
+    """Return the frames that end in the data."""
     return [each + b"\x03" for each in data.split(b"\x03")[:-1]]
 
 
@@ -6954,12 +5860,8 @@ class Program:
         self._folder = tempfile.TemporaryDirectory()
         path = os.path.join(self._folder.name, "ecolinky.ini")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(
-                ini
-                + "\n[http]\naddress = 127.0.0.1\nport = %d\nsecond_port = %d\n"
-                % (self.port, self.second)
-                + http
-            )
+            ports = "port = %d\nsecond_port = %d\n" % (self.port, self.second)
+            file.write(ini + "\n[http]\naddress = 127.0.0.1\n" + ports + http)
         # The program shares this file's offset, which output() moves: it must append.
         self._output = open(os.path.join(self._folder.name, "output"), "a+b")
         program = ["-c", HASTY_PROGRAM % hasty] if hasty else [PROGRAM]
@@ -7029,18 +5931,12 @@ class DomoticzClient:
     the power.  Of all polls it keeps the meters seen, and fails where an index falls.
     """
 
-    OPTIONS = {"BASE": "BASE", "HC..": "HC", "EJP.": "EJP"}
-    INDEXES = {
-        "BASE": ["BASE"],
-        "HC": ["HCHC", "HCHP"],
-        "EJP": ["EJPHN", "EJPHPM"],
-        "TEMPO": BBR,
-    }
-    PERIODS = {
-        "BASE": ("TH",),
-        "HC": ("HC", "HP"),
-        "EJP": ("HN", "PM"),
-        "TEMPO": ("HC", "HP"),
+    # What OPTARIF begins with: the tariff, its indexes and its periods.
+    TARIFFS = {
+        "BASE": ("BASE", ["BASE"], ["TH"]),
+        "HC..": ("HC", ["HCHC", "HCHP"], ["HC", "HP"]),
+        "EJP.": ("EJP", ["EJPHN", "EJPHPM"], ["HN", "PM"]),
+        "BBR": ("TEMPO", BBR, ["HC", "HP"]),
     }
 
     def __init__(self, port, login=""):
@@ -7074,12 +5970,11 @@ class DomoticzClient:
 
     def _store(self, number, fields):
         amount = {tag: int(text) for tag, text in fields.items() if tag not in TEXTS}
-        option = self.OPTIONS.get(fields["OPTARIF"])
-        if fields["OPTARIF"].startswith("BBR"):
-            option = "TEMPO"
-        period = fields["PTEC"][:2]
-        if option is None or period not in self.PERIODS[option]:
-            raise AssertionError("%(OPTARIF)s %(PTEC)s is no tariff" % fields)
+        option, period = fields["OPTARIF"], fields["PTEC"][:2]
+        tempo = "BBR" if option.startswith("BBR") else option
+        tariff, tags, periods = self.TARIFFS[tempo]
+        if period not in periods:
+            raise AssertionError("%s %s is no tariff" % (option, period))
         currents = [amount["IINST%d" % phase] for phase in (1, 2, 3)]
         three = currents[1] > 0 or currents[2] > 0
         three = three or (amount["IINST"] == 0 and currents[0] > 0)
@@ -7087,7 +5982,7 @@ class DomoticzClient:
         if amount["PAPP"] > 0:
             self._power_seen.add(number)
         power = amount["PAPP"] if number in self._power_seen else 230 * sum(currents)
-        indexes = {tag: amount[tag] for tag in self.INDEXES[option]}
+        indexes = {tag: amount[tag] for tag in tags}
         self.meters.add(fields["ADCO"])
         for tag, value in indexes.items():
             if value < self.last.get((number, tag), 0):
@@ -7096,7 +5991,7 @@ class DomoticzClient:
         limit = amount["ISOUSC"]
         return {
             "meter": fields["ADCO"],
-            "option": option,
+            "option": tariff,
             "period": period,
             "today": fields["PTEC"][3:],
             "tomorrow": fields["DEMAIN"],
@@ -7109,250 +6004,18 @@ class DomoticzClient:
         }
 
 
-class JeedomClient:
-    """What Jeedom records of an input: its daemon each minute, its plugin on demand.
-
-    The daemon reads the power of status.xml, whatever the status says, and does nothing
-    where the tag is missing; the plugin goes by the HTTP status of teleinfoN.xml.
-    """
-
-    def __init__(self, port):
-        self.port = port
-
-    def power(self, number):
-        found = re.search(
-            b"<T%d_PPAP>(.*?)</" % number, ask(self.port, "/status.xml").body
-        )
-        return int(found.group(1)) if found else None
-
-    def phases(self, number):
-        answer = ask(self.port, "/protect/settings/teleinfo%d.xml" % number)
-        if answer.status != 200:
-            return None
-        tags = {each.tag[3:]: each.text for each in ElementTree.fromstring(answer.body)}
-        if tags["IMAX2"] != "0":
-            return 3
-        return 1 if tags["IMAX"] != "0" else 0
+def jeedom_phases(port, number):
+    """Return the phases that Jeedom's plugin sees, None where the input is not live."""
+    answer = ask(port, "/protect/settings/teleinfo%d.xml" % number)
+    if answer.status != 200:
+        return None
+    tags = {each.tag[3:]: each.text for each in ElementTree.fromstring(answer.body)}
+    if tags["IMAX2"] != "0":
+        return 3
+    return 1 if tags["IMAX"] != "0" else 0
 
 
-def script_power(port, number=1):
-    """Return the power that a script reads from cmd=10, whatever the status."""
-    content = json.loads(ask(port, CMD10).body.decode())
-    return content.get("T%d_PAPP" % number)
-
-
-def power_in_summary(port, number=1):
-    """Return the text of the power in status.xml, as XPath and Node scripts read it."""
-    root = ElementTree.fromstring(ask(port, "/status.xml").body)
-    return root.findtext("T%d_PAPP" % number)
-
-
-######## Readers of the relay #########################################################
-
-
-class ReconnectingReader(threading.Thread):
-    """A reader that opens its port again as linkytic does.
-
-    It connects at once after the end of a connection, but pauses after a refusal.
-    """
-
-    def __init__(self, port, pause=0.01):
-        super().__init__(daemon=True)
-        self.connections = self.refusals = 0
-        self.is_fed = False  # the present connection has had bytes
-        self._address = ("127.0.0.1", port)
-        self._pause = pause
-        self._is_stopped = threading.Event()
-        self.start()
-
-    def run(self):
-        while not self._is_stopped.is_set():
-            try:
-                with socket.create_connection(self._address, 5) as connection:
-                    self.connections += 1
-                    self._read(connection)
-            except ConnectionRefusedError:
-                self.refusals += 1
-                self._is_stopped.wait(self._pause)
-            except ConnectionError:
-                pass
-            self.is_fed = False
-
-    def _read(self, connection):
-        connection.settimeout(0.05)
-        while not self._is_stopped.is_set():
-            with contextlib.suppress(socket.timeout):
-                if not connection.recv(4096):
-                    return
-                self.is_fed = True
-
-    def stop(self):
-        self._is_stopped.set()
-        self.join(10)
-
-
-class Wire:
-    """The connection of one reader of a relay; it keeps the pieces that are sent."""
-
-    def __init__(self):
-        self.pieces = []
-        self._is_new = True
-
-    def accept(self):
-        """Let the reader in, once."""
-        if not self._is_new:
-            raise BlockingIOError
-        self._is_new = False
-        return self, ("10.0.0.9", 50000)
-
-    def recv(self, size):
-        raise BlockingIOError
-
-    def send(self, data):
-        self.pieces.append(data)
-        return len(data)
-
-    def __getattr__(self, name):  # setblocking, setsockopt, bind, listen
-        return lambda *_: None
-
-
-def pieces_of(chunks, step=2.0):
-    """Return the pieces that a relay sends to a reader, a chunk each `step` seconds."""
-    wire, meter = Wire(), ecolinky.Meter(is_relayed=True)
-    with mock.patch("socket.socket", return_value=wire):
-        relay = ecolinky.Relay("127.0.0.1", 1, 1e9, 0.0)
-    relay.poll(0.0)
-    for number, data in enumerate(chunks):
-        relayed = relayed_by(meter.feed(data, step * number))
-        if relayed:
-            relay.send([relayed], step * number)
-    return wire.pieces
-
-
-######## The simulator: meters that know what they sent, and what happens to the bytes #
-
-
-class House:
-    """A simulated meter that knows what it sent; kinds are those of KINDS."""
-
-    KINDS = ("hc", "tempo", "three-phase", "standard", "standard three-phase tempo")
-
-    def __init__(self, kind, rng, volts=230, cut_off=False):
-        self.kind, self.rng, self.now = kind, rng, 1000.0
-        self.volts, self.half = volts, 0.0 if cut_off else 0.5  # of its currents
-        self.standard = kind.startswith("standard")
-        self.identity = "%012d" % rng.randrange(10**12)
-        size = {"hc": 2, "three-phase": 1, "standard": 2}.get(kind, 6)
-        self.energy = [float(rng.randrange(10**5, 5 * 10**7)) for _ in range(size)]
-        self.running, self.power, self.target = 0, 600.0, 600.0
-
-    def step(self):
-        """Return the next frame as (label, data[, stamp]) tuples, and its seconds."""
-        rng = self.rng
-        if rng.random() < 0.03:
-            self.target = rng.choice((120, 450, 900, 2500, 4000, 7500, 12000))
-        if rng.random() < 0.001:
-            self.running = rng.randrange(len(self.energy))
-        self.power += (self.target - self.power) * 0.5 + rng.uniform(-60, 60)
-        self.power = max(60.0, self.power)
-        groups = getattr(self, "_" + self.kind.split()[0].replace("-", "_"))()
-        size = 2 + sum(len(group(*g)) for g in groups)
-        seconds = size * 10 / (9600 if self.standard else 1200) + 0.05
-        if self.standard:
-            seconds = max(1.0, seconds)
-        self.now += seconds
-        self.energy[self.running] += self.power * seconds / 3600
-        return groups, seconds
-
-    def _digits(self):
-        return ["%09d" % energy for energy in self.energy]
-
-    def _historic(self, option, labels, ptec, more=()):
-        return [
-            ("ADCO", self.identity),
-            ("OPTARIF", option),
-            ("ISOUSC", "45"),
-            *zip(labels, self._digits()),
-            ("PTEC", ptec),
-            *more,
-            ("IINST", "%03d" % (self.power / self.volts + self.half)),
-            ("IMAX", "090"),
-            ("PAPP", "%05d" % (self.power // 10 * 10)),
-            ("HHPHC", "A"),
-            ("MOTDETAT", "000000"),
-        ]
-
-    def _hc(self):
-        ptec = ("HC..", "HP..")[self.running]
-        return self._historic("HC..", ("HCHC", "HCHP"), ptec)
-
-    def _tempo(self):
-        ptec = BBR[self.running][3:]
-        return self._historic("BBR(", BBR, ptec, [("DEMAIN", "----")])
-
-    def _three_phase(self):
-        groups = self._historic("BASE", ("BASE",), "TH..")
-        total = self.power / self.volts
-        amperes = [total * share + self.half for share in (0.5, 0.3, 0.2)]
-        groups[5:7] = [("IINST%d" % n, "%03d" % amperes[n - 1]) for n in (1, 2, 3)]
-        groups[8:8] = [("IMAX%d" % n, "060") for n in (1, 2, 3)] + [("PMAX", "06030")]
-        return groups + [("PPOT", "00")]
-
-    def _standard(self):
-        three = "three" in self.kind
-        tempo = "tempo" in self.kind
-        stamp = "H%012d" % (260101000000 + int(self.now) % 86400)
-        easf = self._digits() + ["000000000"] * 10
-        total = sum(int(energy) for energy in self.energy)
-        words = (
-            ("HC  BLEU", "HP  BLEU", "HC  BLANC", "HP  BLANC", "HC  ROUGE", "HP  ROUGE")
-            if tempo
-            else ("HEURE  CREUSE", "HEURE  PLEINE")
-        )
-        groups = [
-            ("ADSC", self.identity),
-            ("VTIC", "02"),
-            ("DATE", "", stamp),
-            ("NGTF", "     TEMPO      " if tempo else "H PLEINE/CREUSE "),
-            ("LTARF", words[self.running].center(16)),
-            ("EAST", "%09d" % total),
-        ]
-        groups += [("EASF%02d" % n, easf[n - 1]) for n in range(1, 11)]
-        phases = (1, 2, 3) if three else (1,)
-        for phase in phases:
-            amperes = self.power / self.volts / len(phases) + self.half
-            groups.append(("IRMS%d" % phase, "%03d" % amperes))
-            groups.append(
-                ("URMS%d" % phase, "%d" % (self.volts + self.rng.randrange(10)))
-            )
-        groups += [("PREF", "09"), ("PCOUP", "09"), ("SINSTS", "%05d" % self.power)]
-        for phase in ("1", "2", "3") if three else ("",):
-            groups.append(("SMAXSN" + phase, "05706", stamp))
-        stge = self.running << 10 | (0x01000000 if tempo else 0) | 0x003A0001
-        groups += [
-            ("CCASN", "00521", stamp),
-            ("UMOY1", "232", stamp),
-            ("STGE", "%08X" % stge),
-            ("MSG1", "PAS DE          MESSAGE         "),
-            ("PRM", "24634288280410"),
-            ("RELAIS", "000"),
-            ("NTARF", "%02d" % (self.running + 1)),
-            ("NJOURF", "00"),
-            ("NJOURF+1", "00"),
-            ("PJOURF+1", "00008002 0256C001" + " NONUTILE" * 9),
-        ]
-        return groups
-
-    def served_indexes(self, groups):
-        """Return the indexes that a true answer of this frame shows, by tag."""
-        values = {each[0]: each[1] for each in groups}
-        if not self.standard:
-            tags = ["BASE", "HCHC", "HCHP"] + BBR
-            return {tag: int(values[tag]) for tag in tags if tag in values}
-        easf = [int(values["EASF%02d" % n]) for n in range(1, 11)]
-        if "tempo" in self.kind:
-            return dict(zip(BBR, easf))
-        return {"HCHC": sum(easf[0::2]), "HCHP": sum(easf[1::2])}
+######## What happens to the bytes of a line ##########################################
 
 
 CUT = object()  # the connection is cut, and a new one follows
@@ -7390,26 +6053,6 @@ def dropped_bytes(rng, data):
     return edited(data, dict.fromkeys(places, b""))
 
 
-def doubled_bytes(rng, data):
-    """Double one to three bytes."""
-    places = [rng.randrange(len(data)) for _ in range(rng.randint(1, 3))]
-    return edited(data, {place: data[place : place + 1] * 2 for place in places})
-
-
-def truncated_frames(rng, data):
-    """Lose the end of every second frame."""
-    if rng.random() < 0.5:
-        return [], [data]
-    end = rng.randrange(len(data))
-    return range(end, len(data)), [data[:end]]
-
-
-def swallowed_line_ends(rng, data):
-    """Lose one LF or CR in ten."""
-    ends = [place for place, byte in enumerate(data) if byte in b"\r\n"]
-    return edited(data, {place: b"" for place in ends if rng.random() < 0.1})
-
-
 def lost_runs():
     """Return a damage that loses runs of up to 400 bytes, into the next frame."""
     left = [0]
@@ -7438,123 +6081,9 @@ def cut_connections(rng, data):
 
 
 def damages():
-    """Return the ten classes of damage."""
+    """Return seven classes of damage."""
     rates = [flips(10.0**-power) for power in (5, 4, 3, 2)]
-    return rates + [
-        dropped_bytes,
-        doubled_bytes,
-        truncated_frames,
-        swallowed_line_ends,
-        lost_runs(),
-        cut_connections,
-    ]
-
-
-def run_damage(kind, damage, frames, rng, counts, **options):
-    """Feed damaged frames of a house to a Meter, and count what is served."""
-    house, meter = House(kind, rng, **options), ecolinky.Meter()
-    separator = "\t" if house.standard else " "
-    sent, last, recent = {}, {}, collections.deque(maxlen=60)
-    awaiting = {}
-    before = None
-    for _ in range(frames):
-        groups, _ = house.step()
-        data = frame(groups, separator)
-        now = house.now
-        for tag, value in house.served_indexes(groups).items():
-            sent.setdefault(tag, set()).add(value)
-        values = {each[0]: each[1] for each in groups}
-        recent.append(int(values.get("PAPP") or values["SINSTS"]))
-        touched, pieces = damage(rng, data)
-        if before:
-            # The first byte of this frame certainly ends the frame before.
-            first, pieces = pieces[0][:1], [pieces[0][1:]] + pieces[1:]
-            meter.feed(first, now)
-            check_used(meter.view(now), before, awaiting, counts)
-        for piece in pieces:
-            if piece is CUT:
-                meter.disconnected()
-            else:
-                meter.feed(piece, now)
-        truth = house.served_indexes(groups)
-        check_served(meter.fields(now), truth, sent, last, recent, counts)
-        before = intact_groups(groups, data, touched)
-        counts["frames"] += 1
-        counts["intact"] += len(before)
-    counts.update(damaged_of(meter))
-    counts["implausible"] += meter.guard.implausible
-
-
-def intact_groups(groups, data, touched):
-    """Return the groups whose bytes, LF to CR, are all untouched."""
-    spans, place = [], 1
-    for piece in data[1:-1].split(b"\r")[:-1]:
-        spans.append((place, place + len(piece)))
-        place += len(piece) + 1
-    touched = sorted(touched)
-    intact = []
-    for each, (start, end) in zip(groups, spans):
-        at = bisect.bisect_left(touched, start)
-        if at == len(touched) or touched[at] > end:
-            intact.append(each)
-    return intact
-
-
-def check_used(view, intact, awaiting, count):
-    """Count the intact groups that were used, once their frame has ended.
-
-    A reading of an index is used when the served index has reached it by the time that
-    two more readings have arrived intact (one confirms it); all else, when the label
-    has that data.  A power is in time when it is served by the end of the next frame.
-    """
-    trusted = view.labels
-    served = view.fields and view.fields["PAPP"]
-    count["in time"] += served == awaiting.pop("power", "none")
-    for each in intact:
-        label, data = each[0], each[1] or each[-1]
-        if re.match("BASE|HC|BBR|EA(ST|SF)", label):
-            value = int(trusted.get(label, -1))
-            waiting = awaiting.setdefault(label, [])
-            waiting.append(int(data))
-            count["used"] += 1
-            if len(waiting) > 2:
-                count["used"] -= waiting.pop(0) > value
-        else:
-            count["used"] += trusted.get(label) == data
-        if label in ("PAPP", "SINSTS"):
-            count["powers"] += 1
-            if served == int(data):
-                count["in time"] += 1
-            else:
-                awaiting["power"] = int(data)  # the next frame is its last chance
-
-
-def check_served(fields, truth, sent, last, recent, count):
-    """Count the false values that are served.
-
-    A false index is above what the counter held at that moment, or below what was
-    served before; values between two true readings, never sent, are counted apart.
-    So is a power computed from the served currents, for want of an intact one.
-    """
-    count["served"] += bool(fields)
-    if not fields:
-        return
-    for tag, values in sent.items():
-        value = fields[tag]
-        count["falls"] += value < last.get(tag, 0)
-        count["false index"] += value > truth[tag] or value < last.get(tag, 0)
-        count["never sent"] += value not in values
-        last[tag] = value
-    # A false power is counted once, however many frames it is served for.
-    power = fields["PAPP"]
-    if power not in recent:
-        amperes = sum(fields["IINST" + phase] for phase in "123")
-        if power == 230 * amperes:
-            count["of currents"] += last.get("PAPP") != power
-        else:
-            count["false PAPP"] += last.get("PAPP") != power
-            count["PAPP frames"] += 1
-    last["PAPP"] = power
+    return rates + [dropped_bytes, lost_runs(), cut_connections]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ import xml.etree.ElementTree as ElementTree
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from houses import House, all_damages, run_damage  # noqa: E402
+
 import ecolinky  # noqa: E402
 from test_ecolinky import (  # noqa: E402
     CMD10,
@@ -34,10 +36,8 @@ from test_ecolinky import (  # noqa: E402
     T2,
     DomoticzClient,
     FakeEsp,
-    House,
     Program,
     ask,
-    damages,
     edited,
     encoded,
     esp_ini,
@@ -45,7 +45,6 @@ from test_ecolinky import (  # noqa: E402
     frame,
     free_port,
     historic,
-    run_damage,
     talk,
     wait_for,
 )
@@ -304,7 +303,7 @@ def bench_damage(seed, count):
 
     for name, kinds, frames in modes:
         print("seed %d, %d %s frames\n%s" % (seed, frames, name, Tally.HEAD))
-        for damage in damages():
+        for damage in all_damages():
             tally = Tally(damage.__name__.replace("_", " "))
             run(tally, kinds, lambda: damage, frames, {})
             total.counts.update(tally.counts)
