@@ -1015,7 +1015,8 @@ class RebuildTests(unittest.TestCase):
 
     def test_an_alert_in_a_damaged_first_frame_does_not_delay_the_relay(self):
         alert = without("IMAX", encoded(historic(ADPS="033")))
-        self.assertEqual(4, len(_pieces(relay_of([alert] + [encoded(historic())] * 6))))
+        stream = [alert] + [encoded(historic())] * 6
+        self.assertEqual(4, len(relayed_frames(relay_of(stream))))
 
     def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
         data = frame(HC)
@@ -4310,7 +4311,7 @@ class CheckTests(InputCase, ProgramCase):
     def test_the_ports_of_a_running_ecolinky_are_recognised(self):
         publish(self.store, 1, live())
         with running_server(self.store) as port:
-            self.assertEqual({port, 4001, 8889}, self.ports(port))
+            self.assertLessEqual({port, 4001, 8889}, self.used(port))
         with running_server(self.store, "a:b") as port:  # another password
             with mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0):
                 self.assertEqual({port}, self.used(port, login=("a", "c")))
