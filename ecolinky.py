@@ -191,8 +191,9 @@ STANDARD_LABELS = (
     ("ADSC", NUMBER, IDENTITY, 1),
     ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN, 1),
     ("DATE", TIMESTAMP, MOVING, 1),  # the data after the timestamp is empty
-    ("NGTF", "[ -~]{16}", CONTRACT, 1),
-    ("LTARF", "[ -~]{16}", PERIOD, 1),
+    # No name has a `: it is a space with a flipped bit, which the checksum misses.
+    ("NGTF", "[ -_a-~]{16}", CONTRACT, 1),
+    ("LTARF", "[ -_a-~]{16}", PERIOD, 1),
     ("NTARF", "[0-9]{2}", PERIOD, 1),
     ("STGE", "[0-9A-F]{8}", PERIOD, 1),
     ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX, 1),
@@ -536,9 +537,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
 #        received     HCHC 0123                    89012 1    PTEC HC.. S
 #    So a register is read only from a frame with all its labels, and with the label
-#    behind them: PTEC or IRMS1, EAIT behind the EASD if SINSTI shows that the meter
-#    injects.  One loss leaves no trace: the notice PEJP, which comes and goes, can be
-#    joined to EJPHPM in front of it.
+#    behind them: PTEC, IRMS1, ERQ1; EAIT if SINSTI shows that the meter injects.  One
+#    loss leaves no trace: PEJP, which comes and goes, can be joined to EJPHPM before it.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
 #    because an index may advance while the frame is sent.  EASF that are lost, while at
 #    least as many groups are damaged, are taken from the trusted reading, or from the
@@ -570,7 +570,6 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
-
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 
 
@@ -588,7 +587,8 @@ REGISTERS = (
     Register(tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"), "PTEC"),
     Register(("EAST", *EASF), ""),
     Register(("EASD01", "EASD02", "EASD03", "EASD04"), "IRMS1"),
-    Register(("EAIT", "ERQ1", "ERQ2", "ERQ3", "ERQ4"), "IRMS1"),
+    Register(("EAIT",), "ERQ1"),
+    Register(("ERQ1", "ERQ2", "ERQ3", "ERQ4"), "IRMS1"),
 )
 REGISTER_OF = {label: register for register in REGISTERS for label in register.labels}
 
@@ -636,7 +636,7 @@ class Series:
         self.read_time = -math.inf  # when the trusted reading last came
         # The last one or two readings, which agree; empty while the label stands still.
         self.row: list[Reading] = []
-        self._row_began = -math.inf
+        self._row_began = -math.inf  # or when it began to be a dispute
         self._against = 0  # readings in a row that cannot follow the trusted one
 
     @property
@@ -664,6 +664,8 @@ class Series:
             del self.row[0]
         can_follow = self._can_follow_trusted(self.row[-1])
         self._against = 0 if can_follow else self._against + 1
+        if self._against == IN_A_ROW:
+            self._row_began = now
         # It stands still.  If the row began with another reading, that one is next.
         if value == self.trusted == self.row[0].value:
             self.trust(value, now)
@@ -881,10 +883,10 @@ class Rebuilder:
 
     def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
         """Return whether a label that is not known comes, and will be trusted."""
-        if label in REGISTER_OF:  # a meter may lack another label of the register
-            labels = REGISTER_OF[label].labels
-            return all(guard.comes(each, now, AGREE_WITHIN) for each in labels)
         is_early = now - self._began < self.AWAITED_WITHIN
+        if KNOWN_LABELS[label].kind is INDEX:
+            is_stored = not label.startswith(("EASD", "ERQ"))  # by any reader
+            return (is_early or is_stored) and guard.comes(label, now, AGREE_WITHIN)
         has_ended = label in ALERTS  # trusted at once: not known means ended
         return is_early and not has_ended and guard.comes(label, now)
 
@@ -1326,6 +1328,7 @@ def contract_fields(
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
+DRAWN_POWERS = ("PAPP", "SINSTS")
 
 
 def lacking_for_injection(labels: Labels) -> list[str]:
@@ -1416,6 +1419,7 @@ class Meter:
         self.guard = Guard(timeout)
         self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
+        self._can_inject = False  # the currents may flow out
 
     def feed(self, data: bytes, now: float) -> list[View]:
         """Take bytes that came at `now` seconds.
@@ -1433,6 +1437,9 @@ class Meter:
         views = []
         for frame in frames:
             if self.guard.take(frame, now):
+                is_new = self.guard.frames == 1
+                can_inject = self._can_inject and not is_new
+                self._can_inject = can_inject or shows_injection(frame.groups)
                 view = self.view(now)
                 if self._rebuilder is not None:
                     groups = self._rebuilder.take(frame, self.guard, now)
@@ -1507,7 +1514,7 @@ class Meter:
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
         power_label = label_of_power(labels)
         if fields["PAPP"] is None and self._is_lost(power_label, now):
-            fields["PAPP"] = self._power_of_currents(power_label, fields, labels)
+            fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
             # A current without power: the house injects.  Domoticz would take the
             # current for a drawn power.
@@ -1519,9 +1526,7 @@ class Meter:
         has_had_time = now - self.guard.began > KEEP_FAST
         return has_had_time and not self.guard.comes(label, now)
 
-    def _power_of_currents(
-        self, power_label: str, fields: Fields, labels: Labels
-    ) -> int | None:
+    def _power_of_currents(self, fields: Fields, labels: Labels) -> int | None:
         """Return the drawn power, VA, of the currents; None: they may flow out.
 
         Old meters send no power, and damage can hit the same power in each frame.
@@ -1530,15 +1535,24 @@ class Meter:
             return None
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
         power = int(MAINS_VOLTS * sum(amperes))
-        series = self.guard.series
-        if "SINSTI" in series:  # the meter of a house that can inject
-            injected = number_of(labels, "SINSTI")
-            if injected is None:
-                return None
-            return 0 if injected else power
-        last = series.get(power_label)
-        was_zero = last is not None and last.trusted and int(last.trusted.data) == 0
-        return None if was_zero and power else power
+        if not self._can_inject:
+            return power
+        injected = number_of(labels, "SINSTI")
+        if injected is None:
+            return None
+        return 0 if injected else power
+
+
+def shows_injection(groups: Groups) -> bool:
+    """Return whether a frame shows that the house can inject.
+
+    It has a label of injection, or a power of 0 beside a current.
+    """
+    if not groups.keys().isdisjoint(INJECTION_LABELS):
+        return True
+    powers = [int(groups[label].data) for label in groups if label in DRAWN_POWERS]
+    currents = [int(groups[label].data) for label in groups if label in CURRENTS]
+    return 0 in powers and any(currents)
 
 
 def relay_view(view: View, groups: list[Group]) -> View:

@@ -113,6 +113,19 @@ class MeterCase(unittest.TestCase):
 
 
 class DecodeTests(MeterCase):
+    def test_a_stuck_bit_in_the_padding_of_a_contract_is_damage(self):
+        for label, name in (
+            ("NGTF", "     TEMPO      "),
+            ("LTARF", "    HC  BLEU    "),
+        ):
+            for place, sign in enumerate(name):
+                if sign == " ":
+                    with self.subTest(label, place=place):
+                        spoilt = name[:place] + "`" + name[place + 1 :]
+                        body = group(label, name, separator="\t")
+                        piece = body.replace(name.encode(), spoilt.encode()).strip()
+                        self.assertEqual((None, "form"), verdict(piece))
+
     def test_a_group_is_decoded_in_both_modes(self):
         for data, expected in (
             (b"PAPP 00790 1", ("PAPP", "00790")),
@@ -344,6 +357,21 @@ class GuardTests(MeterCase):
             self.assertEqual(said[label], data, label)
 
     # Rule 1.
+
+    def test_another_index_is_served_only_after_two_minutes_without_any(self):
+        for gap in (2.0, 20.0, 59.0, 89.0):
+            with self.subTest(gap=gap):
+                self.afresh(*[historic(base="001000000")] * 4)
+                nothing = 0.0
+                for _ in range(200):
+                    self.feed(historic(base="000900000"), step=gap)
+                    fields = self.meter.fields(self.now)
+                    if fields is None:
+                        nothing += gap
+                    elif fields["BASE"] == 900000:
+                        break
+                self.assertEqual(900000, fields["BASE"])
+                self.assertGreaterEqual(nothing, 110)
 
     def test_a_single_reading_that_is_too_low_is_not_served_however_late_the_next(self):
         for gap in (2.0, 30.0, 59.0, 60.0, 75.0, 90.0):
@@ -1018,6 +1046,15 @@ class RebuildTests(unittest.TestCase):
         stream = [alert] + [encoded(historic())] * 6
         self.assertEqual(4, len(relayed_frames(relay_of(stream))))
 
+    def test_no_frame_is_relayed_without_the_injected_energy_that_comes(self):
+        for label, is_relayed in (("ERQ1", False), ("ERQ2", True), ("IRMS1", True)):
+            with self.subTest(label):
+                spoilt = without(label, encoded(SUN))
+                found = relayed_frames(relay_of([spoilt] * 90))
+                self.assertEqual(is_relayed, bool(found))
+                for one in found:
+                    self.assertIn("EAIT", dict(one))
+
     def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
         data = frame(HC)
         self.assertEqual(data * 3, relay_of([data] * 4 + [frame(HC[:1])]))
@@ -1602,17 +1639,20 @@ class MeterTests(MeterCase):
         whole = encoded(standard(**sun))
         lost = without("SINSTS", whole)
         still = encoded(historic(papp="00000", IINST="009"))
+        drew = encoded(historic(papp="00690", IINST="003"))
         for good, bad, power in (
             ([whole] * 3, lost, 0),
             ([], lost, 0),  # since the start
             ([whole] * 3, without("SINSTI", lost), None),  # it may inject
+            ([], without("SINSTI", lost), None),  # EAIT alone says so
             ([still] * 3, without("PAPP", still), None),  # a 0 beside a current
+            ([still, drew, drew, drew], without("PAPP", drew), None),
         ):
             with self.subTest(power=power, bad=bad[:20]):
                 self.afresh(*good)
                 for _ in range(300):
                     self.feed(bad)
-                    self.assertIn(self.served("PAPP"), (None, 0))
+                    self.assertIn(self.served("PAPP"), (None, 0, 690))
                 self.assertEqual(power, self.served("PAPP"))
 
     def test_an_implausible_phase_power_does_not_count_as_damage(self):
