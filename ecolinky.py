@@ -537,8 +537,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
 #        received     HCHC 0123                    89012 1    PTEC HC.. S
 #    So a register is read only from a frame with all its labels, and with the label
-#    behind them: PTEC, IRMS1, ERQ1; EAIT if SINSTI shows that the meter injects.  One
-#    loss leaves no trace: PEJP, which comes and goes, can be joined to EJPHPM before it.
+#    behind them: PTEC, IRMS1, ERQ1; EAIT if SINSTI shows that it injects.  One loss
+#    leaves no trace: PEJP, which comes and goes, can be joined to EJPHPM before it.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
 #    because an index may advance while the frame is sent.  EASF that are lost, while at
 #    least as many groups are damaged, are taken from the trusted reading, or from the
