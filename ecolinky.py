@@ -638,11 +638,7 @@ class Series:
         self.row: list[Reading] = []
         self._row_began = -math.inf  # or when it began to be a dispute
         self._against = 0  # readings in a row that cannot follow the trusted one
-
-    @property
-    def is_disputed(self) -> bool:
-        """Whether the trusted reading is not served (rule 3)."""
-        return self._against >= IN_A_ROW
+        self.is_disputed = False  # the trusted reading is not served (rule 3)
 
     def trust(self, value: Any, now: float) -> None:
         """Trust a reading, whatever was read before."""
@@ -666,6 +662,7 @@ class Series:
         self._against = 0 if can_follow else self._against + 1
         if self._against == IN_A_ROW:
             self._row_began = now
+        self.is_disputed = self._against >= IN_A_ROW
         # It stands still.  If the row began with another reading, that one is next.
         if value == self.trusted == self.row[0].value:
             self.trust(value, now)
@@ -1474,20 +1471,16 @@ class Meter:
         self._amend(fields, labels, now)
         needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
         unknown = [tag for tag in needed if fields[tag] is None]
-        view = View(
+        return View(
             time=self.guard.last_frame,
             mode=mode,
             labels=labels,
-            fields=fields,
-            missing=[],
-            injection=None,
+            fields=None if unknown else fields,
+            missing=self._missing(unknown, mode, labels, now),
+            injection=None if unknown else translate_injection(fields, labels),
             is_disputed=self.guard.is_disputed(),
             unbalanced_time=self.guard.unbalanced_time,
         )
-        if unknown:
-            missing = self._missing(unknown, mode, labels, now)
-            return view._replace(fields=None, missing=missing)
-        return view._replace(injection=translate_injection(fields, labels))
 
     def _missing(
         self, tags: list[str], mode: str | None, labels: Labels, now: float

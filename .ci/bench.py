@@ -388,18 +388,32 @@ def compare(name, unit, count, ours, yardstick, times=7):
 
 
 def bench_feed():
-    """Compare Meter.feed with a checksum-only decoder."""
+    """Compare two parts of a frame's way with a checksum-only decoder.
+
+    "guarded": decoder and guard; "published": all that the Reader does, to a snapshot.
+    """
     for kind, count in (("hc", 20000), ("standard", 6000)):
         house = House(kind, random.Random(1))
         stream = [encoded(house.step()[0]) for _ in range(count)]
 
-        def feed():
-            meter = ecolinky.Meter()
+        def guard():
+            decoder, guard = ecolinky.Decoder(), ecolinky.Guard(30.0)
             for number, data in enumerate(stream):
-                meter.feed(data, 2.0 * number)
+                for each in decoder.feed(data):
+                    guard.take(each, 2.0 * number)
 
-        name = "feed, " + ("standard" if house.standard else "historic")
-        compare(name, "frames/s", count, feed, lambda: plain_decoder(stream))
+        def publish():
+            meter = ecolinky.Meter()
+            say = lambda *_: None  # noqa: E731
+            source = ecolinky.Input("x", meter, ecolinky.NO_INPUT, say, 20.0, 0.0)
+            for number, data in enumerate(stream):
+                source.feed(data, 2.0 * number, 1.8e9 + 2.0 * number)
+                source.snapshot(2.0 * number)
+
+        mode = "standard" if house.standard else "historic"
+        yardstick = lambda: plain_decoder(stream)  # noqa: E731
+        compare("guarded, " + mode, "frames/s", count, guard, yardstick)
+        compare("published, " + mode, "frames/s", count, publish, yardstick)
 
 
 BARE = """
