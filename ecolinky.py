@@ -4439,8 +4439,8 @@ def open_servers(settings: Settings, store: Store) -> list[Server]:
     return servers
 
 
-def serve(settings: Settings, demo: bool) -> int:
-    """Read the meters and answer until SIGINT or SIGTERM; return the exit code."""
+def serve(settings: Settings, demo: bool) -> NoReturn:
+    """Read the meters and answer until SIGINT or SIGTERM."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     wait_for_address(settings.http.address)
@@ -4455,15 +4455,17 @@ def serve(settings: Settings, demo: bool) -> int:
     log.info("%s répond sur %s", VERSION, ports)
     for reader in readers:
         reader.start()
-    for server in servers[1:]:
+    for server in servers:
         in_background(server.serve_forever)
     if settings.ecodevice.discovery:
         in_background(answer_discovery, servers[0].device)
     try:
-        servers[0].serve_forever()
+        # This thread, which runs the signals' handler, does nothing else: Python drops
+        # an exit that is raised while it calls a destructor.
+        while True:
+            time.sleep(1)
     finally:
         log.info("ecolinky s'arrête")
-    return 0
 
 
 def stop(*_: object) -> NoReturn:

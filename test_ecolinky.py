@@ -4588,6 +4588,27 @@ class MainTests(ProgramCase):
                 process.send_signal(number)
                 self.assertEqual(-number, process.wait(20))
 
+    def test_a_signal_stops_the_program_whatever_its_threads_do(self):
+        # Python drops an exception that is raised in a weak reference's callback.
+        code = (
+            "import ecolinky, os, signal, sys, weakref\n"
+            "class Thing: pass\n"
+            "def hit(_):\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    for _ in range(10000): pass\n"
+            "def process_request(self, request, client):\n"
+            "    thing = Thing()\n"
+            "    reference = weakref.ref(thing, hit)\n"
+            "    del thing\n"
+            "ecolinky.Server.process_request = process_request\n"
+            "sys.exit(ecolinky.run())\n"
+        )
+        program = self.start("", "--demo", code=code)
+        wait_for(lambda: "répond sur" in program.output(), 10)
+        with socket.create_connection(("127.0.0.1", program.port)):
+            code = program.process.wait(10)
+        self.assertEqual(0, code, program.output())
+
     @unittest.skipUnless(PRCTL, "Linux only")
     def test_interrupted_tests_leave_no_program_behind(self):
         code = (
@@ -4618,7 +4639,7 @@ class MainTests(ProgramCase):
         ini += "[ecodevice]\nhostname = maison\nmac = 02-AB-cd-10-00-01\n"
         ini += "discovery = yes\n[log]\nlevel = warning\n"
         login = "username = moi\npassword = s3cret\n"
-        program = self.start(ini, http=login, hasty=10)
+        program = self.start(ini, http=login, code=HASTY_PROGRAM % 10)
         wait_for(program.answers, 20)
         wait_for(lambda: self.is_discovered(program, b"maison"), 10)
 
@@ -4791,7 +4812,9 @@ class MainTests(ProgramCase):
         lines = [frames(HC_FRAME, 0.02), frames(EJP_FRAME, 0.02)]
         first, second = [self.esp(line) for line in lines]
         ini = esp_ini(first.port, second.port, more="[ecodevice]\nhostname = maison\n")
-        program = self.start(ini, hasty=10)  # it would wait for 5 s and 3 s
+        program = self.start(
+            ini, code=HASTY_PROGRAM % 10
+        )  # it would wait for 5 s and 3 s
         wait_for(program.answers, 10)
         boxes = [DomoticzClient(program.port), DomoticzClient(program.second)]
         for box in boxes:
@@ -5832,7 +5855,7 @@ class Program:
     """The real program as a subprocess, started as the README says."""
 
     def __init__(
-        self, ini, *arguments, http="", hasty=0, on_sigint=signal.SIG_DFL, **environment
+        self, ini, *arguments, http="", code="", on_sigint=signal.SIG_DFL, **environment
     ):
         self.port, self.second = free_port(), free_port()
         self._folder = tempfile.TemporaryDirectory()
@@ -5842,7 +5865,7 @@ class Program:
             file.write(ini + "\n[http]\naddress = 127.0.0.1\n" + ports + http)
         # The program shares this file's offset, which output() moves: it must append.
         self._output = open(os.path.join(self._folder.name, "output"), "a+b")
-        program = ["-c", HASTY_PROGRAM % hasty] if hasty else [PROGRAM]
+        program = ["-c", code] if code else [PROGRAM]
         self.process = subprocess.Popen(
             [sys.executable, *program, "--config", path, *arguments],
             stdout=self._output,
