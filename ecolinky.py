@@ -2029,7 +2029,6 @@ class Link:
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
     FLOOD = 65536  # bytes without an intact group; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
-    SHOW_BYTE = 5.0  # seconds; the page sees that bytes come, though no frame ends
 
     def __init__(self) -> None:
         self.connections = 0
@@ -2040,7 +2039,6 @@ class Link:
         self._waiting_since = 0.0
         self._connected_at = 0.0
         self.last_byte = -math.inf  # when it came
-        self._byte_shown = -math.inf  # the last byte that claim_byte() let be shown
 
     def begin(self, now: float) -> None:
         """Note a new connection."""
@@ -2069,13 +2067,6 @@ class Link:
         if now - self._waiting_since <= patience:
             return False
         self._waiting_since = now
-        return True
-
-    def claim_byte(self) -> bool:
-        """Return whether the last byte is due to be shown, even without a frame."""
-        if self.last_byte - self._byte_shown < self.SHOW_BYTE:
-            return False
-        self._byte_shown = self.last_byte
         return True
 
     def is_contested(self, now: float) -> bool:
@@ -2376,15 +2367,11 @@ class Input:
     The page shows `reason` in each situation; the log has fewer lines:
 
         served     all fields are known; the reason is ALL_WELL
-        awaited    frames come, but fields are missing; the reason is TO_BE_CONFIRMED
+        awaited    frames come, but fields are missing; the reason is TO_BE_CONFIRMED,
+                   or DISPUTED
         overdue    awaited for longer than `patience`; the reason is logged
         no link    the last view is served until it is stale; then the reason is logged
-
-    An eviction is logged at once, because two programs that evict each other go on for
-    ever.
     """
-
-    FRAME_LASTS = 2.0  # seconds; `patience` in frames is the time until a remark
 
     def __init__(
         self,
@@ -2395,7 +2382,9 @@ class Input:
         patience: float,
         now: float,
     ) -> None:
-        self.patience = patience  # seconds until what is missing is a fault
+        self.patience = patience  # seconds until missing values are a fault
+        # A remark comes after so many frames: before, a label may just be late.
+        self._frames_until_remark = patience / 2
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
@@ -2421,69 +2410,61 @@ class Input:
         self._all_known_at = now
         self.reason = NOT_YET_CONNECTED  # shown when the first byte comes
 
-    def feed(self, data: bytes, now: float, wall: float) -> list[View] | None:
-        """Take bytes; return the views of the frames; None: nothing new to publish.
+    def feed(self, data: bytes, now: float, wall: float) -> list[View]:
+        """Take bytes; return the views of the frames that end in them.
 
         wall: seconds since the epoch.
         Raises LinkError if the connection should be closed.
         """
         self.link.last_byte = now
         views = self.meter.feed(data, now)
-        counts = self.meter.counts()
-        has_frames = counts.frames > self._counts.frames
-        self._counts = counts
-        self.history.note_counts(counts, now)
-        if has_frames:
+        if self._take_counts(now):
             self.link.restart_wait(now)
-            self._take_view(views, now, wall)
-            return views
-        self.link.note_bytes(data)
-        if self.link.claim_report(self.patience, now):
-            self._report(diagnose(self.link.sample), now)
-            return views
-        return views if self.link.claim_byte() else None
+            self._take_views(views, now, wall)
+        else:
+            self.link.note_bytes(data)
+            if self.link.claim_report(self.patience, now):
+                self._report(diagnose(self.link.sample), now)
+        return views
 
     def failed(self, error: Exception, now: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self.meter.disconnected()
+        self._take_counts(now)
         self._set_view(self.meter.view(now), now)
         is_contested = self.link.end(error, now)
         if not self._has_had_tic():
             self._report(reason_without_tic(error, self.link.sample), now)
-        elif not is_contested:
-            self._report(reason_of(error), now)
-        elif self._is_serving(now):
-            self.reason = EVICTED
-            self.journal.fault(EVICTED, now)
-        else:
+        elif is_contested:
             self._report(EVICTED, now)
+        else:
+            self._report(reason_of(error), now)
+
+    def _take_counts(self, now: float) -> bool:
+        """Take what the meter has counted; return whether a frame has ended."""
+        before = self._counts
+        self._counts = self.meter.counts()
+        self.history.note_counts(self._counts, now)
+        return self._counts.frames > before.frames
 
     def _has_had_tic(self) -> bool:
         """Return whether a group has come, or the beginning of a first group."""
         is_begun = LABEL_IN_STREAM.search(self.link.sample)
         return self._counts.groups > 0 or is_begun is not None
 
-    def _take_view(self, views: list[View], now: float, wall: float) -> None:
+    def _take_views(self, views: list[View], now: float, wall: float) -> None:
         """Take the values after new frames, or the reason why there are none."""
-        # Frames of another meter give no view, but may begin a dispute.
+        # Frames of another meter, or without an intact identity, give no view.
         view = views[-1] if views else self.meter.view(now)
+        self._set_view(view, now)
         if self.reason == DISPUTED and not view.is_disputed:
             self._all_known_at = now  # decided: what is missing is awaited anew
-        is_overdue = now - self._all_known_at > self.patience
-        if views or view.is_disputed:
-            self._set_view(view, now)
-            if view.fields is not None:
-                self._take_fields(view, view.fields, now, wall)
-            elif not is_overdue:
-                self.reason = DISPUTED if view.is_disputed else TO_BE_CONFIRMED
-            else:
-                self._report(self._why_incomplete(now), now)
-        elif is_overdue and now - view.time > self.patience:
-            # Another meter's frames would have begun a dispute (rule 3).  So the frames
-            # have no intact identity.
-            self._set_view(view, now)
-            counts = self.history.recent(A_FEW_MINUTES, now)
-            self._report(reason_without_identity(counts), now)
+        if views and view.fields is not None:
+            self._take_fields(view, view.fields, now, wall)
+        elif now - self._all_known_at > self.patience:
+            self._report(self._why_incomplete(now), now)
+        elif view.fields is None:
+            self.reason = DISPUTED if view.is_disputed else TO_BE_CONFIRMED
 
     def _take_fields(self, view: View, fields: Fields, now: float, wall: float) -> None:
         """Take the fields of a view that serves values."""
@@ -2516,16 +2497,22 @@ class Input:
     def _why_incomplete(self, now: float) -> Reason:
         if self.view.is_disputed:
             return DISPUTED
-        is_unbalanced = now - self.view.unbalanced_time <= self.patience
         counts = self.history.recent(A_FEW_MINUTES, now)
+        if now - self.view.time > self.patience:
+            # Frames come, but none of this meter; another meter would be disputed.
+            return reason_without_identity(counts)
+        is_unbalanced = now - self.view.unbalanced_time <= self.patience
         return why_incomplete(self.view, counts, is_unbalanced)
 
     def _report(self, reason: Reason, now: float) -> None:
-        """Note a fault; log it if no values are served any more."""
+        """Note a fault; log it if no values are served any more, or if it is urgent."""
         self.reason = reason
         if not self._is_serving(now):
             self.journal.serve_nothing()
             self.journal.fault(reason, now, NOTHING_SERVED)
+        elif reason == EVICTED:
+            # Two programs that evict each other go on for ever.
+            self.journal.fault(reason, now)
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
@@ -2536,8 +2523,8 @@ class Input:
         """Set the view, and the defects of a link that works."""
         self.view = view
         self._remarks = []
-        if self._counts.frames * self.FRAME_LASTS < self.patience:
-            return  # a label may just be late
+        if self._counts.frames < self._frames_until_remark:
+            return
         self._remarks = remarks_on(self.history.last_hour(now), view)
         lacking = lacking_for_injection(view.labels)
         if lacking and view.fields and self._input_2 == INJECTION:
@@ -3568,9 +3555,9 @@ class Reader(threading.Thread):
 
     def _take(self, data: bytes, now: float) -> None:
         views = self._input.feed(data, now, time.time())
-        if views is None:
-            return
-        self._publish()
+        # The page also sees that bytes come, though no frame ends.
+        if views or now - self._published_at >= self.TICK:
+            self._publish()
         if self._relay is None or not any(view.fields for view in views):
             return
         frames = [view.relayed for view in views if view.relayed]
@@ -3579,7 +3566,8 @@ class Reader(threading.Thread):
             self._store.note_client(client, now)
 
     def _publish(self) -> None:
-        snapshot = self._input.snapshot(time.monotonic())
+        self._published_at = time.monotonic()
+        snapshot = self._input.snapshot(self._published_at)
         self._store.publish(self._number, snapshot)
         log.debug("%s : %s", self.name, snapshot.view.fields or snapshot.reason)
 
@@ -4452,14 +4440,14 @@ def serve(settings: Settings, demo: bool) -> NoReturn:
         ports = "les ports {} et {}".format(*settings.ports)
     if demo:
         ports += " (compteur simulé)"
-    log.info("%s répond sur %s", VERSION, ports)
-    for reader in readers:
-        reader.start()
-    for server in servers:
-        in_background(server.serve_forever)
-    if settings.ecodevice.discovery:
-        in_background(answer_discovery, servers[0].device)
     try:
+        log.info("%s répond sur %s", VERSION, ports)
+        for reader in readers:
+            reader.start()
+        for server in servers:
+            in_background(server.serve_forever)
+        if settings.ecodevice.discovery:
+            in_background(answer_discovery, servers[0].device)
         # This thread, which runs the signals' handler, does nothing else: Python drops
         # an exit that is raised while it calls a destructor.
         while True:

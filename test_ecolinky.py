@@ -2140,24 +2140,26 @@ class LinkTests(InputCase):
     def test_a_refused_connection_is_no_reason_once_bytes_come(self):
         self.lose(OSError(111, "refused"))
         self.assertEqual(ecolinky.NOTHING_LISTENS, self.snapshot().reason)
-        without_identity = encoded(HC[1:])
-        for data in (without_identity, b"\x02\nHCHC 01"):
+        for data, reason in (
+            (encoded(HC[1:]), ecolinky.TO_BE_CONFIRMED),
+            (b"\x02\nHCHC 01", ecolinky.NOT_YET_CONNECTED),
+        ):
             with self.subTest(data[:12]):
                 self.connect(data)
-                self.assertEqual(ecolinky.NOT_YET_CONNECTED, self.snapshot().reason)
+                self.assertEqual(reason, self.snapshot().reason)
 
     def test_the_last_byte_is_shown_though_no_frame_ends(self):
-        self.connect(HC_FRAME)
-        frame_ended = self.now
-        shown = []
-        for second in range(12):
-            now = frame_ended + 1 + second
-            if self.input.feed(b"\0" * 9, now, WALL) is not None:
-                shown.append(second)
-        self.assertEqual([0, 5, 10], shown)
-        self.now = frame_ended + 13
+        self.connect(HC_FRAME, *[b"\0" * 9] * 6)
+        self.now += 1.0
         content = self.described()
         self.assertEqual((13.0, 1.0), (content["age"], content["byte_age"]))
+
+    def test_the_end_of_a_connection_counts_its_unfinished_frame_at_once(self):
+        self.connect(*[HC_FRAME] * 3, HC_FRAME[:-9])
+        self.lose(CLOSED)
+        self.assertEqual(4, self.snapshot().counters["frames"])
+        self.connect(HC_FRAME[:9])  # no frame ends in it
+        self.assertEqual(HC_FRAME[:9], self.input.link.sample)
 
     def test_long_connections_that_end_do_not_count_as_evictions(self):
         for count in (31, 31, 31, 3, 3, 31, 3, 3):
@@ -3508,6 +3510,20 @@ class ReaderTests(EspCase):
         before = len(os.listdir("/proc/self/fd"))
         wait_for(lambda: esp.connections > 24)
         self.assertLess(len(os.listdir("/proc/self/fd")), before + 8)
+
+    def test_bytes_without_a_frame_are_published_once_a_tick(self):
+        esp = self.esp(frames(b"\0" * 9, 0.001))
+        with mock.patch.multiple(QuickReader, TICK=0.2, SILENCE=10.0):
+            self.read(esp.port)
+            times = set()
+
+            def have_come():
+                times.add(self.store.read()[1].last_byte)
+                return len(times) == 4  # the first: none came yet
+
+            wait_for(have_come)
+        first, *_, last = sorted(times)[1:]
+        self.assertGreater(last - first, 0.39)
 
     def test_a_bug_is_logged_and_does_not_stop_the_reader(self):
         faults = []
