@@ -515,8 +515,8 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 ######## Guard: frames in, trusted groups out; no false index ##########################
 
 # Damage can leave a group with a right checksum and a right form.  Six rules keep it
-# out, each with the place of its code.  A reading is what one frame says about a label,
-# or about a register, a set of indexes.  Only trusted readings are served.
+# out; each names its code.  A reading is what one frame says about a label, or about a
+# register, a set of indexes.  Only trusted readings are served.
 #
 # 1. Three        Series.take()
 #    A reading is trusted when two more follow, and each agrees with the one before,
@@ -525,12 +525,12 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    a stalled network delivers old frames at once.
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
-#    So an index is two readings late.  Three in a row must be false before a false one
-#    is served, except one so little too low that true ones agree with it.  A single
-#    reading equal to the trusted one renews it.  Powers agree if they are near, see
-#    is_near(), and the last of three is trusted.  90 s: if a third of the groups is
-#    damaged, Tempo's six indexes seldom come together.
-# 2. Register     reading_in()
+#    So an index is two readings late.  Powers agree if is_near() says so, and the last
+#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
+#    because Tempo's six indexes seldom come together if a third of the groups is
+#    damaged.  No rule stops a false index that comes three times and is hardly lower
+#    than the true one.
+# 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
 #    of a later group, and the groups in between are gone.
@@ -540,19 +540,20 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #    behind them: PTEC, IRMS1, ERQ1; EAIT if SINSTI shows that it injects.  One loss
 #    leaves no trace: PEJP, which comes and goes, can be joined to EJPHPM before it.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
-#    because an index may advance while the frame is sent.  EASF that are lost, while at
-#    least as many groups are damaged, are taken from the trusted reading, or from the
-#    last before there is one; then the sum must be exact, unless nothing has changed.
-# 3. Dispute      Series.is_disputed, Series.take()
-#    Identity, contract and registers last: their readings must also follow the trusted
-#    one, as rule 1 says when readings agree.  When three in a row cannot follow it, one
-#    side is false, and neither is served until a reading follows again, or until those
-#    that agree have come for two minutes: meter, contract or index was replaced.  Of a
-#    disputed identity nothing is served; with another identity all begins anew.
+#    because an index may advance while the frame is sent.  A frame may lack some EASF.
+#    If at least as many of its groups are damaged, the EASF were damaged, not lost in
+#    the buffer: take the last that came.  Then the sum must be exact, unless the
+#    reading equals the trusted one.
+# 3. Dispute      Series.is_disputed, Series._end_row()
+#    Identity, contract and registers last: a reading must also follow the trusted one,
+#    as rule 1 says when readings agree.  When three readings in a row cannot, one side
+#    is false, and neither is served: until a reading follows again, or until readings
+#    that agree have come for two minutes: meter, contract or index was replaced.  While
+#    the identity is disputed, nothing is served; a new one begins with nothing known.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
 #    identity was read in the last 20 s, and no other since.  Until an identity is
-#    trusted, each other identity begins anew.
+#    trusted, a frame with another identity than the last is the first of a new meter.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
@@ -570,58 +571,44 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
+
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
+TOTAL = ("EAST", *EASF)
+REGISTERS = {  # the label behind each (rule 2)
+    ("BASE",): "PTEC",
+    ("HCHC", "HCHP"): "PTEC",
+    ("EJPHN", "EJPHPM"): "PTEC",
+    tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"): "PTEC",
+    TOTAL: "",  # the sum is the proof
+    ("EASD01", "EASD02", "EASD03", "EASD04"): "IRMS1",
+    ("EAIT",): "ERQ1",
+    ("ERQ1", "ERQ2", "ERQ3", "ERQ4"): "IRMS1",
+}
+REGISTER_OF = {label: register for register in REGISTERS for label in register}
 
 
-class Register(NamedTuple):
-    """Indexes that belong together (rule 2)."""
-
-    labels: tuple[str, ...]
-    behind: str  # the label behind them; empty: their sum is the proof
-
-
-REGISTERS = (
-    Register(("BASE",), "PTEC"),
-    Register(("HCHC", "HCHP"), "PTEC"),
-    Register(("EJPHN", "EJPHPM"), "PTEC"),
-    Register(tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"), "PTEC"),
-    Register(("EAST", *EASF), ""),
-    Register(("EASD01", "EASD02", "EASD03", "EASD04"), "IRMS1"),
-    Register(("EAIT",), "ERQ1"),
-    Register(("ERQ1", "ERQ2", "ERQ3", "ERQ4"), "IRMS1"),
-)
-REGISTER_OF = {label: register for register in REGISTERS for label in register.labels}
-
-
-def reading_in(frame: Frame, register: Register, before: Groups) -> Groups | None:
+def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
     """Return the reading of a register in a frame; None: there is none (rule 2)."""
-    groups = frame.groups
-    reading = {label: groups[label] for label in register.labels if label in groups}
-    lost = len(register.labels) - len(reading)
-    if register.behind:
-        # A meter that injects has EAIT behind EASD04, and alone sends SINSTI.
-        injects = "EASD01" in reading and "SINSTI" in groups
-        behind = "EAIT" if injects else register.behind
-        return None if lost or behind not in groups else reading
-    if lost <= frame.damaged:  # damaged rather than vanished
-        reading = {**before, **reading}
-    is_proved = reading == before or is_balanced(reading, slack=0 if lost else 1)
-    return reading if is_proved else None
+    behind = REGISTERS[labels]
+    if "EASD01" in labels and "SINSTI" in groups:
+        behind = "EAIT"  # a meter that injects sends it behind EASD04
+    is_whole = groups.keys() >= {*labels, behind}
+    return {label: groups[label] for label in labels} if is_whole else None
 
 
-def is_balanced(groups: Groups, slack: int) -> bool:
-    """Return whether the EASF add up to EAST within so many Wh, as in all captures."""
-    if len(groups) <= len(EASF):
-        return False  # one of them is missing
-    total = sum([int(groups[label].data) for label in EASF])
-    return abs(int(groups["EAST"].data) - total) <= slack
+def balanced_reading(frame: Frame, latest: Groups, trusted: Any) -> Groups | None:
+    """Return the reading of EAST and the EASF; None: there is none (rule 2).
 
-
-class Reading(NamedTuple):
-    """A reading of a label or of a register."""
-
-    value: Any  # a Group, or the Groups of a register
-    time: float
+    latest: the last group of each label, with those of this frame.
+    """
+    lost = len(set(EASF).difference(frame.groups))
+    reading = {label: latest[label] for label in TOTAL if label in latest}
+    if lost > frame.damaged or len(reading) < len(TOTAL):
+        return None
+    slack = 0 if lost else 1  # Wh
+    total = sum([int(reading[label].data) for label in EASF])
+    is_balanced = abs(int(reading["EAST"].data) - total) <= slack
+    return reading if is_balanced or reading == trusted else None
 
 
 class Series:
@@ -632,51 +619,53 @@ class Series:
     def __init__(self, is_lasting: bool, keep: float) -> None:
         self.is_lasting = is_lasting  # rule 3 applies
         self.keep = keep  # seconds for which a reading is served (rule 6)
-        self.trusted: Any = None  # as the value of a Reading
+        self.trusted: Any = None  # a reading: a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
-        # The last one or two readings, which agree; empty while the label stands still.
-        self.row: list[Reading] = []
-        self._row_began = -math.inf  # or when it began to be a dispute
+        # The last one or two readings, which agree, each with its time.
+        self.row: list[tuple[Any, float]] = []  # empty while the label stands still
+        self._row_began = -math.inf  # or when it became a dispute (rule 3)
         self._against = 0  # readings in a row that cannot follow the trusted one
         self.is_disputed = False  # the trusted reading is not served (rule 3)
 
-    def trust(self, value: Any, now: float) -> None:
+    def trust(self, reading: Any, now: float) -> None:
         """Trust a reading, whatever was read before."""
-        self.trusted = value
+        self.trusted = reading
         self.read_time = now
         self.row.clear()
 
-    def take(self, value: Any, now: float) -> bool:
+    def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
-        if self.row and not self._agrees(value, now):
+        if self.row and not self._agrees(reading, now):
             self.row.clear()
         if not self.row:
             self._row_began = now
-        self.row.append(Reading(value, now))
+        self.row.append((reading, now))
         if len(self.row) == IN_A_ROW:
-            is_over = self.is_disputed and now - self._row_began >= DISPUTE_LASTS
-            if is_over or self._can_follow_trusted(self.row[0]):
-                self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
-            del self.row[0]
-        can_follow = self._can_follow_trusted(self.row[-1])
+            self._end_row(now)
+        can_follow = self._can_follow_trusted(reading, now)
         self._against = 0 if can_follow else self._against + 1
         if self._against == IN_A_ROW:
             self._row_began = now
         self.is_disputed = self._against >= IN_A_ROW
-        # It stands still.  If the row began with another reading, that one is next.
-        if value == self.trusted == self.row[0].value:
-            self.trust(value, now)
+        if reading == self.trusted:
+            self.trust(reading, now)  # it stands still
         return can_follow
 
-    def _agrees(self, value: Any, now: float) -> bool:
-        last, time = self.row[-1]
-        return now - time <= AGREE_WITHIN and self._follows(value, last, now - time)
+    def _end_row(self, now: float) -> None:
+        """Trust a reading of a full row, if it may be trusted; drop the first."""
+        is_over = self.is_disputed and now - self._row_began >= DISPUTE_LASTS
+        if is_over or self._can_follow_trusted(*self.row[0]):
+            self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
+        del self.row[0]
 
-    def _can_follow_trusted(self, reading: Reading) -> bool:
+    def _agrees(self, reading: Any, now: float) -> bool:
+        last, time = self.row[-1]
+        return now - time <= AGREE_WITHIN and self._follows(reading, last, now - time)
+
+    def _can_follow_trusted(self, reading: Any, time: float) -> bool:
         if self.trusted is None or not self.is_lasting:
             return True
-        seconds = reading.time - self.read_time
-        return self._follows(reading.value, self.trusted, seconds)
+        return self._follows(reading, self.trusted, time - self.read_time)
 
     def _follows(self, new: Any, old: Any, _seconds: float) -> bool:
         """Return whether the meter can have sent `new` so many seconds after `old`."""
@@ -711,7 +700,8 @@ SERIES = {POWER: PowerSeries, INDEX: RegisterSeries}  # of other kinds: Series
 
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
-    # Currents come in whole amperes, and the mains may have 250 V, a twelfth more.
+    # A current in whole amperes is up to an ampere too low, in each phase.  The mains
+    # may have 250 V, so a twelfth of the power is not in 230 V times the current.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
@@ -732,6 +722,7 @@ class Guard:
         self.frames = 0  # of this meter
         self.series: dict[str, Series] = {}  # by label; those of a register share one
         self.seen: dict[str, float] = {}  # when each label last came, trusted or not
+        self.latest: Groups = {}  # what each label last was, trusted or not
 
     def is_silent(self, now: float) -> bool:
         """Return whether the meter has sent no frame for longer than the time-out."""
@@ -764,11 +755,7 @@ class Guard:
         if not self._is_ours(groups, now):
             self.implausible += len(groups)
             return False
-        if self.is_silent(now) or self.frames == 0:
-            self.began = now
-        self.last_frame = now
-        self.frames += 1
-        self.seen.update(dict.fromkeys(groups, now))
+        self._note_frame(groups, now)
         for label, group in groups.items():
             series = self.series.get(label)
             # The fast way, for a label that stands still: decode_group()'s cache
@@ -778,29 +765,38 @@ class Guard:
             elif label not in REGISTER_OF and label not in IDENTITIES:
                 self._take_label(series or self._new_series(label), group, now)
         for register in REGISTERS:
-            if register.labels[0] in groups:
-                self._take_register(register, frame, now)
+            self._take_register(register, frame, now)
         return True
+
+    def _note_frame(self, groups: Groups, now: float) -> None:
+        if self.is_silent(now) or self.frames == 0:
+            self.began = now
+        self.last_frame = now
+        self.frames += 1
+        self.seen.update(dict.fromkeys(groups, now))
+        self.latest.update(groups)
 
     def _is_ours(self, groups: Groups, now: float) -> bool:
         """Take the identity of a frame; return whether the frame is ours (rule 4)."""
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # A row: another identity has come, or ours is not trusted yet.
+            # Our identity empties the row.  If there is a row, another identity came
+            # last, or none is trusted yet.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         before = identity.trusted
         identity.take(group, now)
-        is_replaced = before not in (None, identity.trusted)
-        begins_anew = identity.trusted is None and len(identity.row) == 1
-        if is_replaced or begins_anew:
+        if before is None:
+            is_new = identity.trusted is None and len(identity.row) == 1
+        else:
+            is_new = before != identity.trusted
+        if is_new:
             self._forget_meter()
         return identity.trusted in (None, group)
 
     def _take_label(self, series: Series, group: Group, now: float) -> None:
         kind = KNOWN_LABELS[group.label].kind
-        is_sure_power = kind is POWER and self._is_sure(group, now)
-        if kind.is_at_once or is_sure_power:
+        if kind.is_at_once or (kind is POWER and self._is_sure(group, now)):
             series.trust(group, now)
         elif not series.take(group, now):
             self.implausible += 1
@@ -810,29 +806,29 @@ class Guard:
         power = int(group.data)
         currents = [self.series[label] for label in CURRENTS & self.series.keys()]
         fresh = [each for each in currents if now - each.read_time <= CURRENT_LASTS]
-        amperes = [int(each.trusted.data) for each in fresh]
-        is_match = is_near(power, MAINS_VOLTS * sum(amperes), len(amperes))
-        return power == 0 or (bool(amperes) and is_match)
+        expected = MAINS_VOLTS * sum(int(each.trusted.data) for each in fresh)
+        return power == 0 or (bool(fresh) and is_near(power, expected, len(fresh)))
 
-    def _take_register(self, register: Register, frame: Frame, now: float) -> None:
-        label = register.labels[0]
-        series = self.series.get(label) or self._new_series(label)
-        last = series.row[-1].value if series.row else {}
-        reading = reading_in(frame, register, series.trusted or last)
-        if reading is not None:
-            if not series.take(reading, now):
+    def _take_register(self, labels: tuple[str, ...], frame: Frame, now: float) -> None:
+        if labels[0] not in frame.groups:
+            return
+        series = self.series.get(labels[0]) or self._new_series(labels[0])
+        if labels is TOTAL:
+            reading = balanced_reading(frame, self.latest, series.trusted)
+            if reading is None and frame.groups.keys() >= set(TOTAL):
                 self.implausible += 1
-        elif not register.behind and frame.groups.keys() >= set(register.labels):
+                self.unbalanced_time = now
+        else:
+            reading = reading_in(frame.groups, labels)
+        if reading is not None and not series.take(reading, now):
             self.implausible += 1
-            self.unbalanced_time = now
 
     def _new_series(self, label: str) -> Series:
-        """Add a series for a label, and for the other labels of its register."""
+        """Add a series for a label, the same for each label of a register."""
         kind = KNOWN_LABELS[label].kind
         keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
         series = SERIES.get(kind, Series)(kind.lasts, keep)
-        labels = REGISTER_OF[label].labels if kind is INDEX else (label,)
-        self.series.update(dict.fromkeys(labels, series))
+        self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
         return series
 
 
@@ -846,46 +842,52 @@ class Rebuilder:
     Domoticz stores 0 for it.
     """
 
-    # All the meter's labels have come intact: after an undamaged frame, or after this.
-    ALL_READ_WITHIN = 60  # seconds
-    AWAITED_WITHIN = 120  # seconds; later only indexes are awaited
+    # An undamaged frame shows all the meter's labels.  If none comes in this time, the
+    # labels that have come are taken for all.
+    ALL_COME_WITHIN = 60  # seconds
+    AWAITED_WITHIN = 120  # seconds; later only indexes that a reader stores
     # In overload, a three-phase meter sends short frames of these labels.
     SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
         self._began = -math.inf  # as in Guard
-        self._had_undamaged = False  # an undamaged frame has come since then
+        self._all_have_come = False  # an undamaged frame has shown the meter's labels
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
         """Return the trusted groups in place of a frame; empty: a label is awaited."""
-        labels = list(frame.groups)
-        is_short = self.SHORT_FRAME.issuperset(labels)
         if guard.began != self._began:
             self._began = guard.began
             self._order = []
-            self._had_undamaged = False
+            self._all_have_come = False
+        labels = list(frame.groups)
+        is_short = self._is_short(set(labels))
         if not is_short:
-            self._learn(labels, frame.whole and not frame.damaged)
-        has_had_time = now - self._began >= self.ALL_READ_WITHIN
+            self._learn(labels, is_undamaged=frame.whole and not frame.damaged)
         known = guard.known(now)
-        unknown = [label for label in self._order if label not in known]
-        is_waiting = any(self._is_awaited(label, guard, now) for label in unknown)
-        if is_waiting or not (self._had_undamaged or has_had_time):
+        if self._is_awaiting(known, guard, now):
             return []
-        # A full frame of which only ADCO and currents are intact is no short frame.
-        is_relayed_so = is_short and {"ADCO", "ADIR1"} <= set(labels)
-        order = labels if is_relayed_so else self._order
+        order = labels if is_short else self._order
         return [known[label] for label in order if label in known]
 
-    def _is_awaited(self, label: str, guard: Guard, now: float) -> bool:
-        """Return whether a label that is not known comes, and will be trusted."""
-        is_early = now - self._began < self.AWAITED_WITHIN
-        if KNOWN_LABELS[label].kind is INDEX:
-            is_stored = not label.startswith(("EASD", "ERQ"))  # by any reader
-            return (is_early or is_stored) and guard.comes(label, now, AGREE_WITHIN)
-        has_ended = label in ALERTS  # trusted at once: not known means ended
-        return is_early and not has_ended and guard.comes(label, now)
+    def _is_short(self, labels: set[str]) -> bool:
+        # Without an alert, it is a full frame of which only these labels are intact.
+        has_alert = not labels.isdisjoint(OVERLOADS)
+        return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
+
+    def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
+        """Return whether labels may still come, or come but are not known yet."""
+        seconds = now - self._began
+        if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
+            return True
+        is_early = seconds < self.AWAITED_WITHIN
+        for label in set(self._order).difference(known, ALERTS):
+            is_index = KNOWN_LABELS[label].kind is INDEX
+            is_stored = is_index and not label.startswith(("EASD", "ERQ"))
+            within = AGREE_WITHIN if is_index else KEEP_FAST
+            if (is_early or is_stored) and guard.comes(label, now, within):
+                return True
+        return False
 
     def _learn(self, labels: list[str], is_undamaged: bool) -> None:
         """Learn the labels of a frame; the fullest frame gives their order."""
@@ -894,8 +896,9 @@ class Rebuilder:
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
-        if is_undamaged and any(label in labels for label in IDENTITIES):
-            self._had_undamaged = True
+        # A frame that lacks its identity lacks its beginning.
+        if is_undamaged and not lasting.isdisjoint(IDENTITIES):
+            self._all_have_come = True
 
 
 def merged(order: list[str], labels: list[str]) -> list[str]:
