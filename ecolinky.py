@@ -1365,6 +1365,9 @@ def phase_count(fields: Fields) -> int:
 
 ######## Meter: the parts above together ###############################################
 
+HISTORIC = "historic"
+STANDARD = "standard"
+MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
 # The labels of standard mode that give a tag.  Not here: the tags of indexes.
 LABELS_OF_TAG = {
     "ADCO": ("ADSC",),
@@ -1373,27 +1376,16 @@ LABELS_OF_TAG = {
     "PTEC": ("NTARF", "LTARF"),
 }
 WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
-INDEX_LABELS = ("EAST",) + EASF  # each index needs all of them: EAST is their sum
 
 
-def missing_labels(tags: list[str], labels: Labels) -> list[str]:
-    """Return the labels of a standard-mode meter that are missing for these tags."""
-    missing = []
-    for tag in tags:
-        if tag == "PAPP":
-            missing.append(label_of_standard_power(labels))
-        elif tag in LABELS_OF_TAG:
-            # PTEC has two labels.  Either may give it: name the first that is missing.
-            absent = [label for label in LABELS_OF_TAG[tag] if label not in labels]
-            missing += absent[:1]
-        else:
-            missing += INDEX_LABELS  # an index needs all of them
-    return [label for label in dict.fromkeys(missing) if label not in labels]
-
-
-HISTORIC = "historic"
-STANDARD = "standard"
-MODES = {"ADCO": HISTORIC, "ADSC": STANDARD}  # by the label of the identity
+def labels_needed(tag: str, mode: str | None, labels: Labels) -> tuple[str, ...]:
+    """Return the labels that give a tag in this mode."""
+    if mode != STANDARD:
+        return (tag,)  # the tags of historic mode are its labels
+    if tag == "PAPP":
+        return (label_of_standard_power(labels),)
+    # An index of standard mode is a sum, and needs all of them.
+    return LABELS_OF_TAG.get(tag, TOTAL)
 
 
 class View(NamedTuple):
@@ -1450,7 +1442,7 @@ class Meter:
     def fields(self, now: float) -> Fields | None:
         """Return the 31 fields to serve, tag -> int or str; None: some are not known.
 
-        The needed fields: identity, subscription, tariff, period, its indexes, power.
+        For programs that use a Meter alone; ecolinky takes the views of feed().
         """
         return self.view(now).fields
 
@@ -1467,8 +1459,7 @@ class Meter:
     def view(self, now: float) -> View:
         """Return the values to serve now, or the labels that they need."""
         labels = self.labels(now)
-        known_modes = [MODES[label] for label in MODES if label in self.guard.seen]
-        mode = known_modes[0] if known_modes else None
+        mode = next((MODES[label] for label in MODES if label in self.guard.seen), None)
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._amend(fields, labels, now)
@@ -1490,16 +1481,18 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        They are those that do not come, if there are any: without them others, that
-        come, are not trusted.  The list is empty if only the period is not known,
-        although its labels are: see why_incomplete().
+        It is empty if a period is not known although its labels are.
         """
-        if mode == STANDARD:
-            missing = missing_labels(tags, labels)
-        else:  # the tags of historic mode are its labels
-            missing = [tag for tag in tags if tag not in labels]
+        missing: list[str] = []
+        for tag in tags:
+            needed = labels_needed(tag, mode, labels)
+            lacking = [label for label in needed if label not in labels]
+            # Either label of a period may give it: name the first.
+            missing += lacking[:1] if tag == "PTEC" else lacking
+        # If some do not come at all, name these alone: without them others, that come,
+        # are not trusted.
         absent = [label for label in missing if not self.guard.comes(label, now)]
-        return absent or missing
+        return list(dict.fromkeys(absent or missing))
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""
@@ -1508,8 +1501,7 @@ class Meter:
         # keep "inf" percent for ever.
         if fields["ISOUSC"] == 0 or (fields["ISOUSC"] is None and is_late):
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
-        power_label = label_of_power(labels)
-        if fields["PAPP"] is None and self._is_lost(power_label, now):
+        if fields["PAPP"] is None and self._is_lost(label_of_power(labels), now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
             # A current without power: the house injects.  Domoticz would take the
@@ -1529,14 +1521,13 @@ class Meter:
         """
         if not CURRENTS & labels.keys():
             return None
-        amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
-        power = int(MAINS_VOLTS * sum(amperes))
-        if not self._can_inject:
-            return power
         injected = number_of(labels, "SINSTI")
-        if injected is None:
+        if injected:
+            return 0
+        if self._can_inject and injected is None:
             return None
-        return 0 if injected else power
+        amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
+        return int(MAINS_VOLTS * sum(amperes))
 
 
 def shows_injection(groups: Groups) -> bool:
