@@ -2158,19 +2158,7 @@ INJECTION = "injection"
 NO_INPUT = "none"
 
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
-
-
-def jumps(before: Fields, indexes: Fields, seconds: float) -> list[str]:
-    """Return the tags of the indexes that fell, or grew more than a meter can count.
-
-    A jump means that the meter was replaced and kept its number, or that the supplier
-    has set an index.
-    before, indexes: Wh by tag; seconds: between the two readings.  A tag that was not
-    there before does not jump.
-    """
-    most = WH_PER_SECOND * max(0.0, seconds) + JUMP_WH
-    common = [tag for tag in indexes if tag in before]
-    return [tag for tag in common if not 0 <= indexes[tag] - before[tag] <= most]
+METER_CHANGES = (OTHER_METER, OTHER_CONTRACT)  # of the identity, of the tariff
 
 
 class Minute(NamedTuple):
@@ -2292,18 +2280,19 @@ class Day:
     ) -> list[Reason]:
         """Return what has changed since the last indexes, `gap` seconds ago."""
         before = self._last
-        if not before:
-            return []
-        if meter != self._meter:
-            reasons = (OTHER_METER, OTHER_CONTRACT)
-            return [
-                reason.with_words(old, new)
-                for reason, old, new in zip(reasons, self._meter, meter)
-                if old != new
-            ]
+        changes = [
+            reason.with_words(old, new)
+            for reason, old, new in zip(METER_CHANGES, self._meter, meter)
+            if old not in ("", new)
+        ]
+        if changes:
+            return changes
+        # The meter was replaced and kept its number, or the supplier has set an index.
+        most = WH_PER_SECOND * max(0.0, gap) + JUMP_WH
         return [
             JUMPED.with_words(tag, str(before[tag]), str(indexes[tag]))
-            for tag in jumps(before, indexes, gap)
+            for tag in indexes
+            if tag in before and not 0 <= indexes[tag] - before[tag] <= most
         ]
 
     def _begin_day(self, indexes: Fields, wall: float, has_changed: bool) -> None:
