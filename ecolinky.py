@@ -526,10 +526,10 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
 #    So an index is two readings late.  Powers agree if is_near() says so, and the last
-#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
-#    because Tempo's six indexes seldom come together if a third of the groups is
-#    damaged.  No rule stops a false index that comes three times and is hardly lower
-#    than the true one.
+#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s:
+#    if a third of the groups is damaged, Tempo's register is whole in a frame of 17.
+#    No rule stops a false index that comes three times, if it is neither below the
+#    trusted one, nor further above it than 36 kVA allow.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
@@ -537,32 +537,32 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
 #        received     HCHC 0123                    89012 1    PTEC HC.. S
 #    So a register is read only from a frame with all its labels, and with the label
-#    behind them: PTEC, IRMS1, ERQ1; EAIT if SINSTI shows that it injects.  One loss
-#    leaves no trace: PEJP, which comes and goes, can be joined to EJPHPM before it.
+#    behind them, see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  A
+#    loss may leave no trace: PEJP, which comes and goes, can be joined to EJPHPM.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
-#    because an index may advance while the frame is sent.  A frame may lack some EASF.
-#    If at least as many of its groups are damaged, the EASF were damaged, not lost in
-#    the buffer: take the last that came.  Then the sum must be exact, unless the
-#    reading equals the trusted one.
-# 3. Dispute      Series.is_disputed, Series._end_row()
-#    Identity, contract and registers last: a reading must also follow the trusted one,
-#    as rule 1 says when readings agree.  When three readings in a row cannot, one side
-#    is false, and neither is served: until a reading follows again, or until readings
-#    that agree have come for two minutes: meter, contract or index was replaced.  While
-#    the identity is disputed, nothing is served; a new one begins with nothing known.
+#    because an index may advance while the frame is sent.  If a frame lacks some EASF,
+#    and has at least as many damaged groups, the EASF were damaged, not lost in the
+#    buffer: take each from the last frame that had it, however old.  Then the sum must
+#    be exact, unless the reading equals the trusted one.
+# 3. Dispute      Series.take(), Series._end_row()
+#    Identity, contract and registers last: a reading must also agree with the trusted
+#    one, however old this is.  When three in a row do not, one side is false, and
+#    neither is served: until a reading agrees again, or until the others have agreed
+#    with each other for two minutes: meter, contract or index was replaced.  While the
+#    identity is disputed, nothing is served; a new one begins with nothing known.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
 #    identity was read in the last 20 s, and no other since.  Until an identity is
-#    trusted, a frame with another identity than the last is the first of a new meter.
+#    trusted, an identity that did not come in the last 90 s begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
-#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
+#    Currents, voltages, the powers of single phases, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
-#    which are brief, and a power that is 0 or near 230 V times the currents of the last
-#    6 s.
+#    which are brief, and a power that is 0 or near 230 V times the sum of the currents
+#    of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
-#    A reading is served until it has not been trusted again for 10 s (an alert), 30 s
-#    (powers, periods, what is trusted at once), or 300 s or the user's time-out if that
-#    is longer (the rest).  The identity stays: rule 4 ends it.
+#    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
+#    periods, what is trusted at once), or 300 s or the user's time-out if this is more
+#    (the rest).  The identity stays until rule 3 ends it.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -623,7 +623,7 @@ class Series:
         self.read_time = -math.inf  # when the trusted reading last came
         # The last one or two readings, which agree, each with its time.
         self.row: list[tuple[Any, float]] = []  # empty while the label stands still
-        self._row_began = -math.inf  # or when it became a dispute (rule 3)
+        self._row_began = -math.inf  # of the row, or of its dispute if this is later
         self._against = 0  # readings in a row that cannot follow the trusted one
         self.is_disputed = False  # the trusted reading is not served (rule 3)
 
@@ -635,6 +635,7 @@ class Series:
 
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
+        # 1. Rule 1.  A dispute here is that of the readings before.
         if self.row and not self._agrees(reading, now):
             self.row.clear()
         if not self.row:
@@ -642,13 +643,17 @@ class Series:
         self.row.append((reading, now))
         if len(self.row) == IN_A_ROW:
             self._end_row(now)
+        # 2. Rule 3, with the reading that is trusted now.
         can_follow = self._can_follow_trusted(reading, now)
         self._against = 0 if can_follow else self._against + 1
         if self._against == IN_A_ROW:
             self._row_began = now
         self.is_disputed = self._against >= IN_A_ROW
+        # 3. Renew the trusted reading.
         if reading == self.trusted:
-            self.trust(reading, now)  # it stands still
+            self.read_time = now
+            if reading == self.row[0][0]:
+                self.row.clear()  # it stands still
         return can_follow
 
     def _end_row(self, now: float) -> None:
@@ -688,7 +693,7 @@ class RegisterSeries(Series):
     def _follows(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
         for label, group in new.items():
-            if group is not old[label]:
+            if group is not old[label]:  # the same object has not grown: save time
                 growth = int(group.data) - int(old[label].data)
                 if not 0 <= growth <= most:
                     return False
@@ -709,7 +714,7 @@ class Guard:
     """Applies the rules to the frames of one meter."""
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout  # seconds of silence after which nothing is known
+        self.timeout = timeout  # seconds without a frame: the meter is silent
         self.identity = Series(IDENTITY.lasts, IDENTITY.keep)
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
@@ -732,8 +737,9 @@ class Guard:
         """Return whether a reading is disputed (rule 3)."""
         return any(each.is_disputed for each in [self.identity, *self.series.values()])
 
-    def comes(self, label: str, now: float, within: float = KEEP_FAST) -> bool:
+    def comes(self, label: str, now: float) -> bool:
         """Return whether a label has come lately, trusted or not."""
+        within = AGREE_WITHIN if label in REGISTER_OF else KEEP_FAST
         return now - self.seen.get(label, -math.inf) <= within
 
     def known(self, now: float) -> Groups:
@@ -758,8 +764,8 @@ class Guard:
         self._note_frame(groups, now)
         for label, group in groups.items():
             series = self.series.get(label)
-            # The fast way, for a label that stands still: decode_group()'s cache
-            # returns the same object.
+            # The fast way, for a label that stands still, so is not disputed:
+            # decode_group()'s cache returns the same object.
             if series is not None and series.trusted is group and not series.row:
                 series.read_time = now
             elif label not in REGISTER_OF and label not in IDENTITIES:
@@ -781,16 +787,13 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # Our identity empties the row.  If there is a row, another identity came
-            # last, or none is trusted yet.
+            # If there is a row, another identity came last, or none is trusted yet.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         before = identity.trusted
         identity.take(group, now)
-        if before is None:
-            is_new = identity.trusted is None and len(identity.row) == 1
-        else:
-            is_new = before != identity.trusted
-        if is_new:
+        begins = identity.trusted is None and len(identity.row) == 1
+        is_replaced = before is not None and before != identity.trusted
+        if begins or is_replaced:
             self._forget_meter()
         return identity.trusted in (None, group)
 
@@ -838,14 +841,15 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    No frame is relayed while a label is awaited: if the first frame lacks an index,
-    Domoticz stores 0 for it.
+    No frame is relayed while a label is awaited: each may be the first that a reader
+    gets, and Domoticz stores 0 for an index that its first frame lacks.
     """
 
     # An undamaged frame shows all the meter's labels.  If none comes in this time, the
     # labels that have come are taken for all.
     ALL_COME_WITHIN = 60  # seconds
-    AWAITED_WITHIN = 120  # seconds; later only indexes that a reader stores
+    AWAITED_WITHIN = 120  # seconds; later only the indexes that a reader stores are
+    STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
     # In overload, a three-phase meter sends short frames of these labels.
     SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
@@ -855,7 +859,7 @@ class Rebuilder:
         self._all_have_come = False  # an undamaged frame has shown the meter's labels
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
-        """Return the trusted groups in place of a frame; empty: a label is awaited."""
+        """Return the trusted groups for a frame of ours; empty: a label is awaited."""
         if guard.began != self._began:
             self._began = guard.began
             self._order = []
@@ -876,18 +880,14 @@ class Rebuilder:
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
-        """Return whether labels may still come, or come but are not known yet."""
+        """Return whether labels may still come, or came lately and are not known."""
         seconds = now - self._began
         if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
             return True
-        is_early = seconds < self.AWAITED_WITHIN
-        for label in set(self._order).difference(known, ALERTS):
-            is_index = KNOWN_LABELS[label].kind is INDEX
-            is_stored = is_index and not label.startswith(("EASD", "ERQ"))
-            within = AGREE_WITHIN if is_index else KEEP_FAST
-            if (is_early or is_stored) and guard.comes(label, now, within):
-                return True
-        return False
+        awaited = set(self._order).difference(known, ALERTS)  # alerts have ended
+        if seconds >= self.AWAITED_WITHIN:
+            awaited &= self.STORED
+        return any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, labels: list[str], is_undamaged: bool) -> None:
         """Learn the labels of a frame; the fullest frame gives their order."""
@@ -909,6 +909,7 @@ def merged(order: list[str], labels: list[str]) -> list[str]:
         if label not in result:
             result.insert(place, label)
         place = result.index(label) + 1
+    result.sort(key=lambda label: label not in IDENTITIES)  # the identity first
     return result
 
 

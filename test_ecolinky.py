@@ -866,6 +866,11 @@ class GuardTests(MeterCase):
             self.feed(historic(papp="%05d" % power))
             self.assertServes(PAPP=shown)
 
+    def test_without_currents_each_power_is_the_last_of_three(self):
+        for power in range(1000, 1100, 10):
+            self.feed(historic(papp="%05d" % power, IINST=None))
+            self.assertEqual(power if power > 1010 else None, self.served("PAPP"))
+
     def test_a_zero_power_is_served_at_once(self):
         self.feed(*[historic()] * 3)
         for _ in range(10):
@@ -954,6 +959,19 @@ class RebuildTests(unittest.TestCase):
                 last = labels.index(less)
                 self.assertEqual(seconds // 2 + 1, last, label)
                 self.assertEqual([complete] * last + [less] * (171 - last), labels)
+
+    def test_a_relayed_frame_begins_with_its_identity(self):
+        data = encoded(historic())
+        groups = data.split(b"\n")
+        half = b"\n".join(groups[:2] + groups[6:])
+        for seed in range(40):  # the identity and the first groups are often lost
+            rng = random.Random(seed)
+            lossy = []
+            for _ in range(60):
+                kept = [group for group in groups[1:] if rng.random() < 0.67]
+                lossy.append(b"\n".join([b"\x02", *kept]) + b"\x03")
+            for labels in self.relayed_labels([half, *lossy, *[data] * 4]):
+                self.assertEqual("ADCO", labels[0])
 
     def test_a_returning_label_keeps_the_meters_order(self):
         groups = historic()
