@@ -557,8 +557,7 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of single phases, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
-#    which are brief, and a power that is 0 or near 230 V times the sum of the currents
-#    of the last 6 s.
+#    which are brief, and a power of 0 or near 230 V times all currents of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
@@ -621,8 +620,8 @@ class Series:
         self.keep = keep  # seconds for which a reading is served (rule 6)
         self.trusted: Any = None  # a reading: a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
-        # The last one or two readings, which agree, each with its time.
-        self.row: list[tuple[Any, float]] = []  # empty while the label stands still
+        # The last readings that agree, with their times; none while it stands still.
+        self.row: list[tuple[Any, float]] = []
         self._row_began = -math.inf  # of the row, or of its dispute if this is later
         self._against = 0  # readings in a row that cannot follow the trusted one
         self.is_disputed = False  # the trusted reading is not served (rule 3)
