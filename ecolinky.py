@@ -72,7 +72,6 @@ import functools
 import hashlib
 import hmac
 import io
-import itertools
 import json
 import logging
 import math
@@ -93,6 +92,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import (
     Any,
     Callable,
+    Container,
     Dict,
     Iterable,
     Iterator,
@@ -2627,9 +2627,6 @@ STATUS_TAGS = (
     " c0_fuel c1_fuel dnsstatus version salr"
 ).split()
 
-
-LONGEST_HOSTNAME = 32  # characters, as for [ecodevice] hostname
-
 Inputs = Dict[int, Optional[Fields]]  # configured input, 1 or 2; None: it is stale
 BOTH = (1, 2)
 
@@ -2659,7 +2656,7 @@ class Request(NamedTuple):
 
     device: Device
     inputs: Inputs
-    numbers: tuple[int, ...]  # the inputs that must be fresh
+    needed: tuple[int, ...]  # the inputs that must be fresh
     local: time.struct_time
 
     def is_stale(self, number: int) -> bool:
@@ -2677,14 +2674,14 @@ class Answer(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()  # besides those of every answer
 
 
 def second_device(first: Device, port: int) -> Device:
     """Return the device for input 2, with its own name and MAC address."""
     last_byte = int(first.mac[-2:], 16) ^ 1  # flip a bit: adding could overflow
     mac = f"{first.mac[:-2]}{last_byte:02x}"
-    suffix = "-2"
-    hostname = first.hostname[: LONGEST_HOSTNAME - len(suffix)] + suffix
+    hostname = first.hostname[:30] + "-2"  # 32 characters at most, like the first
     return Device(hostname, mac, port, True)
 
 
@@ -2737,9 +2734,9 @@ def status_tags(request: Request) -> Fields:
 
 
 def teleinfo_tags(request: Request) -> Fields:
-    """Return the tags of a teleinfo document: all fields of one input, or of both."""
+    """Return the tags of a teleinfo document: all fields of the inputs it needs."""
     tags: Fields = {}
-    for number in request.numbers:
+    for number in request.needed:
         is_stale = request.is_stale(number)
         fields = STALE_FIELDS if is_stale else request.fields(number)
         tags.update(prefixed(number, fields))
@@ -2797,7 +2794,7 @@ def as_json(content: Fields, status: int = 200) -> Answer:
     return Answer(status, "application/json", text.encode("ascii"))
 
 
-# Each document: the function that makes its tags, and the inputs that must be fresh.
+# Each document: the function that makes its tags, and the inputs that it needs fresh.
 DOCUMENTS: dict[str, tuple[Callable[[Request], Fields], tuple[int, ...]]] = {
     "/status.xml": (status_tags, ()),  # marks stale inputs itself
     "/protect/settings/teleinfo1.xml": (teleinfo_tags, (1,)),
@@ -2835,9 +2832,9 @@ def answer_document(
     """
     if device.is_second:  # without input 2, it has no meter at all
         inputs = {1: inputs[2]} if 2 in inputs else {}
-    make_tags, numbers = DOCUMENTS[name]
-    request = Request(device, inputs, numbers, local)
-    is_stale = any(map(request.is_stale, numbers))
+    make_tags, needed = DOCUMENTS[name]
+    request = Request(device, inputs, needed, local)
+    is_stale = any(map(request.is_stale, needed))
     status = 503 if is_stale else 200
     tags = make_tags(request)
     if "json" not in name:
@@ -2859,8 +2856,9 @@ def describe(program: Program, hostname: str, store: Store, now: float) -> Field
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        relay = {"relay_port": program.relay_ports.get(number)}
-        inputs.append({"input": number, **describe_input(snapshot, now), **relay})
+        about = describe_input(snapshot, now)
+        about["relay_port"] = program.relay_ports.get(number)
+        inputs.append({"input": number, **about})
     clients = [
         {**client._asdict(), "reads": reads, "age": age_of(last, now)}
         for client, (reads, last) in store.clients().items()
@@ -2904,30 +2902,32 @@ def french(text: str) -> str:
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
+    reason = snapshot.reason
     state = "waiting"
     today = None
     last = None  # the values that were served last
     if view.fields is not None:
         state = "live"
-        today = snapshot.today
+        if snapshot.today is not None:
+            today = snapshot.today._asdict()
     elif snapshot.last_view.fields is not None:
         state = "stale"
         last = describe_values(snapshot.last_view, snapshot.last_time, now)
     return {
         "source": snapshot.source,
         "state": state,
-        "reason": french(str(snapshot.reason)),
+        "reason": french(str(reason)),
         "fault": {
-            "station": snapshot.reason.station,
-            "cause": french(snapshot.reason.cause),
-            "remedy": french(snapshot.reason.remedy),
+            "station": reason.station,
+            "cause": french(reason.cause),
+            "remedy": french(reason.remedy),
         },
         "remarks": [french(str(remark)) for remark in snapshot.remarks],
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "labels": view.labels,
         **describe_values(view, view.time, now),
-        "today": None if today is None else today._asdict(),
+        "today": today,
         "counters": snapshot.counters,
         "last": last,
     }
@@ -2935,13 +2935,17 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
 
 def describe_values(view: View, time: float, now: float) -> Fields:
     """Return the values of a view, and their age; they are None if it has no fields."""
-    fields = view.fields
+    phases = None
+    tariff = None
+    if view.fields is not None:
+        phases = phase_count(view.fields)
+        tariff = describe_tariff(view.fields)
     return {
         "age": age_of(time, now),
-        "phases": None if fields is None else phase_count(fields),
-        "fields": fields,
+        "phases": phases,
+        "fields": view.fields,
         "injection": view.injection,
-        "tariff": None if fields is None else describe_tariff(fields),
+        "tariff": tariff,
     }
 
 
@@ -3012,7 +3016,7 @@ class LogSettings(NamedTuple):
     level: str = "info"
 
 
-# The keys of the HTTP ports in the ini, and a port for each that needs no root.
+# The names of the HTTP ports' keys, and for each a port that needs no root.
 HTTP_PORTS = {"[http] port": 4000, "[http] second_port": 4001}
 # Ports above 1023 with which no browser shows a page (Fetch standard, "bad port").
 PORTS_REFUSED = frozenset(
@@ -3051,12 +3055,12 @@ class Settings(NamedTuple):
         return [self.http.port, self.http.second_port]
 
     @property
-    def named_ports(self) -> list[tuple[str, int]]:
-        """Return all ports to listen on, each with the name of its key."""
-        ports = list(zip(HTTP_PORTS, self.ports))
+    def named_ports(self) -> dict[str, int]:
+        """Return all ports to listen on, by the names of their keys."""
+        ports = dict(zip(HTTP_PORTS, self.ports))
         for number, source in self.inputs.items():
             if source.relay_port:
-                ports.append((f"[teleinfo{number}] relay_port", source.relay_port))
+                ports[f"[teleinfo{number}] relay_port"] = source.relay_port
         return ports
 
 
@@ -3065,6 +3069,7 @@ class Form(NamedTuple):
 
     pattern: str
     expected: str  # the form in the user's words
+    read: Callable[[str], object] = str
 
 
 UP_TO_255 = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
@@ -3078,28 +3083,28 @@ ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
 )
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
-# What users write around an address: a scheme or a quote before it, a port or a path
-# behind it.
-NEEDLESS_IN_ADDRESS = re.compile(r"(?i)([a-z]+://)|[\w.-]+(:[0-9]+/?$|/.*)")
+# What users write around an address: a scheme before it, a port or a path behind it.
+NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
-HOST = Form("(" + ADDRESS_PATTERN + ")?", ADDRESS_OR_NAME)
-ADDRESS = Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {ADDRESS_OR_NAME}")
-PORT = Form(UP_TO_65535, "un nombre de 1 à 65535")
-PORT_OR_NONE = Form(UP_TO_65535 + "?", "rien, ou un nombre de 1 à 65535")
+PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
 FROM_5 = "(?![1-4]([.]|$))"
-SECONDS = Form(
-    FROM_5 + UP_TO_65535 + "([.][0-9]+)?",
-    "un nombre de 5 à 65535, une trame dure jusqu'à 3 secondes",
-)
-YES_NO = Form("(?i)yes|no", "yes ou no")
+YES_NO = Form("(?i)yes|no", "yes ou no", lambda written: written.lower() == "yes")
 LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
 FORM_OF_KEY = {
-    "host": HOST,
+    "host": Form("(" + ADDRESS_PATTERN + ")?", ADDRESS_OR_NAME),
     "port": PORT,
-    "timeout": SECONDS,
-    "relay_port": PORT_OR_NONE,
+    "timeout": Form(
+        FROM_5 + UP_TO_65535 + "([.][0-9]+)?",
+        "un nombre de 5 à 65535, comme 7.5, une trame dure jusqu'à 3 secondes",
+        float,
+    ),
+    "relay_port": Form(
+        UP_TO_65535 + "?",
+        "rien, ou un nombre de 1 à 65535",
+        lambda written: int(written) if written else None,
+    ),
     "injection": YES_NO,
-    "address": ADDRESS,
+    "address": Form(ADDRESS_PATTERN, f"0.0.0.0 pour toutes, ou {ADDRESS_OR_NAME}"),
     "second_port": PORT,
     "username": LOGIN,
     "password": LOGIN,
@@ -3130,16 +3135,16 @@ def parse_settings(text: str) -> Settings:
             if section.lower() in sections:
                 names = f"écrire [{section.lower()}]"
             raise ConfigError(f"section inconnue [{section}], {names}")
-        values = sections[section]._asdict()  # start with the defaults
+        defaults = sections[section]
+        values = {}
         for key, written in parser.items(section):
-            if key not in values:
-                advice = _missing_section(key) or f"il y a {', '.join(values)}"
-                raise ConfigError(f"clé inconnue [{section}] {key}, {advice}")
-            form = FORM_OF_KEY[key]
-            if not re.fullmatch(form.pattern, written):
-                raise ConfigError(_complaint(section, key, written, form))
-            values[key] = _typed(written, values[key])
-        sections[section] = sections[section]._replace(**values)
+            name = f"[{section}] {key}"
+            if key not in defaults._fields:
+                there = f"il y a {', '.join(defaults._fields)}"
+                advice = _missing_section(key, section) or there
+                raise ConfigError(f"clé inconnue {name}, {advice}")
+            values[key] = _value(name, written, FORM_OF_KEY[key])
+        sections[section] = defaults._replace(**values)
     settings = Settings(**sections)
     for complaint in _contradictions(settings):
         raise ConfigError(complaint)
@@ -3148,28 +3153,24 @@ def parse_settings(text: str) -> Settings:
     return settings
 
 
-def _typed(written: str, default: object) -> object:
-    """Return a written value in the type of its default."""
-    if isinstance(default, bool):
-        return written.lower() == "yes"
-    if isinstance(default, (str, float)):
-        return type(default)(written)
-    return int(written) if written else None  # a port
+def _value(name: str, written: str, form: Form) -> object:
+    """Return a value in its type; raises ConfigError.  name: of its key."""
+    if not re.fullmatch(form.pattern, written):
+        raise ConfigError(_complaint(name, written, form))
+    return form.read(written)
 
 
-def _complaint(section: str, key: str, written: str, form: Form) -> str:
+def _complaint(name: str, written: str, form: Form) -> str:
     """Return the complaint about a value that does not fit its form."""
-    name = f"[{section}] {key}"
     if "\n" in written:  # configparser adds indented lines to the value before
         return f"{name}, la ligne d'après commence par un espace, l'ôter"
     if re.search(r"(^|\s)[#;]", written):
         return f"{name}, mettre le commentaire seul sur sa ligne"
     if form is not LOGIN:  # log no password
         name = f"{name} = {written}".rstrip()
-    if form in (HOST, ADDRESS):
         if QUOTES.search(written):
             return f"{name}, ôter les guillemets"
-        needless = NEEDLESS_IN_ADDRESS.match(written)
+        needless = NEEDLESS.match(written)
         if needless:
             return f"{name}, ôter {needless[1] or needless[2]}"
     return f"{name} n'est pas valable, attendu : {form.expected}"
@@ -3194,16 +3195,15 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _contradictions_of_ports(settings: Settings) -> Iterator[str]:
     names: dict[int, str] = {}
-    for name, port in settings.named_ports:
+    for name, port in settings.named_ports.items():
         if port in names:
             yield f"{names[port]} et {name} ont le même port, changer l'un des deux"
         names[port] = name
-    for name, port in zip(HTTP_PORTS, settings.ports):
-        if port in PORTS_REFUSED:
+        if name in HTTP_PORTS and port in PORTS_REFUSED:
             yield f"{name} = {port}, les navigateurs refusent ce port"
 
 
-def _missing_section(key: str, section: str = "") -> str:
+def _missing_section(key: str, section: str) -> str:
     """Return the advice on a key that belongs below another section; empty: none."""
     sections = Settings()._asdict()
     sections.pop(section, None)
@@ -3213,30 +3213,32 @@ def _missing_section(key: str, section: str = "") -> str:
     return f"la ligne {' ou '.join(owners)} manque au-dessus, ou a gardé son #"
 
 
+# A defect of the syntax -> advice, with words from configparser's error.
+SYNTAX_ADVICE = {
+    configparser.DuplicateOptionError: (
+        "{option} est déjà dans [{section}], ôter l'un des deux"
+    ),
+    configparser.DuplicateSectionError: (
+        "la section [{section}] existe déjà plus haut, n'en garder qu'une"
+    ),
+    configparser.MissingSectionHeaderError: (
+        "une [section] manque au-dessus, comme [teleinfo1] avec ses crochets"
+    ),
+}
+OTHER_SYNTAX = "à corriger, attendu : clé = valeur, ou [section]"
+
+
 def _syntax_complaint(error: configparser.Error) -> str:
     """Return the line of a syntax error, with advice on its likely cause."""
-    line = getattr(error, "lineno", 0)
-    advice = "à corriger, attendu : clé = valeur, ou [section]"
+    words = vars(error)
+    advice = SYNTAX_ADVICE.get(type(error), OTHER_SYNTAX).format(**words)
     if isinstance(error, configparser.DuplicateOptionError):
-        advice = f"{error.option} est déjà dans [{error.section}], ôter l'un des deux"
-        section = _missing_section(error.option, error.section)
-        if section:
+        missing = _missing_section(error.option, error.section)
+        if missing:
             twice = f"{error.option} est deux fois dans [{error.section}]"
-            advice = f"{section}, sinon {twice}"
-    elif isinstance(error, configparser.DuplicateSectionError):
-        advice = f"la section [{error.section}] existe déjà plus haut, n'en garder"
-        advice += " qu'une"
-    elif isinstance(error, configparser.MissingSectionHeaderError):
-        advice = "une [section] manque au-dessus, comme [teleinfo1] avec ses crochets"
-    elif isinstance(error, configparser.ParsingError):
-        line = error.errors[0][0]
+            advice = f"{missing}, sinon {twice}"
+    line = words.get("lineno") or words["errors"][0][0]
     return f"ligne {line}, {advice}"
-
-
-NOT_UTF_8 = "le fichier n'est pas en UTF-8, le réenregistrer (texte brut, UTF-8)"
-WEB_PAGE = (
-    "c'est une page web, pas le fichier, le télécharger par « Download raw file »"
-)
 
 
 def remedy_of_file(error: OSError, path: str) -> str:
@@ -3270,9 +3272,14 @@ def read_settings(path: str, demo: bool = False) -> Settings:
         raise ConfigError(f"{path} {words_of(error)}, {remedy}") from None
     try:
         if "\0" in text or text.startswith("{\\rtf"):
-            raise ConfigError(NOT_UTF_8)
+            raise ConfigError(
+                "le fichier n'est pas en UTF-8, le réenregistrer (texte brut, UTF-8)"
+            )
         if text.lstrip().startswith(("<", "404")):
-            raise ConfigError(WEB_PAGE)
+            raise ConfigError(
+                "c'est une page web, pas le fichier, le télécharger par « Download raw"
+                " file »"
+            )
         settings = parse_settings(text)
         if not demo and not settings.teleinfo1.host:
             raise ConfigError("[teleinfo1] host manque, donner l'adresse de l'ESP8266")
@@ -3404,7 +3411,8 @@ class Relay:
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
             if not reader.send(piece, now):
-                self._dismiss(reader)
+                self._readers.remove(reader)
+                reader.connection.close()
         return [reader.address for reader in self._readers]
 
     def _reopen(self, now: float) -> None:
@@ -3432,17 +3440,14 @@ class Relay:
             return math.inf
         return self._last_served + self.timeout - now
 
-    def _dismiss(self, reader: RelayReader) -> None:
-        self._readers.remove(reader)
-        reader.connection.close()
-
     def close(self) -> None:
         """Close the port and end all connections."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for reader in list(self._readers):
-            self._dismiss(reader)
+        for reader in self._readers:
+            reader.connection.close()
+        self._readers.clear()
 
 
 ######## Reader: the thread that reads one ESP8266 #####################################
@@ -3559,14 +3564,19 @@ class Reader(threading.Thread):
 
 TEXT = "text/plain; charset=utf-8"
 NOT_FOUND = Answer(404, TEXT, "rien à cette adresse\r\n".encode())
-UNAUTHORISED = Answer(401, TEXT, "mot de passe demandé\r\n".encode())
+UNAUTHORISED = Answer(
+    401,
+    TEXT,
+    "mot de passe demandé\r\n".encode(),
+    (("WWW-Authenticate", 'Basic realm="ecolinky"'),),
+)
 # The requests that http.server itself refuses: HTTP status -> text.
 REFUSALS = {
+    400: "demande illisible",
     431: "demande trop longue",
     501: "seuls GET et HEAD ont une réponse",
     505: "version de HTTP inconnue",
 }
-UNREADABLE = "demande illisible"
 
 # The head of a request is its first line and its headers; an empty line ends it.
 END_OF_HEAD = re.compile(b"\n\r?\n")
@@ -3674,7 +3684,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _answer_page(self, path: str, now: float) -> Answer:
         if path in HOME_PAGES:
-            return Answer(200, "text/html; charset=utf-8", HOME_PAGE)
+            html = "text/html; charset=utf-8"
+            return Answer(200, html, HOME_PAGE, HOME_PAGE_HEADERS)
         if path == "/ecolinky.json":
             hostname = self.device.hostname
             return as_json(describe(self._program, hostname, self._store, now))
@@ -3745,22 +3756,15 @@ class Handler(BaseHTTPRequestHandler):
     ) -> None:
         """Answer a request that http.server itself refuses, in one line."""
         self.request_version = self.protocol_version  # HTTP/0.9 would have no headers
-        text = REFUSALS.get(code, UNREADABLE) + "\r\n"
-        self._send(Answer(code, TEXT, text.encode()))
+        self._send(Answer(code, TEXT, f"{REFUSALS[code]}\r\n".encode()))
 
     def _send(self, answer: Answer) -> None:
-        headers = {
-            "Content-Type": answer.content_type,
-            "Content-Length": str(len(answer.body)),
-            "Cache-Control": "no-store",
-            "Connection": "close",
-        }
-        if answer.body is HOME_PAGE:
-            headers.update(HOME_PAGE_HEADERS)
-        if answer.status == 401:
-            headers["WWW-Authenticate"] = 'Basic realm="ecolinky"'
         self.send_response(answer.status)
-        for name, value in headers.items():
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
+        for name, value in answer.headers:
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -3874,9 +3878,9 @@ def look_at(
 
 def news(snapshot: Snapshot, before: Snapshot) -> str:
     """Return the counters, and the groups that differ from an earlier snapshot."""
-    known = before.view.labels
+    known = before.view.labels.items()
     labels = snapshot.view.labels.items()
-    groups = [f"{label} {data}" for label, data in labels if known.get(label) != data]
+    groups = [" ".join(group) for group in labels if group not in known]
     return ", ".join([counted(snapshot), *groups])
 
 
@@ -3899,45 +3903,47 @@ def is_decided(snapshot: Snapshot) -> bool:
     return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
 
 
-def judge(name: str, snapshot: Snapshot, used: Iterable[str] = ()) -> list[Finding]:
-    """Return the findings about an input; the last one is the verdict.
+def judge(
+    name: str, snapshot: Snapshot, used: Container[object] = ()
+) -> Iterator[Finding]:
+    """Yield the findings about an input; the last one is the verdict.
 
     used: as of used_by_ecolinky().
     """
-    view = snapshot.view
-    if not snapshot.counters["groups"]:
-        reason = f"rien ne sera transmis, {snapshot.reason}"
-        return [Finding(FAILED, name, reason)]
-    if snapshot.brief_connections >= ENOUGH_EVICTIONS:
-        is_ours = snapshot.source in used
-        return [Finding(FAILED, name, OWN_READER if is_ours else OTHER_READER)]
-    findings = [Finding(OK, name, counted(snapshot))]
+    if snapshot.counters["groups"]:
+        if snapshot.brief_connections >= ENOUGH_EVICTIONS:
+            is_ours = snapshot.source in used
+            yield Finding(FAILED, name, OWN_READER if is_ours else OTHER_READER)
+            return
+        yield Finding(OK, name, counted(snapshot))
     reason = str(snapshot.reason)
-    for remark in snapshot.remarks:
-        if str(remark) not in reason:  # the failure says it
-            findings.append(Finding(WARNING, name, str(remark)))
-    if view.fields is None:
-        if snapshot.reason == TO_BE_CONFIRMED:
-            reason = f"il manque {', '.join(view.missing) or 'une troisième trame'}"
-        failure = Finding(FAILED, name, f"rien ne sera transmis, {reason}")
-        return [*findings, failure]
-    findings += [Finding(OK, name, text) for text in summary(view.fields, view.mode)]
-    old_energy = old_contracts(view.labels)
-    if old_energy:
-        text = f"dont {old_energy // 1000} kWh d'anciens contrats"
-        findings.append(Finding(OK, name, text + ", que l'écran ne montre pas"))
-    return [*findings, Finding(OK, name, "ses valeurs seront transmises")]
+    for remark in map(str, snapshot.remarks):
+        if remark not in reason:  # the failure says it
+            yield Finding(WARNING, name, remark)
+    view = snapshot.view
+    if view.fields is not None:
+        for text in summary(view, view.fields):
+            yield Finding(OK, name, text)
+        yield Finding(OK, name, "ses valeurs seront transmises")
+        return
+    if snapshot.reason == TO_BE_CONFIRMED:
+        reason = f"il manque {', '.join(view.missing) or 'une troisième trame'}"
+    yield Finding(FAILED, name, f"rien ne sera transmis, {reason}")
 
 
-def summary(fields: Fields, mode: str | None) -> list[str]:
-    """Return a meter's values, for the user to compare with the meter's screen."""
+def summary(view: View, fields: Fields) -> Iterator[str]:
+    """Yield a meter's values, for the user to compare with the meter's screen."""
     phases = "triphasé" if phase_count(fields) == 3 else "monophasé"
     contract = f"tarif {name_of_tariff(fields)}, {fields['ISOUSC']} A"
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
-    line = f"mode {MODE_NAMES[mode]}, {phases}"
-    texts = [f"compteur {fields['ADCO']}, {contract}, {now}, {line}"]
+    line = f"mode {MODE_NAMES[view.mode]}, {phases}"
+    yield f"compteur {fields['ADCO']}, {contract}, {now}, {line}"
     tariff = tariff_of(fields["OPTARIF"]) or BASE
-    return texts + [f"index {tag} = {fields[tag]} Wh" for tag in tariff.indexes()]
+    for tag in tariff.indexes():
+        yield f"index {tag} = {fields[tag]} Wh"
+    kwh = old_contracts(view.labels) // 1000
+    if kwh:
+        yield f"dont {kwh} kWh d'anciens contrats, que l'écran ne montre pas"
 
 
 def old_contracts(labels: Labels) -> int:
@@ -3952,13 +3958,13 @@ TAKEN_BY_ECOLINKY = (
 )
 
 
-def used_by_ecolinky(http: HttpSettings) -> set[Any]:
+def used_by_ecolinky(http: HttpSettings) -> set[object]:
     """Return what the ecolinky that answers on [http] port uses; empty: none answers.
 
     That is its ports, and host:port of each ESP8266.
     Another program may answer, or another version of ecolinky: expect anything.
     """
-    used: set[Any] = set()
+    used: set[object] = set()
     address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
     login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
     headers = {"Authorization": "Basic " + login}
@@ -4018,24 +4024,25 @@ def own_address(settings: Settings) -> str:
     return "de cette machine"
 
 
-def check_inputs(
-    settings: Settings, used: set[Any], seconds: float
-) -> Iterator[Finding]:
-    """Yield each finding about the inputs as soon as it is known."""
+def check_all(settings: Settings, seconds: float) -> Iterator[Finding]:
+    """Yield each finding as soon as it is known."""
+    used = used_by_ecolinky(settings.http)
     for number, source in settings.inputs.items():
         name = f"teleinfo{number}"
         yield Finding(BEGUN, name, READING % (source.host, source.port, seconds))
         snapshot = look_at(number, source, settings.second, seconds)
         yield from judge(name, snapshot, used)
+    yield from check_ports(settings, used)
 
 
-def check_ports(settings: Settings, used: set[Any]) -> Iterator[Finding]:
+def check_ports(settings: Settings, used: Container[object]) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
     usable = []
-    for name, port in settings.named_ports:
-        finding = check_port(name, settings.http.address, port)
-        if finding.verdict == FAILED and port in used:
-            finding = Finding(WARNING, finding.about, TAKEN_BY_ECOLINKY)
+    for name, port in settings.named_ports.items():
+        if port in used:  # a relay's port may be closed just now
+            finding = Finding(WARNING, f"port {port}", TAKEN_BY_ECOLINKY)
+        else:
+            finding = check_port(name, settings.http.address, port)
         yield finding
         if finding.verdict != FAILED:
             usable.append(port)
@@ -4056,9 +4063,7 @@ def check(settings: Settings, seconds: float = 20.0) -> int:
     Return 1 if a check failed, otherwise 0.
     """
     failed = []
-    used = used_by_ecolinky(settings.http)
-    inputs = check_inputs(settings, used, seconds)
-    for finding in itertools.chain(inputs, check_ports(settings, used)):
+    for finding in check_all(settings, seconds):
         if finding.verdict == FAILED:
             failed.append(finding)  # where the user reads first
         else:
@@ -4166,7 +4171,7 @@ class DemoMeter:
 
     def power(self, now: float) -> int:
         """Return the VA at `now` seconds: a kettle, an oven, solar panels."""
-        power = 420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7)
+        power = int(420 + 180 * math.sin(now / 97) + 40 * math.sin(now / 7))
         kettle_is_on = now % 300 < 45
         oven_heats = now % 1700 > 1250 and now % 40 < 25
         # Only standard mode has a label for injection.
@@ -4176,8 +4181,8 @@ class DemoMeter:
         if oven_heats:
             power += 1800
         if sun_shines:
-            return int(power) - 1500  # below 0: the house injects
-        return int(power)
+            power -= 1500  # below 0 the house injects, unless the oven heats
+        return power
 
     def frame(self, now: float) -> bytes:
         """Return the frame that the meter sends at `now` seconds."""
@@ -4319,11 +4324,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--demo", nargs="?", const="historic", choices=DEMO_FRAMES)
     parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--version", action="version", version=VERSION)
     options = parser.parse_args()
-    if options.version:
-        tell(VERSION, sys.stdout)
-        return 0
     try:
         settings = read_settings(options.config, bool(options.demo))
     except ConfigError as error:
@@ -4377,7 +4379,10 @@ def opening(name: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sys.exit(f"ecolinky : le port {port} est {fault_of_port(error, name)}")
+        about = f"port {port},"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):  # their words are one word
+            about = f"le port {port} est"
+        sys.exit(f"ecolinky : {about} {fault_of_port(error, name)}")
 
 
 def open_readers(settings: Settings, store: Store) -> list[Reader]:
@@ -4387,8 +4392,7 @@ def open_readers(settings: Settings, store: Store) -> list[Reader]:
     for number, source in settings.inputs.items():
         relay = None
         if source.relay_port:
-            name = f"[teleinfo{number}] relay_port"
-            with opening(name, source.relay_port):
+            with opening(f"[teleinfo{number}] relay_port", source.relay_port):
                 now = time.monotonic()
                 relay = Relay(address, source.relay_port, source.timeout, now)
         readers.append(Reader(number, source, store, settings.second, relay))
@@ -4404,7 +4408,7 @@ def open_servers(settings: Settings, store: Store) -> list[Server]:
     }
     program = Program(time.monotonic(), settings.ports, relay_ports)
     servers = []
-    for name, device in zip(HTTP_PORTS, devices_of(settings)):
+    for name, device in zip(settings.named_ports, devices_of(settings)):
         with opening(name, device.port):
             servers.append(Server(http.address, device, program, store, login))
     return servers
@@ -5284,13 +5288,16 @@ poll();
 # framed: people embed it in Domoticz.
 HOME_PAGE_SCRIPT = HOME_PAGE.partition(b"<script>")[2].partition(b"</script>")[0]
 SCRIPT_HASH = base64.b64encode(hashlib.sha256(HOME_PAGE_SCRIPT).digest()).decode()
-HOME_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:;"
-    f" style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'; base-uri 'none';"
-    " form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+HOME_PAGE_HEADERS = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; connect-src 'self'; img-src data:; style-src"
+        f" 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'; base-uri 'none';"
+        " form-action 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
 
 
 if __name__ == "__main__":

@@ -3049,6 +3049,8 @@ BROKEN = (  # the content of the ini, and part of the error's only line
     (HOST + "port = 0\n", "port = 0 n'est pas valable"),
     (HOST + "port = 88.5\n", "port = 88.5 n'est pas valable"),
     (HOST + "timeout = 0\n", "timeout = 0 n'est pas valable"),
+    (HOST + "timeout = 7,5\n", "un nombre de 5 à 65535, comme 7.5"),
+    (HOST + 'port = "8888"\n', 'port = "8888", ôter les guillemets'),
     (HOST + "relay_port = x\n", "attendu : rien, ou un nombre de 1 à 65535"),
     (HTTP + "address =\n", "attendu : 0.0.0.0 pour toutes"),
     (HTTP + "username = moi\n", "username et password, donner les deux"),
@@ -3180,8 +3182,8 @@ class SettingsTests(unittest.TestCase):
                 self.assertEqual(http, settings.http)
                 self.assertIs(settings.ecodevice.discovery, True)
                 self.assertEqual(settings.ports, [1, 2])
-                relay = ("[teleinfo1] relay_port", 8889)
-                self.assertEqual(relay, settings.named_ports[-1])
+                relay = settings.named_ports["[teleinfo1] relay_port"]
+                self.assertEqual(8889, relay)
                 self.assertEqual(ecolinky.METER, settings.second)
 
     def machine_id(self):
@@ -4136,7 +4138,7 @@ class CheckTests(InputCase, ProgramCase):
         self.connect(encoded(standard()))
         snapshot = self.snapshot()
         snapshot = snapshot._replace(view=snapshot.view._replace(missing=[]))
-        last = ecolinky.judge("t", snapshot)[-1]
+        *_, last = ecolinky.judge("t", snapshot)
         self.assertIn("il manque une troisième trame", last.text)
 
     def settings(self, ini, ports=None):
@@ -4246,6 +4248,9 @@ class CheckTests(InputCase, ProgramCase):
             self.assertEqual(0, code)
             stop = "pris par ecolinky, pour l'arrêter Ctrl-C dans sa fenêtre, sudo"
             self.assertEqual(1, text.count(stop), text)
+            with mock.patch.object(ecolinky, "used_by_ecolinky", return_value={8889}):
+                _, text = self.check(ini % 8889)  # closed: no values are served
+            self.assertIn("port 8889 : " + stop, text)
             code, text = self.check(ini % taken, ports=(port, free_port()))
             self.assertEqual(1, code)
             words = "port %d : déjà pris, ecolinky tourne-t-il déjà ? Sinon changer"
@@ -4355,6 +4360,7 @@ class CheckTests(InputCase, ProgramCase):
             (OSError(errno.EADDRNOTAVAIL, ""), other + address),
             (socket.gaierror(-3, ""), "ce nom est inconnu" + address),
             (PermissionError(errno.EACCES, ""), root),
+            (OSError(errno.EIO, ""), f"erreur {errno.EIO} du système, changer K"),
         ):
             with self.subTest(words):
                 with mock.patch("socket.socket.bind", side_effect=error):
@@ -4363,9 +4369,9 @@ class CheckTests(InputCase, ProgramCase):
                         with ecolinky.opening("K", 80):
                             socket.socket.bind()
                 self.assertEqual((ecolinky.FAILED, words), (found.verdict, found.text))
-                self.assertIn(words.partition(", ")[2], str(caught.exception))
-                line = "ecolinky : le port 80 est "
-                self.assertTrue(str(caught.exception).startswith(line))
+                is_sentence = words.startswith(("cette", "ce nom", "erreur"))
+                about = "port 80, " if is_sentence else "le port 80 est "
+                self.assertEqual("ecolinky : " + about + words, str(caught.exception))
 
     def test_a_long_line_is_broken_at_words_on_a_terminal(self):
         size = os.terminal_size((60, 24))
@@ -4769,7 +4775,9 @@ class MainTests(ProgramCase):
         out = io.StringIO()
         with mock.patch("sys.argv", [PROGRAM, "--version"]):
             with mock.patch("sys.stdout", out), mock.patch("sys.stderr", out):
-                self.assertEqual(0, ecolinky.run())
+                with self.assertRaises(SystemExit) as end:
+                    ecolinky.run()
+        self.assertEqual(0, end.exception.code)
         self.assertEqual("ecolinky %s\n" % ecolinky.__version__, out.getvalue())
 
     def test_an_unread_log_blocks_neither_the_answers_nor_the_exit(self):
@@ -4920,10 +4928,10 @@ class ReadmeTests(unittest.TestCase):
 
     def test_the_readme_shows_the_real_output_of_check(self):
         shown = self.text.partition("ecolinky.py --check\n```")[2].split("```")[1]
-        view = ecolinky.Meter()
+        meter = ecolinky.Meter()
         for now in range(5):
-            view.feed(HC_FRAME, float(now))
-        printed = ecolinky.summary(view.fields(5.0), "historic")
+            meter.feed(HC_FRAME, float(now))
+        printed = list(ecolinky.summary(meter.view(5.0), meter.fields(5.0)))
         printed += ["55 groupes intacts, 0 abîmé", "ses valeurs seront transmises"]
         printed += [ecolinky.READING % ("192.168.1.50", 8888, 20), "libre"]
         printed += ["matériel Eco Devices, adresse 192.168.1.10, port 4000"]
