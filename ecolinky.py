@@ -3611,12 +3611,10 @@ class Login:
     """
 
     REFUSAL_WAITS = 1.0  # seconds
-    MOST_WAITING = 16  # refusals at a time, as each of them holds a thread
 
     def __init__(self, user_and_password: str) -> None:
         # As a client must send it, in base 64; empty: everybody may read.
         self._expected = base64.b64encode(user_and_password.encode("ascii"))
-        self._waiting = threading.BoundedSemaphore(self.MOST_WAITING)
         self._hourly = Limiter(HOUR)
 
     def accepts(self, header: str) -> bool:
@@ -3627,17 +3625,13 @@ class Login:
         is_right = hmac.compare_digest(token.strip(), self._expected)
         return is_right and scheme.lower() == b"basic"
 
-    def wait_to_refuse(self, address: str) -> bool:
-        """Log a wrong password, and wait; return whether to answer at all."""
+    def wait_to_refuse(self, address: str) -> None:
+        """Log a wrong password, and wait."""
         if self._hourly.claim("login", time.monotonic()):
             log.warning(
                 "mot de passe refusé à %s, le corriger là-bas, ou dans [http]", address
             )
-        if not self._waiting.acquire(blocking=False):
-            return False
         time.sleep(self.REFUSAL_WAITS)
-        self._waiting.release()
-        return True
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -3745,9 +3739,10 @@ class Handler(BaseHTTPRequestHandler):
             agent = agent_of(self.headers.get("User-Agent", ""))
             client = Client(address, agent, self.server.device.port)
             self._send(self.server.answer(name_of_document(self.path), client))
-        # A missing password is not a wrong password: browsers first send no login.
-        elif not header or self.server.login.wait_to_refuse(address):
-            self._send(UNAUTHORISED)
+            return
+        if header:  # browsers first send none
+            self.server.login.wait_to_refuse(address)
+        self._send(UNAUTHORISED)
 
     do_HEAD = do_GET  # the same answer, without its body
 

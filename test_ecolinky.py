@@ -3995,24 +3995,6 @@ class LoginTests(HttpCase):
             logging.getLogger("ecolinky").warning("the only line")
         self.assertEqual(1, len(logs.records))
 
-    def test_the_seventeenth_waiting_client_is_cut_off(self):
-        self.silence()
-        waits, go = threading.Semaphore(0), threading.Event()
-
-        def sleep(_):
-            waits.release()
-            go.wait(5)
-
-        with mock.patch("ecolinky.time.sleep", sleep), contextlib.ExitStack() as stack:
-            stack.callback(go.set)
-            for number in range(17):
-                client = socket.create_connection(("127.0.0.1", self.port), 5)
-                stack.enter_context(client)
-                client.sendall(self.request(b"Basic YTpi"))
-                if number < 16:
-                    self.assertTrue(waits.acquire(timeout=2))
-            self.assertEqual(b"", client.recv(1))
-
 
 ######## Check #########################################################################
 
