@@ -3319,10 +3319,9 @@ START = STX + b"\n"
 class RelayReader:
     """A program that reads the relay."""
 
-    STUCK = 10.0  # seconds without taking a byte
-    SEND_BUFFER = 16384  # bytes in the kernel; more would only hide a stuck reader
+    SEND_BUFFER = 32768  # bytes in the kernel: more than half a minute of frames
 
-    def __init__(self, connection: socket.socket, address: str, now: float) -> None:
+    def __init__(self, connection: socket.socket, address: str) -> None:
         self.connection = connection
         self.address = address
         self.connection.setblocking(False)
@@ -3330,29 +3329,18 @@ class RelayReader:
             socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER
         )
         self._opening = START  # of the first frame; empty once it is sent
-        self._untaken = b""  # the rest of the last piece
-        self._taken_at = now  # when the reader last took bytes
 
-    def send(self, piece: bytes, now: float) -> bool:
-        """Send a piece without waiting; return whether the reader still takes bytes.
+    def send(self, piece: bytes) -> bool:
+        """Send a piece, as drawn above, for one frame or more, without waiting.
 
-        A piece is as drawn above, for one frame or more.  If the reader has not taken
-        all of the last piece, send the rest of it and drop the new piece: the reader
-        never sees a frame cut in two.
+        Return whether the kernel took all of it; if not, the reader is stuck or gone.
         """
-        data = self._untaken
-        if not data:
-            data = self._opening + piece
-            self._opening = b""
+        data = self._opening + piece
+        self._opening = b""
         try:
-            with contextlib.suppress(BlockingIOError):
-                taken = self.connection.send(data)
-                data = data[taken:]
-                self._taken_at = now
+            return self.connection.send(data) == len(data)
         except OSError:
             return False
-        self._untaken = data
-        return now - self._taken_at < self.STUCK
 
 
 PORT_IS_TAKEN = "relay_port, port %d %s, nouvel essai à chaque trame"
@@ -3410,7 +3398,7 @@ class Relay:
             return []
         piece = b"".join(frame[len(START) :] + START for frame in frames)
         for reader in list(self._readers):
-            if not reader.send(piece, now):
+            if not reader.send(piece):
                 self._readers.remove(reader)
                 reader.connection.close()
         return [reader.address for reader in self._readers]
@@ -3432,7 +3420,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while self._listener and len(self._readers) < self.MOST_READERS:
                 connection, address = self._listener.accept()
-                self._readers.append(RelayReader(connection, address[0], now))
+                self._readers.append(RelayReader(connection, address[0]))
 
     def seconds_left(self, now: float) -> float:
         """Return after how many seconds without values the port must be closed."""
@@ -4308,7 +4296,6 @@ def start_log(level: str) -> None:
         datefmt="%Y-%m-%d %H:%M:%S",
         handlers=[LogHandler()],
     )
-    logging.raiseExceptions = False  # a closed terminal is no reason for a traceback
 
 
 def main() -> int:
