@@ -87,7 +87,7 @@ import textwrap
 import threading
 import time
 from collections import Counter, deque
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from typing import (
     Any,
@@ -2844,30 +2844,23 @@ def answer_document(
     return as_json(tags, status)
 
 
-class Program(NamedTuple):
-    """The facts about the program that the home page shows."""
-
-    started: float  # seconds, on the clock of `now`
-    ports: list[int]  # of its HTTP servers
-    relay_ports: dict[int, int | None]  # number of an input -> port of its relay
-
-
-def describe(program: Program, hostname: str, store: Store, now: float) -> Fields:
+def describe(
+    settings: Settings, hostname: str, store: Store, started: float, now: float
+) -> Fields:
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        about = describe_input(snapshot, now)
-        about["relay_port"] = program.relay_ports.get(number)
-        inputs.append({"input": number, **about})
+        relay = {"relay_port": settings.inputs[number].relay_port}
+        inputs.append({"input": number, **describe_input(snapshot, now), **relay})
     clients = [
         {**client._asdict(), "reads": reads, "age": age_of(last, now)}
         for client, (reads, last) in store.clients().items()
     ]
     return {
         "version": __version__,
-        "uptime": round(now - program.started),
+        "uptime": round(now - started),
         "hostname": hostname,
-        "ports": program.ports,
+        "ports": settings.ports,
         "clients": clients[::-1],  # the latest first
         "inputs": inputs,
     }
@@ -2935,18 +2928,17 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
 
 def describe_values(view: View, time: float, now: float) -> Fields:
     """Return the values of a view, and their age; they are None if it has no fields."""
-    phases = None
-    tariff = None
-    if view.fields is not None:
-        phases = phase_count(view.fields)
-        tariff = describe_tariff(view.fields)
-    return {
+    values: Fields = {
         "age": age_of(time, now),
-        "phases": phases,
+        "phases": None,
         "fields": view.fields,
         "injection": view.injection,
-        "tariff": tariff,
+        "tariff": None,
     }
+    if view.fields is not None:
+        values["phases"] = phase_count(view.fields)
+        values["tariff"] = describe_tariff(view.fields)
+    return values
 
 
 NAMES_BY_LETTER = {colour.letter: colour.name for colour in COLOURS.values()}
@@ -3000,6 +2992,11 @@ class HttpSettings(NamedTuple):
     second_port: int = 4001
     username: str = ""
     password: str = ""
+
+    @property
+    def token(self) -> str:
+        """Return user name and password as HTTP sends them, in base 64."""
+        return base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 class DeviceSettings(NamedTuple):
@@ -3600,17 +3597,16 @@ class Login:
 
     REFUSAL_WAITS = 1.0  # seconds
 
-    def __init__(self, user_and_password: str) -> None:
-        # As a client must send it, in base 64; empty: everybody may read.
-        self._expected = base64.b64encode(user_and_password.encode("ascii"))
+    def __init__(self, http: HttpSettings) -> None:
+        self._http = http
         self._hourly = Limiter(HOUR)
 
     def accepts(self, header: str) -> bool:
         """Return whether a client with this Authorization header may read."""
-        if not self._expected:
+        if not self._http.username:
             return True
         scheme, _, token = header.encode("utf-8", "replace").partition(b" ")
-        is_right = hmac.compare_digest(token.strip(), self._expected)
+        is_right = hmac.compare_digest(token.strip(), self._http.token.encode())
         return is_right and scheme.lower() == b"basic"
 
     def wait_to_refuse(self, address: str) -> None:
@@ -3634,17 +3630,16 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True  # the port of a server that has just ended is free
     daemon_threads = True  # they end with the program
 
-    def __init__(
-        self, address: str, device: Device, program: Program, store: Store, login: str
-    ) -> None:
+    def __init__(self, device: Device, settings: Settings, store: Store) -> None:
         self.device = device
-        self.login = Login(login)
+        self.login = Login(settings.http)
         self._hourly = Limiter(HOUR)  # of all threads: at worst a line comes twice
-        self._program = program
-        self._most_connections = self.MOST_CONNECTIONS // len(program.ports)
+        self._settings = settings
+        self._started = time.monotonic()
+        self._most_connections = self.MOST_CONNECTIONS // len(settings.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
-        super().__init__((address, device.port), Handler)
+        super().__init__((settings.http.address, device.port), Handler)
 
     def answer(self, name: str, client: Client) -> Answer:
         """Return the document of this name; status 500 after a bug.
@@ -3669,8 +3664,9 @@ class Server(socketserver.ThreadingTCPServer):
             html = "text/html; charset=utf-8"
             return Answer(200, html, HOME_PAGE, HOME_PAGE_HEADERS)
         if path == "/ecolinky.json":
-            hostname = self.device.hostname
-            return as_json(describe(self._program, hostname, self._store, now))
+            name = self.device.hostname
+            content = describe(self._settings, name, self._store, self._started, now)
+            return as_json(content)
         if path == "/history.json":
             return as_json(describe_histories(self._store, now))
         return NOT_FOUND
@@ -3949,11 +3945,8 @@ def used_by_ecolinky(http: HttpSettings) -> set[object]:
     """
     used: set[object] = set()
     address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
-    login = base64.b64encode(f"{http.username}:{http.password}".encode()).decode()
-    headers = {"Authorization": "Basic " + login}
-    with contextlib.suppress(
-        OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError
-    ):
+    headers = {"Authorization": "Basic " + http.token}
+    with contextlib.suppress(Exception):
         # It waits a second before it refuses a wrong password.
         connection = HTTPConnection(address, http.port, timeout=3)
         with contextlib.closing(connection):
@@ -4383,16 +4376,10 @@ def open_readers(settings: Settings, store: Store) -> list[Reader]:
 
 def open_servers(settings: Settings, store: Store) -> list[Server]:
     """Return the HTTP servers of the devices."""
-    http = settings.http
-    login = f"{http.username}:{http.password}" if http.username else ""
-    relay_ports = {
-        number: source.relay_port for number, source in settings.inputs.items()
-    }
-    program = Program(time.monotonic(), settings.ports, relay_ports)
     servers = []
     for name, device in zip(settings.named_ports, devices_of(settings)):
         with opening(name, device.port):
-            servers.append(Server(http.address, device, program, store, login))
+            servers.append(Server(device, settings, store))
     return servers
 
 
@@ -4404,9 +4391,7 @@ def serve(settings: Settings, demo: bool) -> NoReturn:
     store = Store()
     readers = open_readers(settings, store)
     servers = open_servers(settings, store)
-    ports = f"le port {settings.ports[0]}"
-    if len(settings.ports) > 1:
-        ports = "les ports {} et {}".format(*settings.ports)
+    ports = " et ".join(f"le port {port}" for port in settings.ports)
     if demo:
         ports += " (compteur simulé)"
     try:

@@ -5719,8 +5719,10 @@ def running_server(store, login="", second=False):
     device = ecolinky.Device("ecolinky", MAC, free_port(), False)
     if second:
         device = ecolinky.second_device(device, free_port())
-    program = ecolinky.Program(time.monotonic(), [device.port, 4001], {1: 8889})
-    server = ecolinky.Server("127.0.0.1", device, program, store, login)
+    http = ecolinky.HttpSettings("127.0.0.1", device.port, 4001, *login.split(":"))
+    first = ecolinky.InputSettings("x", relay_port=8889)
+    settings = ecolinky.Settings(first, ecolinky.InputSettings("y"), http)
+    server = ecolinky.Server(device, settings, store)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
