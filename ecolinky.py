@@ -3589,35 +3589,6 @@ def read_head(connection: socket.socket) -> bytes | None:
     return head
 
 
-class Login:
-    """The password that clients must have; the threads of all connections share it.
-
-    The answer to a wrong password is late, so that guessing is slow.
-    """
-
-    REFUSAL_WAITS = 1.0  # seconds
-
-    def __init__(self, http: HttpSettings) -> None:
-        self._http = http
-        self._hourly = Limiter(HOUR)
-
-    def accepts(self, header: str) -> bool:
-        """Return whether a client with this Authorization header may read."""
-        if not self._http.username:
-            return True
-        scheme, _, token = header.encode("utf-8", "replace").partition(b" ")
-        is_right = hmac.compare_digest(token.strip(), self._http.token.encode())
-        return is_right and scheme.lower() == b"basic"
-
-    def wait_to_refuse(self, address: str) -> None:
-        """Log a wrong password, and wait."""
-        if self._hourly.claim("login", time.monotonic()):
-            log.warning(
-                "mot de passe refusé à %s, le corriger là-bas, ou dans [http]", address
-            )
-        time.sleep(self.REFUSAL_WAITS)
-
-
 class Server(socketserver.ThreadingTCPServer):
     """The HTTP server of one Eco-Devices: a thread for each connection.
 
@@ -3626,13 +3597,13 @@ class Server(socketserver.ThreadingTCPServer):
     """
 
     MOST_CONNECTIONS = 64  # of all servers: each takes a thread and a file descriptor
+    REFUSAL_WAITS = 1.0  # seconds, so that guessing a password is slow
     request_queue_size = 128  # connections that wait in the kernel
     allow_reuse_address = True  # the port of a server that has just ended is free
     daemon_threads = True  # they end with the program
 
     def __init__(self, device: Device, settings: Settings, store: Store) -> None:
         self.device = device
-        self.login = Login(settings.http)
         self._hourly = Limiter(HOUR)  # of all threads: at worst a line comes twice
         self._settings = settings
         self._started = time.monotonic()
@@ -3670,6 +3641,23 @@ class Server(socketserver.ThreadingTCPServer):
         if path == "/history.json":
             return as_json(describe_histories(self._store, now))
         return NOT_FOUND
+
+    def accepts(self, header: str) -> bool:
+        """Return whether a client with this Authorization header may read."""
+        http = self._settings.http
+        if not http.username:
+            return True
+        scheme, _, token = header.encode("utf-8", "replace").partition(b" ")
+        is_right = hmac.compare_digest(token.strip(), http.token.encode())
+        return is_right and scheme.lower() == b"basic"
+
+    def wait_to_refuse(self, address: str) -> None:
+        """Log a wrong password, and wait."""
+        if self._hourly.claim("login", time.monotonic()):
+            log.warning(
+                "mot de passe refusé à %s, le corriger là-bas, ou dans [http]", address
+            )
+        time.sleep(self.REFUSAL_WAITS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection; if there are too many, end the oldest.
@@ -3719,13 +3707,13 @@ class Handler(BaseHTTPRequestHandler):
         """Answer with a document, or refuse a wrong password."""
         address = self.client_address[0]
         header = self.headers.get("Authorization", "")
-        if self.server.login.accepts(header):
+        if self.server.accepts(header):
             agent = agent_of(self.headers.get("User-Agent", ""))
             client = Client(address, agent, self.server.device.port)
             self._send(self.server.answer(name_of_document(self.path), client))
             return
         if header:  # browsers first send none
-            self.server.login.wait_to_refuse(address)
+            self.server.wait_to_refuse(address)
         self._send(UNAUTHORISED)
 
     do_HEAD = do_GET  # the same answer, without its body
@@ -3818,10 +3806,7 @@ def show(finding: Finding) -> None:
     line = finding.line
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
-        indent = " " * 10  # the verdict's
-        line = textwrap.fill(
-            line, width, subsequent_indent=indent, break_long_words=False
-        )
+        line = textwrap.fill(line, width, subsequent_indent=" " * 10)  # the verdict's
     tell(line, sys.stdout)
 
 
@@ -4133,8 +4118,10 @@ PRM|09123456789012
 NTARF|{number}""",
 }
 # The differences between cheap and dear hours; `bits` is the STGE digit with NTARF.
-DEMO_CHEAP = {"period": "HC", "hours": "CREUSE", "bits": "0", "number": "01"}
-DEMO_DEAR = {"period": "HP", "hours": "PLEINE", "bits": "4", "number": "02"}
+DEMO_HOURS = {
+    "cheap": {"period": "HC", "hours": "CREUSE", "bits": "0", "number": "01"},
+    "dear": {"period": "HP", "hours": "PLEINE", "bits": "4", "number": "02"},
+}
 
 
 class DemoMeter:
@@ -4162,11 +4149,10 @@ class DemoMeter:
 
     def frame(self, now: float) -> bytes:
         """Return the frame that the meter sends at `now` seconds."""
-        is_cheap = now % 1800 < 600
+        running = "cheap" if now % 1800 < 600 else "dear"
         power = self.power(now)
-        self._count(power, "cheap" if is_cheap else "dear", now)
-        values = self._values(power)
-        values.update(DEMO_CHEAP if is_cheap else DEMO_DEAR)
+        self._count(power, running, now)
+        values = {**self._values(power), **DEMO_HOURS[running]}
         separator = "\t" if self.mode == "standard" else " "
         groups = []
         for line in DEMO_FRAMES[self.mode].split():

@@ -3938,7 +3938,7 @@ class LoginTests(HttpCase):
         token = basic(self.LOGIN)["Authorization"].split()[1].encode("ascii")
         values += [b"Basic", b"Basic ", b"", token, b"Bearer " + token, b"Basic !!!"]
         values += [b"Basic " + bad for bad in (token[:-1], token * 2, b"\xff\xfe\xe9")]
-        no_wait = mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0)
+        no_wait = mock.patch.object(ecolinky.Server, "REFUSAL_WAITS", 0.0)
         with self.assertLogs("ecolinky", "WARNING") as logs, no_wait:
             for value in values * 2:  # all are answered
                 with self.subTest(value):
@@ -3960,7 +3960,7 @@ class LoginTests(HttpCase):
     def test_64_guessing_clients_do_not_keep_domoticz_out(self):
         self.silence()
         done, answers, wait = threading.Event(), [], 0.25
-        waits = mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", wait)
+        waits = mock.patch.object(ecolinky.Server, "REFUSAL_WAITS", wait)
         waits.start()
         self.addCleanup(waits.stop)
         request = self.request(basic("domoticz:wrong")["Authorization"].encode())
@@ -4373,7 +4373,7 @@ class CheckTests(InputCase, ProgramCase):
         with running_server(self.store) as port:
             self.assertLessEqual({port, 4001, 8889}, self.used(port))
         with running_server(self.store, "a:b") as port:  # another password
-            with mock.patch.object(ecolinky.Login, "REFUSAL_WAITS", 0.0):
+            with mock.patch.object(ecolinky.Server, "REFUSAL_WAITS", 0.0):
                 self.assertEqual({port}, self.used(port, login=("a", "c")))
 
     def test_the_exit_code_of_a_failed_check_is_1(self):
