@@ -2895,7 +2895,6 @@ def french(text: str) -> str:
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
-    reason = snapshot.reason
     state = "waiting"
     today = None
     last = None  # the values that were served last
@@ -2909,11 +2908,11 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     return {
         "source": snapshot.source,
         "state": state,
-        "reason": french(str(reason)),
+        "reason": french(str(snapshot.reason)),
         "fault": {
-            "station": reason.station,
-            "cause": french(reason.cause),
-            "remedy": french(reason.remedy),
+            "station": snapshot.reason.station,
+            "cause": french(snapshot.reason.cause),
+            "remedy": french(snapshot.reason.remedy),
         },
         "remarks": [french(str(remark)) for remark in snapshot.remarks],
         "byte_age": age_of(snapshot.last_byte, now),
@@ -3132,16 +3131,8 @@ def parse_settings(text: str) -> Settings:
             if section.lower() in sections:
                 names = f"écrire [{section.lower()}]"
             raise ConfigError(f"section inconnue [{section}], {names}")
-        defaults = sections[section]
-        values = {}
-        for key, written in parser.items(section):
-            name = f"[{section}] {key}"
-            if key not in defaults._fields:
-                there = f"il y a {', '.join(defaults._fields)}"
-                advice = _missing_section(key, section) or there
-                raise ConfigError(f"clé inconnue {name}, {advice}")
-            values[key] = _value(name, written, FORM_OF_KEY[key])
-        sections[section] = defaults._replace(**values)
+        items = parser.items(section)
+        sections[section] = _with_values(section, sections[section], items)
     settings = Settings(**sections)
     for complaint in _contradictions(settings):
         raise ConfigError(complaint)
@@ -3150,11 +3141,20 @@ def parse_settings(text: str) -> Settings:
     return settings
 
 
-def _value(name: str, written: str, form: Form) -> object:
-    """Return a value in its type; raises ConfigError.  name: of its key."""
-    if not re.fullmatch(form.pattern, written):
-        raise ConfigError(_complaint(name, written, form))
-    return form.read(written)
+def _with_values(section: str, defaults: Any, items: list[tuple[str, str]]) -> Any:
+    """Return a section's settings with the values of its keys; raises ConfigError."""
+    values = {}
+    for key, written in items:
+        name = f"[{section}] {key}"
+        if key not in defaults._fields:
+            there = f"il y a {', '.join(defaults._fields)}"
+            advice = _missing_section(key, section) or there
+            raise ConfigError(f"clé inconnue {name}, {advice}")
+        form = FORM_OF_KEY[key]
+        if not re.fullmatch(form.pattern, written):
+            raise ConfigError(_complaint(name, written, form))
+        values[key] = form.read(written)
+    return defaults._replace(**values)
 
 
 def _complaint(name: str, written: str, form: Form) -> str:
