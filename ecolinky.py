@@ -2627,13 +2627,14 @@ STATUS_TAGS = (
     " c0_fuel c1_fuel dnsstatus version salr"
 ).split()
 
-Inputs = Dict[int, Optional[Fields]]  # configured input, 1 or 2; None: it is stale
+# Inputs 1 and 2.  None: the input is stale; EMPTY: there is no such input.
+Inputs = Dict[int, Optional[Fields]]
 BOTH = (1, 2)
 
 
 def served(snapshots: dict[int, Snapshot], now: float) -> Inputs:
     """Return the fields to serve at `now` for inputs 1 and 2."""
-    inputs: Inputs = {1: None}  # input 1 is always configured
+    inputs: Inputs = {1: None, 2: EMPTY}
     for number, snapshot in snapshots.items():
         view = snapshot.view_at(now)
         inputs[number] = view.fields
@@ -2658,14 +2659,6 @@ class Request(NamedTuple):
     inputs: Inputs
     needed: tuple[int, ...]  # the inputs that must be fresh
     local: time.struct_time
-
-    def is_stale(self, number: int) -> bool:
-        """Return whether an input is configured, but has no fresh values."""
-        return number in self.inputs and self.inputs[number] is None
-
-    def fields(self, number: int) -> Fields:
-        """Return the fields of an input; EMPTY if it is stale or not configured."""
-        return self.inputs.get(number) or EMPTY
 
 
 class Answer(NamedTuple):
@@ -2717,12 +2710,12 @@ def status_tags(request: Request) -> Fields:
         time0=f"{local.tm_hour:02}:{local.tm_min:02}",
     )
     for number in BOTH:
-        fields = request.fields(number)
+        fields = request.inputs[number] or EMPTY
         tags[f"meter{number - 1}"] = needle(fields)
         for tag, value in prefixed(number, fields).items():
             if tag in tags:  # a few of the fields are in the summary
                 tags[tag] = value
-        if request.is_stale(number):
+        if request.inputs[number] is None:
             # Every minute Jeedom reads PPAP here; scripts and early versions of Home
             # Assistant's library read PAPP.  All of these would record 0 VA.
             del tags[f"T{number}_PPAP"]
@@ -2737,9 +2730,7 @@ def teleinfo_tags(request: Request) -> Fields:
     """Return the tags of a teleinfo document: all fields of the inputs it needs."""
     tags: Fields = {}
     for number in request.needed:
-        is_stale = request.is_stale(number)
-        fields = STALE_FIELDS if is_stale else request.fields(number)
-        tags.update(prefixed(number, fields))
+        tags.update(prefixed(number, request.inputs[number] or STALE_FIELDS))
     return tags
 
 
@@ -2757,8 +2748,8 @@ def power_and_indexes(request: Request) -> Fields:
     """Return the answer to cmd=10: each input's period, power and indexes."""
     tags: Fields = {"product": "Eco-devices"}
     for number in BOTH:
-        fields = request.fields(number)
-        if request.is_stale(number):
+        fields = request.inputs[number]
+        if fields is None:
             # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
@@ -2830,11 +2821,11 @@ def answer_document(
     Jeedom and Domoticz record nothing from an answer with status 503.  An XML document
     about both inputs gets a 503 if either is stale.
     """
-    if device.is_second:  # without input 2, it has no meter at all
-        inputs = {1: inputs[2]} if 2 in inputs else {}
+    if device.is_second:
+        inputs = {1: inputs[2], 2: EMPTY}
     make_tags, needed = DOCUMENTS[name]
     request = Request(device, inputs, needed, local)
-    is_stale = any(map(request.is_stale, needed))
+    is_stale = any(inputs[number] is None for number in needed)
     status = 503 if is_stale else 200
     tags = make_tags(request)
     if "json" not in name:
