@@ -1605,7 +1605,7 @@ AWAY = Reason(
 NOTHING_LISTENS = Reason(
     ESP,
     "l'ESP répond, mais rien n'écoute sur ce port",
-    "vérifier le Serial Server d'ESPEasy, et la ligne port d'ecolinky.ini",
+    "vérifier le Serial Server d'ESPEasy, puis host et port dans ecolinky.ini",
 )
 UNKNOWN_NAME = Reason(
     ESP, "le nom de l'ESP est inconnu sur ce réseau", "mettre son adresse IP"
@@ -2618,7 +2618,6 @@ class Store:
 STALE_FIELDS: Fields = {**EMPTY, "PAPP": "", "PPAP": "", "PTEC": ""}
 FIRMWARE = "1.05.25"  # Domoticz refuses versions below 1.05.12
 XML_START = '<?xml version="1.0" encoding="ISO-8859-1"?>\r\n<response>'
-XML_END = "</response>"
 # The tags of status.xml in the device's order.  ecolinky has no pulse inputs.
 STATUS_TAGS = (
     "date time0 config_hostname config_mac http_port T1_PPAP T2_PPAP T1_PAPP T2_PAPP"
@@ -2775,7 +2774,7 @@ def as_xml(tags: Fields) -> bytes:
         if tag.endswith("_PTEC"):  # the device keeps the dots ("HC..") in JSON only
             text = text.rstrip(".")
         lines.append(f"<{tag}>{escape(text)}</{tag}>")
-    lines += [XML_END, ""]
+    lines += ["</response>", ""]
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
 
 
@@ -2941,7 +2940,6 @@ def describe_tariff(fields: Fields) -> Fields | None:
     if tariff is None:
         return None
     running = fields["PTEC"]
-    indexes = [PERIODS[ptec]._asdict() for ptec in tariff.periods]
     days = None
     if tariff is TEMPO:
         days = {
@@ -2952,7 +2950,7 @@ def describe_tariff(fields: Fields) -> Fields | None:
         "option": fields["OPTARIF"],
         "name": tariff.name,
         "period": {"code": running, **PERIODS[running]._asdict()},
-        "indexes": indexes,
+        "indexes": [PERIODS[ptec]._asdict() for ptec in tariff.periods],
         "days": days,
     }
 
@@ -3733,8 +3731,7 @@ class Handler(BaseHTTPRequestHandler):
         log.debug("%s : %s", self.client_address[0], ascii(format % arguments))
 
 
-DISCOVERY_PORT = 30303
-DISCOVERY_REQUEST = b"Discover GCE Devices"
+DISCOVERY_PORT = 30303  # of UDP
 
 
 def answer_discovery(device: Device) -> None:
@@ -3745,16 +3742,15 @@ def answer_discovery(device: Device) -> None:
         # A listener bound to a single address would hear no broadcast.
         listener.bind(("0.0.0.0", DISCOVERY_PORT))
     except OSError as error:
+        words = words_of(error)
         log.warning(
-            "discovery, port UDP %d %s, tout le reste marche",
-            DISCOVERY_PORT,
-            words_of(error),
+            "discovery, port UDP %d %s, tout le reste marche", DISCOVERY_PORT, words
         )
         return
     while True:
         with contextlib.suppress(OSError):  # the client is gone
             request, sender = listener.recvfrom(64)
-            if request == DISCOVERY_REQUEST:
+            if request == b"Discover GCE Devices":
                 listener.sendto(lines.encode("ascii"), sender)
 
 

@@ -4206,6 +4206,7 @@ class CheckTests(InputCase, ProgramCase):
         self.assertIn("ok        teleinfo1 : ses valeurs seront transmises", text)
         failure = "ÉCHEC     teleinfo2 : rien ne sera transmis, l'ESP répond, mais"
         self.assertIn(failure, text)
+        self.assertIn("puis host et port dans ecolinky.ini", text)  # another machine
         self.assertEqual(2, text.count("matériel Eco Devices"))
         self.assertEqual(2, text.count(" : libre"))
 
