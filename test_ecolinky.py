@@ -1819,9 +1819,9 @@ class InputCase(unittest.TestCase):
     def shown(self, number=1):
         """Return the state of an input by name, and the fields it shows."""
         inputs = ecolinky.served({1: self.snapshot()}, self.now)
-        if number not in inputs:
-            return Shown("absent", None)
         fields = inputs[number]
+        if fields is ecolinky.EMPTY:
+            return Shown("absent", None)
         return Shown("stale" if fields is None else "live", fields)
 
     def described(self):
@@ -2311,7 +2311,7 @@ class JournalTests(InputCase):
         self.assertEqual("live", content["state"])
         (remark,) = content["remarks"]
         self.assertIn("HP ETE", remark)
-        findings = ecolinky.judge("teleinfo1", self.snapshot())
+        findings = list(ecolinky.judge("teleinfo1", self.snapshot()))
         (warning,) = [each for each in findings if each.verdict == ecolinky.WARNING]
         self.assertIn("OctoFlex 4", warning.text)
         self.assertEqual(ecolinky.OK, findings[-1].verdict)
@@ -4005,7 +4005,7 @@ class ProgramCase(EspCase):
 
 class CheckTests(InputCase, ProgramCase):
     def judged(self):
-        findings = ecolinky.judge("teleinfo1", self.snapshot())
+        findings = list(ecolinky.judge("teleinfo1", self.snapshot()))
         return ["%s %s" % (each.verdict, each.text) for each in findings]
 
     def test_each_fault_of_a_link_is_judged_with_its_remedy(self):
