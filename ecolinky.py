@@ -3916,7 +3916,9 @@ def used_by_ecolinky(http: HttpSettings) -> set[object]:
     Another program may answer, or another version of ecolinky: expect anything.
     """
     used: set[object] = set()
-    address = "127.0.0.1" if http.address == "0.0.0.0" else http.address
+    address = http.address
+    if address == "0.0.0.0":
+        address = "127.0.0.1"
     headers = {"Authorization": "Basic " + http.token}
     with contextlib.suppress(Exception):
         # It waits a second before it refuses a wrong password.
@@ -4149,9 +4151,10 @@ class DemoMeter:
 
     def _count(self, power: int, running: str, now: float) -> None:
         """Add the energy since the last frame to the running index."""
+        if power < 0:
+            running = "injected"
         if self._time is not None:
-            index = running if power >= 0 else "injected"
-            self._wh[index] += abs(power) * (now - self._time) / HOUR
+            self._wh[running] += abs(power) * (now - self._time) / HOUR
         self._time = now
 
     def _values(self, power: int) -> dict[str, str]:
