@@ -4228,9 +4228,10 @@ class CheckTests(InputCase, ProgramCase):
             self.assertEqual(0, code)
             stop = "pris par ecolinky, pour l'arrêter Ctrl-C dans sa fenêtre, sudo"
             self.assertEqual(1, text.count(stop), text)
-            with mock.patch.object(ecolinky, "used_by_ecolinky", return_value={8889}):
-                _, text = self.check(ini % 8889)  # closed: no values are served
-            self.assertIn("port 8889 : " + stop, text)
+            relay = free_port()  # the running ecolinky has closed it for now
+            with mock.patch.object(ecolinky, "used_by_ecolinky", return_value={relay}):
+                _, text = self.check(ini % relay)
+            self.assertIn("port %d : %s" % (relay, stop), text)
             code, text = self.check(ini % taken, ports=(port, free_port()))
             self.assertEqual(1, code)
             words = "port %d : déjà pris, ecolinky tourne-t-il déjà ? Sinon changer"
