@@ -526,36 +526,37 @@ def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
 #    So an index is two readings late.  Powers agree if is_near() says so, and the last
-#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s:
-#    if a third of the groups is damaged, Tempo's register is whole in a frame of 17.
-#    No rule stops a false index that comes three times, if it is neither below the
-#    trusted one, nor further above it than 36 kVA allow.
+#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
+#    because Tempo's indexes and PTEC come together once in 17 frames, or 34 s, if a
+#    third of the groups is damaged.  No rule stops a false index that comes three times
+#    and is neither below the trusted one, nor further above it than 36 kVA allow.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
 #    of a later group, and the groups in between are gone.
-#        sent         HCHC 012345678 +    HCHP 056789012 1    PTEC HC.. S
-#        received     HCHC 0123                    89012 1    PTEC HC.. S
+#        sent         HCHC 014945678 2    HCHP 001089012 (    PTEC HC.. S
+#        received     HCHC 0149                    89012 (    PTEC HC.. S
 #    So a register is read only from a frame with all its labels, and with the label
 #    behind them, see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  A
 #    loss may leave no trace: PEJP, which comes and goes, can be joined to EJPHPM.
 #    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
-#    because an index may advance while the frame is sent.  If a frame lacks some EASF,
-#    and has at least as many damaged groups, the EASF were damaged, not lost in the
-#    buffer: take each from the last frame that had it, however old.  Then the sum must
-#    be exact, unless the reading equals the trusted one.
-# 3. Dispute      Series.take(), Series._end_row()
-#    Identity, contract and registers last: a reading must also agree with the trusted
-#    one, however old this is.  When three in a row do not, one side is false, and
-#    neither is served: until a reading agrees again, or until the others have agreed
-#    with each other for two minutes: meter, contract or index was replaced.  While the
-#    identity is disputed, nothing is served; a new one begins with nothing known.
+#    because an index may advance while the frame is sent.  If a frame has EAST, and at
+#    least as many damaged groups as it lacks EASF, these were damaged, not lost: take
+#    each from the last frame that had it.  An old EASF gets no slack: then the sum must
+#    be exact, unless nothing has changed (the trusted sum may itself be 1 Wh off).
+# 3. Dispute      Series.take(), Series.is_disputed
+#    Identity, contract and registers last: readings that agree with each other must
+#    also agree with the trusted one, however old this is.  Three in a row that do not
+#    begin a dispute, and neither side is served.  It ends when readings agree with the
+#    trusted one again, or when the others have agreed for two more minutes: meter,
+#    contract or index was replaced.  While no identity is trusted, or it is disputed,
+#    nothing is served.  A new identity begins with nothing known.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
 #    identity was read in the last 20 s, and no other since.  Until an identity is
-#    trusted, an identity that did not come in the last 90 s begins with nothing known.
+#    trusted, each that differs from the one before it begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
-#    Currents, voltages, the powers of single phases, and DATE are trusted at once, as
+#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
 #    which are brief, and a power of 0 or near 230 V times all currents of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
@@ -570,7 +571,6 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
-
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 TOTAL = ("EAST", *EASF)
 REGISTERS = {  # the label behind each (rule 2)
@@ -622,7 +622,7 @@ class Series:
         self.read_time = -math.inf  # when the trusted reading last came
         # The last readings that agree, with their times; none while it stands still.
         self.row: list[tuple[Any, float]] = []
-        self._row_began = -math.inf  # of the row, or of its dispute if this is later
+        self._agreed_since = -math.inf  # since when the row agrees, in this dispute
         self._against = 0  # readings in a row that cannot follow the trusted one
         self.is_disputed = False  # the trusted reading is not served (rule 3)
 
@@ -634,37 +634,36 @@ class Series:
 
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
-        # 1. Rule 1.  A dispute here is that of the readings before.
-        if self.row and not self._agrees(reading, now):
-            self.row.clear()
-        if not self.row:
-            self._row_began = now
-        self.row.append((reading, now))
-        if len(self.row) == IN_A_ROW:
-            self._end_row(now)
-        # 2. Rule 3, with the reading that is trusted now.
-        can_follow = self._can_follow_trusted(reading, now)
+        self._add_to_row(reading, now)
+        # If the first of the row follows the trusted one, so do the others.
+        row_follows = self._can_follow_trusted(*self.row[0])
+        can_follow = row_follows or self._can_follow_trusted(reading, now)
         self._against = 0 if can_follow else self._against + 1
         if self._against == IN_A_ROW:
-            self._row_began = now
+            self._agreed_since = now  # the two minutes begin with the dispute
+        if len(self.row) == IN_A_ROW:
+            is_over = self.is_disputed and now - self._agreed_since >= DISPUTE_LASTS
+            if row_follows or is_over:
+                self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
+                self._against = 0
+            del self.row[0]
         self.is_disputed = self._against >= IN_A_ROW
-        # 3. Renew the trusted reading.
         if reading == self.trusted:
             self.read_time = now
             if reading == self.row[0][0]:
-                self.row.clear()  # it stands still
+                self.row.clear()  # the label stands still
         return can_follow
 
-    def _end_row(self, now: float) -> None:
-        """Trust a reading of a full row, if it may be trusted; drop the first."""
-        is_over = self.is_disputed and now - self._row_began >= DISPUTE_LASTS
-        if is_over or self._can_follow_trusted(*self.row[0]):
-            self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
-        del self.row[0]
-
-    def _agrees(self, reading: Any, now: float) -> bool:
-        last, time = self.row[-1]
-        return now - time <= AGREE_WITHIN and self._follows(reading, last, now - time)
+    def _add_to_row(self, reading: Any, now: float) -> None:
+        """Add a reading to the row; if it does not agree with the last, begin anew."""
+        if self.row:
+            last, time = self.row[-1]
+            is_late = now - time > AGREE_WITHIN
+            if is_late or not self._follows(reading, last, now - time):
+                self.row.clear()
+        if not self.row:
+            self._agreed_since = now
+        self.row.append((reading, now))
 
     def _can_follow_trusted(self, reading: Any, time: float) -> bool:
         if self.trusted is None or not self.is_lasting:
@@ -699,9 +698,6 @@ class RegisterSeries(Series):
         return True
 
 
-SERIES = {POWER: PowerSeries, INDEX: RegisterSeries}  # of other kinds: Series
-
-
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
     # A current in whole amperes is up to an ampere too low, in each phase.  The mains
@@ -717,24 +713,27 @@ class Guard:
         self.identity = Series(IDENTITY.lasts, IDENTITY.keep)
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
-        self.unbalanced_time = -math.inf  # when the sum of rule 2 was last wrong
         self.implausible = 0  # groups and registers that the rules refused
-        self._forget_meter()
+        self._begin_meter(None)
 
-    def _forget_meter(self) -> None:
-        """Begin with a meter about which nothing is known."""
+    def _begin_meter(self, owner: Group | None) -> None:
+        """Begin with a meter of which only the identity is known."""
+        self._owner = owner
         self.frames = 0  # of this meter
         self.series: dict[str, Series] = {}  # by label; those of a register share one
         self.seen: dict[str, float] = {}  # when each label last came, trusted or not
         self.latest: Groups = {}  # what each label last was, trusted or not
+        self.unbalanced_time = -math.inf  # when the sum of rule 2 was last wrong
 
     def is_silent(self, now: float) -> bool:
         """Return whether the meter has sent no frame for longer than the time-out."""
         return now - self.last_frame > self.timeout
 
-    def is_disputed(self) -> bool:
-        """Return whether a reading is disputed (rule 3)."""
-        return any(each.is_disputed for each in [self.identity, *self.series.values()])
+    def is_disputed(self, now: float) -> bool:
+        """Return whether readings that come are disputed (rule 3)."""
+        labels = [label for label, each in self.series.items() if each.is_disputed]
+        comes = any(self.comes(label, now) for label in labels)
+        return comes or self.identity.is_disputed
 
     def comes(self, label: str, now: float) -> bool:
         """Return whether a label has come lately, trusted or not."""
@@ -786,15 +785,13 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # If there is a row, another identity came last, or none is trusted yet.
+            # A row: another identity came last.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
-        before = identity.trusted
         identity.take(group, now)
-        begins = identity.trusted is None and len(identity.row) == 1
-        is_replaced = before is not None and before != identity.trusted
-        if begins or is_replaced:
-            self._forget_meter()
-        return identity.trusted in (None, group)
+        owner = identity.trusted or group
+        if owner != self._owner:
+            self._begin_meter(owner)
+        return group == owner
 
     def _take_label(self, series: Series, group: Group, now: float) -> None:
         kind = KNOWN_LABELS[group.label].kind
@@ -829,7 +826,8 @@ class Guard:
         """Add a series for a label, the same for each label of a register."""
         kind = KNOWN_LABELS[label].kind
         keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
-        series = SERIES.get(kind, Series)(kind.lasts, keep)
+        classes = {POWER: PowerSeries, INDEX: RegisterSeries}
+        series = classes.get(kind, Series)(kind.lasts, keep)
         self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
         return series
 
@@ -840,14 +838,15 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    No frame is relayed while a label is awaited: each may be the first that a reader
-    gets, and Domoticz stores 0 for an index that its first frame lacks.
+    No frame is relayed while a label is awaited: a reader may begin with any frame, and
+    Domoticz stores 0 for an index that its first frame lacks.
     """
 
     # An undamaged frame shows all the meter's labels.  If none comes in this time, the
     # labels that have come are taken for all.
     ALL_COME_WITHIN = 60  # seconds
-    AWAITED_WITHIN = 120  # seconds; later only the indexes that a reader stores are
+    AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
+    # The indexes that readers store: not those of the grid operator, nor the reactive.
     STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
     # In overload, a three-phase meter sends short frames of these labels.
     SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
@@ -874,7 +873,7 @@ class Rebuilder:
         return [known[label] for label in order if label in known]
 
     def _is_short(self, labels: set[str]) -> bool:
-        # Without an alert, it is a full frame of which only these labels are intact.
+        # Without an alert, a full frame of which only these are intact.
         has_alert = not labels.isdisjoint(OVERLOADS)
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
@@ -883,20 +882,21 @@ class Rebuilder:
         seconds = now - self._began
         if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
             return True
-        awaited = set(self._order).difference(known, ALERTS)  # alerts have ended
+        awaited = set(self._order).difference(known, ALERTS)  # an alert has ended
         if seconds >= self.AWAITED_WITHIN:
             awaited &= self.STORED
         return any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, labels: list[str], is_undamaged: bool) -> None:
-        """Learn the labels of a frame; the fullest frame gives their order."""
+        """Learn the labels of a frame; a frame that lacks none gives the order."""
         lasting = set(labels).difference(ALERTS)
-        if len(lasting) < len(set(self._order).difference(ALERTS)):
+        is_full = len(lasting) >= len(set(self._order).difference(ALERTS))
+        if is_full:
+            self._order = merged(labels, self._order)
+        else:
             self._order = merged(self._order, labels)
-            return
-        self._order = merged(labels, self._order)
         # A frame that lacks its identity lacks its beginning.
-        if is_undamaged and not lasting.isdisjoint(IDENTITIES):
+        if is_full and is_undamaged and not lasting.isdisjoint(IDENTITIES):
             self._all_have_come = True
 
 
@@ -1472,7 +1472,7 @@ class Meter:
             fields=None if unknown else fields,
             missing=self._missing(unknown, mode, labels, now),
             injection=None if unknown else translate_injection(fields, labels),
-            is_disputed=self.guard.is_disputed(),
+            is_disputed=self.guard.is_disputed(now),
             unbalanced_time=self.guard.unbalanced_time,
         )
 

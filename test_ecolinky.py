@@ -456,9 +456,9 @@ class GuardTests(MeterCase):
 
     def test_a_burst_after_a_stalled_network_is_accepted(self):
         self.feed(*[historic()] * 3)
-        for count in range(1, 6):  # 9 kW, all at once after eight seconds
-            self.feed(historic(base="%09d" % (63207 + 5 * count)), step=0.01)
-        self.assertServes(BASE=63207 + 15)
+        for count in range(1, 11):  # 18 kW, all at once after 20 seconds
+            self.feed(historic(base="%09d" % (63207 + 10 * count)), step=0.01)
+            self.assertServes(BASE=63207 + 10 * max(0, count - 2))
 
     def test_a_text_changes_once_three_readings_in_a_row_agree(self):
         for label, data in pairs("ISOUSC 45|IMAX 090|HHPHC Y|MOTDETAT 000001"):
