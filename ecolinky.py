@@ -155,82 +155,83 @@ class Label(NamedTuple):
     # and two flips that cancel.  So the data must also match this form.
     form: Pattern[str]
     kind: Kind
-    phases: int  # 3: only three-phase meters send it
 
 
-TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
+# H or E: winter or summer (hiver, été); some meters send a small letter or a space.
+TIMESTAMP = "[HhEe ][0-9]{12}\t"  # the digits: YYMMDDhhmmss
 STAMPED = TIMESTAMP + "[0-9]{2,5}"
 AMPERES = "[0-9]{3}"
 VA = "[0-4][0-9]{4}"  # at most 36 kVA, and some overload
 WH = "[0-9]{9}"
 NUMBER = "[0-9A-Z ]{11,14}"  # 12 digits; captures have others
-# In each row: the labels, their form, their kind, the least number of phases.
+# In each row: the labels, their form, their kind.
 HISTORIC_LABELS = (
-    ("ADCO", NUMBER, IDENTITY, 1),
+    ("ADCO", NUMBER, IDENTITY),
     # BBR: Tempo, and its programme.
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]", CONTRACT, 1),
-    ("ISOUSC", "[0-9]{2}", PLAIN, 1),
-    ("BASE HCHC HCHP EJPHN EJPHPM", WH, INDEX, 1),
-    ("BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR", WH, INDEX, 1),
-    ("PEJP", "[0-9]{2}", NOTICE, 1),
-    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]", PERIOD, 1),
-    ("DEMAIN", "----|BLEU|BLAN|ROUG", PLAIN, 1),
-    ("IINST", AMPERES, CURRENT, 1),
-    ("IINST1 IINST2 IINST3", AMPERES, CURRENT, 3),
-    ("ADPS", AMPERES, OVERLOAD, 1),
-    ("ADIR1 ADIR2 ADIR3", AMPERES, OVERLOAD, 1),
-    ("IMAX", AMPERES, PLAIN, 1),
-    ("IMAX1 IMAX2 IMAX3", AMPERES, PLAIN, 3),
-    ("PMAX", VA, PLAIN, 3),
-    ("PAPP", VA, POWER, 1),
-    ("HHPHC", "[!-~]", PLAIN, 1),
-    ("MOTDETAT", "[0-9A-F]{6}", PLAIN, 1),
-    ("PPOT", "[0-9A-F]{2}", PLAIN, 3),
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]", CONTRACT),
+    ("ISOUSC", "[0-9]{2}", PLAIN),
+    ("BASE HCHC HCHP EJPHN EJPHPM", WH, INDEX),
+    ("BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR", WH, INDEX),
+    ("PEJP", "[0-9]{2}", NOTICE),
+    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]", PERIOD),
+    ("DEMAIN", "----|BLEU|BLAN|ROUG", PLAIN),
+    ("IINST IINST1 IINST2 IINST3", AMPERES, CURRENT),
+    ("ADPS ADIR1 ADIR2 ADIR3", AMPERES, OVERLOAD),
+    ("IMAX IMAX1 IMAX2 IMAX3", AMPERES, PLAIN),
+    ("PMAX", VA, PLAIN),
+    ("PAPP", VA, POWER),
+    ("HHPHC", "[!-~]", PLAIN),
+    ("MOTDETAT", "[0-9A-F]{6}", PLAIN),
+    ("PPOT", "[0-9A-F]{2}", PLAIN),
 )
 STANDARD_LABELS = (
-    ("ADSC", NUMBER, IDENTITY, 1),
-    ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN, 1),
-    ("DATE", TIMESTAMP, MOVING, 1),  # the data after the timestamp is empty
+    ("ADSC", NUMBER, IDENTITY),
+    ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN),
+    ("DATE", TIMESTAMP, MOVING),  # nothing stands behind the timestamp
     # No name has a `: it is a space with a flipped bit, which the checksum misses.
-    ("NGTF", "[ -_a-~]{16}", CONTRACT, 1),
-    ("LTARF", "[ -_a-~]{16}", PERIOD, 1),
-    ("NTARF", "[0-9]{2}", PERIOD, 1),
-    ("STGE", "[0-9A-F]{8}", PERIOD, 1),
-    ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX, 1),
-    ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX, 1),
-    ("EASD01 EASD02 EASD03 EASD04", WH, INDEX, 1),
-    ("EAIT ERQ1 ERQ2 ERQ3 ERQ4", WH, INDEX, 1),
-    ("IRMS1", AMPERES, CURRENT, 1),
-    ("IRMS2 IRMS3", AMPERES, CURRENT, 3),
-    ("URMS1", "[0-9]{3}", MOVING, 1),
-    ("URMS2 URMS3", "[0-9]{3}", MOVING, 3),
-    ("UMOY1", STAMPED, MOVING, 1),
-    ("UMOY2 UMOY3", STAMPED, MOVING, 3),
-    ("SINSTS SINSTI", VA, POWER, 1),
+    ("NGTF", "[ -_a-~]{16}", CONTRACT),
+    ("LTARF", "[ -_a-~]{16}", PERIOD),
+    ("NTARF", "[0-9]{2}", PERIOD),
+    ("STGE", "[0-9A-F]{8}", PERIOD),
+    ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX),
+    ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX),
+    ("EASD01 EASD02 EASD03 EASD04", WH, INDEX),
+    ("EAIT ERQ1 ERQ2 ERQ3 ERQ4", WH, INDEX),
+    ("IRMS1 IRMS2 IRMS3", AMPERES, CURRENT),
+    ("URMS1 URMS2 URMS3", "[0-9]{3}", MOVING),
+    ("UMOY1 UMOY2 UMOY3", STAMPED, MOVING),
+    ("SINSTS SINSTI", VA, POWER),
     # The drawn power in the first version of standard mode; later that of a phase.
-    ("SINST1", VA, POWER, 1),
-    ("SINST2 SINST3", VA, MOVING, 3),
+    ("SINST1", VA, POWER),
+    ("SINST2 SINST3", VA, MOVING),
     # Early meters send impossible powers here.  That is no damage; the program does not
     # serve these labels.
-    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING, 3),
-    ("SMAXSN SMAXSN1 SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN, 1),
-    ("SMAXN SMAXN1 SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1", STAMPED, PLAIN, 1),
-    ("SMAXSN2 SMAXSN3 SMAXN2 SMAXN3", STAMPED, PLAIN, 3),
-    ("SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1", STAMPED, PLAIN, 1),
-    ("DPM1 DPM2 DPM3 FPM1 FPM2 FPM3", STAMPED, PLAIN, 1),
-    ("RELAIS", "[0-9]{3}", PLAIN, 1),
-    ("PRM", "[0-9]{14}", PLAIN, 1),
-    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN, 1),
+    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING),
+    ("SMAXSN SMAXSN1 SMAXSN2 SMAXSN3", STAMPED, PLAIN),
+    ("SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN),
+    ("SMAXN SMAXN1 SMAXN2 SMAXN3", STAMPED, PLAIN),
+    ("SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1", STAMPED, PLAIN),
+    ("SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1", STAMPED, PLAIN),
+    ("DPM1 DPM2 DPM3 FPM1 FPM2 FPM3", STAMPED, PLAIN),
+    ("RELAIS", "[0-9]{3}", PLAIN),
+    ("PRM", "[0-9]{14}", PLAIN),
+    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN),
+)
+# Two of these prove a three-phase meter.  One alone may come from damage.
+THREE_PHASE_LABELS = set(
+    "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT IRMS2 IRMS3 URMS2 URMS3 UMOY2"
+    " UMOY3 SINST2 SINST3 SINSTS1 SINSTS2 SINSTS3 SMAXSN2 SMAXSN3 SMAXN2"
+    " SMAXN3".split()
 )
 
 
-def compile_labels(table: Iterable[tuple[str, str, Kind, int]]) -> dict[str, Label]:
+def compile_labels(table: Iterable[tuple[str, str, Kind]]) -> dict[str, Label]:
     """Return what is known of each label of a table."""
-    known = {}
-    for labels, form, kind, phases in table:
-        for label in labels.split():
-            known[label] = Label(re.compile(form), kind, phases)
-    return known
+    return {
+        label: Label(re.compile(form), kind)
+        for labels, form, kind in table
+        for label in labels.split()
+    }
 
 
 # The separator tells the modes apart: SP in historic, HT in standard.
@@ -250,8 +251,6 @@ IDENTITIES = labels_of(IDENTITY)
 CURRENTS = frozenset(labels_of(CURRENT))
 OVERLOADS = labels_of(OVERLOAD)
 ALERTS = labels_of(OVERLOAD, NOTICE)
-POWERS = labels_of(POWER)
-THREE_PHASE_LABELS = {name for name, label in KNOWN_LABELS.items() if label.phases == 3}
 
 
 ######## Decode: bytes in, frames of intact groups out #################################
@@ -294,10 +293,6 @@ class Group(NamedTuple):
     sum_has_space: bool  # the checksum covers the last space, as in some older meters
 
 
-# Why bytes are no group of ours.  "checksum" or "form": the group is damaged.
-# "debris" (no group) or "unknown" (an intact group, an unknown label): harmless.
-HARMLESS = ("debris", "unknown")
-
 Groups = Dict[str, Group]  # by label
 
 
@@ -329,40 +324,36 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
 
 @functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
 def decode_group(piece: bytes) -> Group | str:
-    """Return the group between two line ends, or why it is rejected."""
+    """Return the group between two line ends, or why it is rejected.
+
+    The reason is "checksum" or "form" if the group is damaged; it is empty if the bytes
+    are harmless: no group, or an intact group with an unknown label.
+    """
     # The checksum comes last and can be a space: do not strip spaces at that end, and
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
     if separator not in LABELS:  # no group, or a damaged group
-        return "form" if raw else "debris"
-    # The sum covers the last HT of standard mode; the last space of historic mode, only
-    # in some older meters.  So sum_has_space is always False in standard mode.
-    covered = raw[:-2] if separator == b" " else raw[:-1]
-    is_usual_sum = checksum(covered) == raw[-1]
-    sum_has_space = not is_usual_sum and checksum(raw[:-1]) == raw[-1]
-    is_right = is_usual_sum or sum_has_space
+        return "form" if raw else ""
+    is_historic = separator == b" "
+    # The sum covers the last HT of standard mode; in historic mode it ends before the
+    # last space, except in some older meters.
+    has_separator = checksum(raw[:-1]) == raw[-1]
+    is_right = has_separator or (is_historic and checksum(raw[:-2]) == raw[-1])
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
     if known is None:
-        return _refuse_label(label, is_right)
+        # A label of the other mode: the separator is damaged.
+        is_label = ANY_LABEL.fullmatch(label) and label not in KNOWN_LABELS
+        return "" if is_right and is_label else "form"
     if not known.form.fullmatch(data):
         return "form"
     if not is_right:
         return "checksum"
-    # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".
+    # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".  DATE has no
+    # data behind its timestamp.
     stamp, _, value = data.rpartition("\t")
-    if label == "DATE":  # nothing stands after its HT
-        value = stamp
-    return Group(label, value, raw, sum_has_space)
-
-
-def _refuse_label(label: str, is_right: bool) -> str:
-    """Return why a label that this mode does not know is rejected."""
-    is_known = label in KNOWN_LABELS  # of the other mode: the separator is damaged
-    if is_right and not is_known and ANY_LABEL.fullmatch(label):
-        return "unknown"
-    return "form"
+    return Group(label, value or stamp, raw, is_historic and has_separator)
 
 
 class Counts(NamedTuple):
@@ -411,8 +402,8 @@ class Decoder:
         # The rest has no mark.  It is an unfinished frame, or all marks are lost.
         if self._buffer:
             frames += self._unmarked_frames()
-        if len(self._buffer) > self.LONGEST_BUFFER:
-            frames += self._overlong_frame()
+        if len(self._buffer) > self.LONGEST_BUFFER:  # neither mark nor identity
+            frames += self._complete_lines()
         return frames
 
     def _marked_frames(self, data: bytes) -> list[Frame]:
@@ -444,19 +435,19 @@ class Decoder:
             frames += self._frame(text, True)
         return frames
 
-    def _overlong_frame(self) -> list[Frame]:
-        """Return the frame of a long text with neither mark nor identity."""
-        lines, rest = cut_at_last_line_end(self._buffer)
-        self._buffer = rest[-self.LONGEST_BUFFER :]  # only the tail of an endless line
+    def _complete_lines(self) -> list[Frame]:
+        """Return the complete groups of the unfinished frame; keep the last line."""
+        end = max(self._buffer.rfind(b"\r"), self._buffer.rfind(b"\n")) + 1
+        lines = self._buffer[:end]
+        self._buffer = self._buffer[end:][-self.LONGEST_BUFFER :]  # it may be endless
         self._opened = False
         return self._frame(lines, False)
 
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
-        lines, _ = cut_at_last_line_end(self._buffer)
+        frames = self._complete_lines()
         self._buffer = b""
-        self._opened = False
-        return self._frame(lines, False)
+        return frames
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return a list of the frame in a text, empty if there is none; count it."""
@@ -474,12 +465,6 @@ class Decoder:
         return [Frame(groups, len(reasons), whole)]
 
 
-def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
-    """Return the complete lines, and the rest."""
-    end = max(text.rfind(b"\r"), text.rfind(b"\n")) + 1
-    return text[:end], text[end:]
-
-
 def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
     """Return the groups in a text by label, and a reason for each damaged group."""
     groups = {}
@@ -490,26 +475,17 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
-            elif found not in HARMLESS:
+            elif found:
                 reasons.append(found)
-    for label in _minority_by_sum(groups):
-        del groups[label]
-        reasons.append("checksum")
-    return groups, reasons
-
-
-def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
-    """Return the labels whose checksum covers other bytes than most of their frame.
-
-    A meter always sums the same bytes.  To accept both sums would let twice as much
-    damage through, so the minority is damaged.
-    """
     with_space = [label for label, group in groups.items() if group.sum_has_space]
-    if not with_space:
-        return []
-    without_space = [label for label in groups if label not in with_space]
-    # Of two lists with the same length, min() returns the first: the rarer kind.
-    return min(with_space, without_space, key=len)
+    if with_space:
+        # A meter always sums the same bytes, so the rarer kind is damaged.  To accept
+        # both kinds would let twice as much damage through.
+        others = [label for label in groups if label not in with_space]
+        for label in min(with_space, others, key=len):
+            del groups[label]
+            reasons.append("checksum")
+    return groups, reasons
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################

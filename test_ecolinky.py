@@ -203,8 +203,8 @@ class DecodeTests(MeterCase):
 
     def test_an_unknown_label_counts_as_damage_only_if_its_checksum_is_wrong(self):
         for piece, expected in (
-            (group("TENSION", "230")[1:-1], (None, "unknown")),
-            (group("TENSION", "230", separator="\t")[1:-1], (None, "unknown")),
+            (group("TENSION", "230")[1:-1], (None, "")),
+            (group("TENSION", "230", separator="\t")[1:-1], (None, "")),
             (b"TENSION 230 !", (None, "form")),
             (group("SINSTS", "00920")[1:-1], (None, "form")),  # of another mode
             (group("PAPP", "00790", separator="\t")[1:-1], (None, "form")),
@@ -412,7 +412,7 @@ class GuardTests(MeterCase):
                 for _ in range(4):
                     wrong = list(groups)
                     wrong[place] = misread(groups[place], rng)
-                    if label in ecolinky.POWERS:
+                    if ecolinky.KNOWN_LABELS[label].kind is ecolinky.POWER:
                         wrong[place] = (label, "49999")  # it matches no current
                     with self.subTest(groups[0][1], wrong=wrong[place]):
                         for frames_sent in ([wrong, groups], [wrong, wrong, groups]):
@@ -505,6 +505,7 @@ class GuardTests(MeterCase):
 
     def test_the_order_of_the_labels_does_not_matter(self):
         rng = random.Random(33)
+        powers = ecolinky.labels_of(ecolinky.POWER)
         for groups in EVERY_METER:
             with self.subTest(groups[0][1]):
                 in_order, shuffled = ecolinky.Meter(), ecolinky.Meter()
@@ -512,7 +513,7 @@ class GuardTests(MeterCase):
                     groups = grown(groups, rng)
                     mixed = rng.sample(groups, len(groups))
                     # Currents come before powers.
-                    mixed.sort(key=lambda each: each[0] in ecolinky.POWERS)
+                    mixed.sort(key=lambda each: each[0] in powers)
                     separator = "\t" if groups[0][0] == "ADSC" else " "
                     in_order.feed(encoded(groups), 2.0 * number)
                     shuffled.feed(frame(mixed, separator), 2.0 * number)
