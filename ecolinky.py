@@ -944,32 +944,38 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # the PTEC of each
+    # The PTEC while index 1, 2, ... 10 of standard mode runs.  An unused index has a
+    # period as well: it may hold the energy of a former contract, and the served
+    # indexes must add up to EAST.
+    numbered: tuple[str, ...]
+
+    def periods(self) -> list[str]:
+        """Return the PTEC of each of the tariff's periods."""
+        return list(dict.fromkeys(self.numbered))
 
     def indexes(self) -> list[str]:
         """Return the tags of the tariff's indexes."""
-        return [PERIODS[ptec].tag for ptec in self.periods]
+        return [PERIODS[ptec].tag for ptec in self.periods()]
 
 
-BASE = Tariff("BASE", "Base", ("TH..",))
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."))
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."))
-TEMPO = Tariff("BBR(", "Tempo", ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"))
-TARIFFS = (BASE, HC, EJP, TEMPO)
+BASE = Tariff("BASE", "Base", ("TH..",) * 10)
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP..") * 5)
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM..") + ("HN..",) * 8)
+BLUE = ("HCJB", "HPJB")
+TEMPO = Tariff("BBR(", "Tempo", BLUE + ("HCJW", "HPJW", "HCJR", "HPJR") + BLUE * 2)
+# By the start of OPTARIF, because its end may vary.  An input without a meter is shown
+# as Base.
+TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
 
 
-def tariff_of(option: str) -> Tariff | None:
-    """Return the tariff of an OPTARIF, whose last character may vary."""
-    for tariff in TARIFFS:
-        if tariff.option[:3] == option[:3]:
-            return tariff
-    return None
+def tariff_of(option: str) -> Tariff:
+    """Return the tariff of an OPTARIF."""
+    return TARIFFS[option[:3]]
 
 
 def indexes_of(fields: Fields) -> Fields:
     """Return the indexes of the tariff, Wh, by tag, from fields that are all known."""
-    tariff = tariff_of(fields["OPTARIF"]) or BASE  # their tariff is never None
-    return {tag: fields[tag] for tag in tariff.indexes()}
+    return {tag: fields[tag] for tag in tariff_of(fields["OPTARIF"]).indexes()}
 
 
 def name_of_tariff(fields: Fields) -> str:
@@ -977,7 +983,7 @@ def name_of_tariff(fields: Fields) -> str:
 
     It stays the same if OPTARIF's last character, the Tempo programme, changes.
     """
-    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    tariff = tariff_of(fields["OPTARIF"])
     return f"{tariff.name} ({tariff.option})"
 
 
@@ -1006,23 +1012,20 @@ def fill(known: Fields, tariff: Tariff | None) -> Fields:
     needed = list(NEEDED)
     if tariff is not None:
         needed += tariff.indexes()
-    fields = dict(EMPTY)
-    for tag in needed:
-        fields[tag] = None
-    fields.update(known)
-    return fields
+    return {**EMPTY, **dict.fromkeys(needed), **known}
 
 
-def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return a number for each phase.
+def labels_of_current(labels: Labels) -> list[str]:
+    """Return the label of the current of each phase."""
+    phases = phases_of(labels)
+    if "ADSC" in labels:  # in standard mode a single phase has a number, too
+        return ["IRMS" + (phase or "1") for phase in phases]
+    return ["IINST" + phase for phase in phases]
 
-    Try the names in their order, each with the phase's suffix; 0 if none is known.
-    """
-    values = []
-    for phase in phases:
-        value = number_of(labels, *[name + phase for name in names])
-        values.append(value or 0)
-    return values
+
+def numbers_of(labels: Labels, names: Iterable[str]) -> list[int]:
+    """Return the value of each of these labels as a number, 0 if it is not known."""
+    return [number_of(labels, name) or 0 for name in names]
 
 
 def phase_fields(
@@ -1063,38 +1066,27 @@ def translate_historic(labels: Labels) -> Fields:
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
     and a space), PTEC (not known while it is of another tariff).
     """
-    tariff = tariff_of(labels.get("OPTARIF", ""))
+    tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3])
     phases = phases_of(labels)
     fields = same_fields(labels, tariff)
-    currents = phase_values(labels, phases, "IINST")
-    maxima = phase_values(labels, phases, "IMAX")
+    currents = numbers_of(labels, labels_of_current(labels))
+    maxima = numbers_of(labels, ["IMAX" + phase for phase in phases])
     fields.update(phase_fields(phases, currents, maxima))
-    fields["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
+    fields["ADPS"] = max(numbers_of(labels, OVERLOADS))
     if "PPOT" in labels:
         fields["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
     if fields.get("PTEC") == "PM..":
         fields["PEJP"] = 0  # what was announced runs
-    if tariff is not None and fields.get("PTEC") not in tariff.periods:
+    if tariff is not None and fields.get("PTEC") not in tariff.numbered:
         # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
         fields["PTEC"] = None
     return fill(fields, tariff)
 
 
-class Colour(NamedTuple):
-    """The colour of a Tempo day."""
-
-    letter: str  # the last letter of PTEC
-    word: str  # as in DEMAIN, and within LTARF
-    name: str  # for the user
-
-
-COLOURS = {  # as STGE numbers them; 0: not announced
-    1: Colour("B", "BLEU", "bleu"),
-    2: Colour("W", "BLAN", "blanc"),
-    3: Colour("R", "ROUG", "rouge"),
-}
+# The values of DEMAIN, as STGE numbers the colours.
+TOMORROW = (NOTHING, "BLEU", "BLAN", "ROUG")
 
 
 class StatusRegister(NamedTuple):
@@ -1102,7 +1094,7 @@ class StatusRegister(NamedTuple):
 
     overload: bool  # bit 7: the power is above the subscribed power
     running_index: int  # bits 10 to 13, plus one: a number as NTARF, 1 to 16
-    tomorrow: int  # bits 26 and 27: the number of a colour
+    tomorrow: int  # bits 26 and 27: the number of a colour in TOMORROW
     moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
     @classmethod
@@ -1117,20 +1109,9 @@ class StatusRegister(NamedTuple):
         )
 
 
-NO_STATUS = StatusRegister.of("00000000")
-
-
 def text_of(labels: Labels, label: str) -> str:
     """Return a text of standard mode in capitals, with single spaces, not padded."""
     return " ".join(labels.get(label, "").upper().split())
-
-
-# The PTEC while index 1, 2, ... 10 runs.  An unused index has a period as well: it may
-# hold the energy of a former contract, and the served indexes must add up to EAST.
-ALL_HOURS = BASE.periods * 10
-ODD_IS_CHEAP = HC.periods * 5
-COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
-SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
 
 class Contract(NamedTuple):
@@ -1138,48 +1119,32 @@ class Contract(NamedTuple):
 
     pattern: str  # of NGTF, as text_of() returns it
     tariff: Tariff
-    periods: tuple[str, ...]  # the PTEC of each of the ten indexes
     period_label: str  # the label that gives the period: NTARF or LTARF
     used: int  # number of indexes in use, for --check; ten if it is not known
-    source: str  # for the reader of this table: where the contract was met
 
 
 # A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
 # or POINTE is another supplier's contract, with other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
-# Sources: public code; names like standard-1ph-base-1 are captures (.ci/captures).
-LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
-TASMOTA = "NicolasBernaerts/tasmota"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
 #     NTARF, STGE    give the number of the running index, hence the period
 #     LTARF          gives the period in words: only for contracts whose numbers are not
-#                    known (period_label is LTARF).  Their indexes are assumed to follow
-#                    ODD_IS_CHEAP, as in all known calendars.
-UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
-CONTRACTS = (
-    Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
-    Contract("PRODUCTEUR", BASE, ALL_HOURS, "NTARF", 10, "standard-1ph-prod-1"),
-    Contract("TEMPO", TEMPO, COLOURED, "NTARF", 6, "standard-3ph-tempo-1"),
-    Contract("EJP", EJP, SECOND_IS_PEAK, "NTARF", 2, TASMOTA),
-    Contract("HC", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-2"),
-    Contract("H PLEINE/CREUSE", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-1"),
-    Contract(
-        "HC ET WEEK.?END", HC, ODD_IS_CHEAP, "NTARF", 3, "standard-1ph-hc-et-week-end-1"
-    ),
-    Contract(
-        "HC SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 6, "standard-1ph-hc-sem-we-mercr-1"
-    ),
-    Contract("SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 10, LIXEE),
-    Contract("H SUPER CREUSES", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
-    Contract("ZEN FLEX", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
-    Contract(
-        "ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer; no frame seen"
-    ),
-    Contract("HC-12H30", HC, ODD_IS_CHEAP, "LTARF", 10, TASMOTA),
-    Contract(
-        DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "no frame seen: by its words"
-    ),
+#                    known (period_label is LTARF).  Odd indexes are assumed to be
+#                    cheap, as in all known calendars.
+UNKNOWN = Contract(".*", BASE, "NTARF", 10)
+CONTRACTS = (  # behind each, where it was met: a capture of .ci/captures, or whose code
+    Contract("BASE", BASE, "NTARF", 1),  # standard-1ph-base-1
+    Contract("PRODUCTEUR", BASE, "NTARF", 10),  # standard-1ph-prod-1
+    Contract("TEMPO", TEMPO, "NTARF", 6),  # standard-3ph-tempo-1
+    Contract("EJP", EJP, "NTARF", 2),  # NicolasBernaerts/tasmota
+    Contract("HC|H PLEINE/CREUSE", HC, "NTARF", 2),  # standard-1ph-hphc-1 and 2
+    Contract("HC ET WEEK.?END", HC, "NTARF", 3),  # standard-1ph-hc-et-week-end-1
+    Contract("HC SEM WE.*", HC, "NTARF", 6),  # standard-1ph-hc-sem-we-mercr-1
+    Contract("SEM WE.*", HC, "NTARF", 10),  # Koenkk/zigbee-herdsman-converters, lixee
+    Contract("ZEN (FLEX|ESTIVAL)", HC, "LTARF", 10),  # lixee; EDF's offers
+    # HC-12H30 (tasmota), H SUPER CREUSES (lixee), and others by their words.
+    Contract(DAY_AND_NIGHT, HC, "LTARF", 10),
     UNKNOWN,
 )
 
@@ -1193,27 +1158,27 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP_WORDS = re.compile(r"\bHS?C\b|CREUSE|WEEK.?END")  # HSC: heures super creuses
-DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
+CHEAP = r"(?=.*(\bHS?C\b|CREUSE|WEEK.?END))"  # HSC: heures super creuses
+DEAR = r"(?=.*(\bHP\b|PLEINE|POINTE))"
+WORDS = {  # by PTEC: how LTARF begins, as text_of() returns it
+    "TH..": "",
+    "HC..": CHEAP,
+    "HP..": DEAR,
+    "HN..": "(?!.*POINTE).",
+    "PM..": ".*POINTE",
+    "HCJB": CHEAP + ".*BLEU",
+    "HPJB": DEAR + ".*BLEU",
+    "HCJW": CHEAP + ".*BLAN",
+    "HPJW": DEAR + ".*BLAN",
+    "HCJR": CHEAP + ".*ROUG",
+    "HPJR": DEAR + ".*ROUG",
+}
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
-    """Return the PTEC that the words of LTARF name; None: they name no period."""
-    if tariff is BASE:
-        return "TH.."
-    if tariff is EJP and ltarf:
-        return "PM.." if "POINTE" in ltarf else "HN.."
-    is_cheap = bool(CHEAP_WORDS.search(ltarf))
-    is_dear = bool(DEAR_WORDS.search(ltarf))
-    if is_cheap == is_dear:
-        return None
-    hours = "HC" if is_cheap else "HP"
-    if tariff is HC:
-        return hours + ".."
-    for colour in COLOURS.values():
-        if colour.word in ltarf:
-            return hours + "J" + colour.letter
-    return None
+    """Return the PTEC that the words of LTARF name; None: they name none, or two."""
+    named = [ptec for ptec in tariff.periods() if re.match(WORDS[ptec], ltarf)]
+    return named[0] if len(named) == 1 else None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
@@ -1223,13 +1188,12 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
     known.  Otherwise take the period of the running index, so that period and growing
     index agree: some meters send an old LTARF.
     """
+    tariff = contract.tariff
     running_index = running_index_of(labels)
-    in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
-    if running_index is None:
-        return in_words
-    if in_words and contract.period_label == "LTARF":
-        return in_words
-    return contract.periods[running_index - 1]
+    by_number = None if running_index is None else tariff.numbered[running_index - 1]
+    if by_number is None or contract.period_label == "LTARF":
+        return period_in_words(tariff, text_of(labels, "LTARF")) or by_number
+    return by_number
 
 
 def running_index_of(labels: Labels) -> int | None:
@@ -1248,7 +1212,7 @@ def standard_indexes(contract: Contract, labels: Labels) -> Fields:
     if contract.tariff is BASE:
         return {"BASE": int(labels["EAST"])}
     sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
-    for label, ptec in zip(EASF, contract.periods):
+    for label, ptec in zip(EASF, contract.tariff.numbered):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
 
@@ -1266,16 +1230,16 @@ def label_of_standard_power(labels: Labels) -> str:
 
 def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
-    register = StatusRegister.of(labels["STGE"]) if "STGE" in labels else NO_STATUS
+    register = StatusRegister.of(labels.get("STGE", "0"))
     phases = phases_of(labels)
-    # The current of a single phase has a suffix.
-    currents = phase_values(labels, [phase or "1" for phase in phases], "IRMS")
-    powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
-    maxima = [round(power / MAINS_VOLTS) for power in powers]
-    tomorrow = COLOURS.get(register.tomorrow)
+    currents = numbers_of(labels, labels_of_current(labels))
+    maxima = []
+    for phase in phases:
+        power = number_of(labels, "SMAXSN" + phase, "SMAXN" + phase) or 0
+        maxima.append(round(power / MAINS_VOLTS))
     fields: Fields = {
         "ADCO": labels.get("ADSC"),
-        "DEMAIN": NOTHING if tomorrow is None else tomorrow.word,
+        "DEMAIN": TOMORROW[register.tomorrow],
         "PAPP": number_of(labels, label_of_standard_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
@@ -1926,9 +1890,9 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 def remarks_on_replaced(labels: Labels) -> list[Reason]:
     """Return the labels that never come, and the values that replace them."""
     remarks = []
-    unknown_phases = unknown_currents(labels)
-    if unknown_phases:
-        remarks.append(PHASE_UNKNOWN.with_words(", ".join(unknown_phases)))
+    unknown = [label for label in labels_of_current(labels) if label not in labels]
+    if unknown:
+        remarks.append(PHASE_UNKNOWN.with_words(", ".join(unknown)))
     subscription = "PREF" if "ADSC" in labels else "ISOUSC"
     if subscription not in labels:
         remarks.append(SUBSCRIPTION_UNKNOWN.with_words(subscription))
@@ -1978,15 +1942,6 @@ def reason_without_identity(counts: Counts) -> Reason:
 def is_identity_alone(labels: Labels) -> bool:
     """Return whether the meter sends its identity and nothing more."""
     return bool(labels) and labels.keys() <= set(IDENTITIES)
-
-
-def unknown_currents(labels: Labels) -> list[str]:
-    """Return the labels of the phase currents that are not known."""
-    phases = phases_of(labels)
-    currents = ["IINST" + phase for phase in phases]
-    if "ADSC" in labels:
-        currents = ["IRMS" + (phase or "1") for phase in phases]
-    return [label for label in currents if label not in labels]
 
 
 ######## Link: one ESP8266, and how its connections end ################################
@@ -2728,7 +2683,7 @@ def power_and_indexes(request: Request) -> Fields:
             # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
-        tariff = tariff_of(fields["OPTARIF"]) or BASE
+        tariff = tariff_of(fields["OPTARIF"])
         names = ["PTEC", "PAPP"] + tariff.indexes()
         if tariff is TEMPO:
             names.append("DEMAIN")
@@ -2906,27 +2861,26 @@ def describe_values(view: View, time: float, now: float) -> Fields:
     return values
 
 
-NAMES_BY_LETTER = {colour.letter: colour.name for colour in COLOURS.values()}
-NAMES_BY_WORD = {colour.word: colour.name for colour in COLOURS.values()}
+# The colours of Tempo, as PTEC and DEMAIN name them.
+COLOURS = {"B": "bleu", "W": "blanc", "R": "rouge"}
+COLOURS.update({"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"})
 
 
-def describe_tariff(fields: Fields) -> Fields | None:
-    """Return the page's names for a tariff and its periods; None: unknown tariff."""
+def describe_tariff(fields: Fields) -> Fields:
+    """Return the page's names for a tariff and its periods."""
     tariff = tariff_of(fields["OPTARIF"])
-    if tariff is None:
-        return None
     running = fields["PTEC"]
     days = None
     if tariff is TEMPO:
         days = {
-            "today": NAMES_BY_LETTER.get(running[3:]),
-            "tomorrow": NAMES_BY_WORD.get(fields["DEMAIN"]),
+            "today": COLOURS.get(running[3:]),
+            "tomorrow": COLOURS.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
         "name": tariff.name,
         "period": {"code": running, **PERIODS[running]._asdict()},
-        "indexes": [PERIODS[ptec]._asdict() for ptec in tariff.periods],
+        "indexes": [PERIODS[ptec]._asdict() for ptec in tariff.periods()],
         "days": days,
     }
 
@@ -3865,7 +3819,7 @@ def summary(view: View, fields: Fields) -> Iterator[str]:
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
     line = f"mode {MODE_NAMES[view.mode]}, {phases}"
     yield f"compteur {fields['ADCO']}, {contract}, {now}, {line}"
-    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    tariff = tariff_of(fields["OPTARIF"])
     for tag in tariff.indexes():
         yield f"index {tag} = {fields[tag]} Wh"
     kwh = old_contracts(view.labels) // 1000

@@ -1422,21 +1422,15 @@ class TranslateTests(MeterCase):
                         fields = ecolinky.translate_standard(labels)
                         self.assertEqual(numbering[running - 1], fields["PTEC"], name)
 
-    def test_every_contract_in_the_table_names_its_source(self):
-        names = [each[0] for each in self.KNOWN]
+    def test_every_row_of_the_contracts_is_met_by_a_known_name(self):
+        names = [each[0] for each in self.KNOWN] + ["INCONNU"]
         for contract in ecolinky.CONTRACTS:
             with self.subTest(contract.pattern):
-                self.assertTrue(contract.source)
-                self.assertLessEqual(set(contract.periods), set(ecolinky.PERIODS))
-                self.assertEqual(10, len(contract.periods))
-                pattern = re.compile(contract.pattern)
-                is_met = any(pattern.fullmatch(name.upper()) for name in names)
-                self.assertTrue(is_met)
-                if IS_CLONE and contract.source.startswith("standard-"):
-                    capture = captures()[contract.source + ".tic"]
-                    name = re.search(rb"NGTF\t(.{16})", capture)[1]
-                    labels = {"NGTF": name.decode("ascii")}
-                    self.assertIs(contract, ecolinky.contract_of(labels))
+                periods = contract.tariff.numbered
+                self.assertLessEqual(set(periods), set(ecolinky.PERIODS))
+                self.assertEqual(10, len(periods))
+                found = [ecolinky.contract_of({"NGTF": name}) for name in names]
+                self.assertIn(contract, found)
 
     def test_the_energy_of_former_contracts_is_known_where_unused_indexes_are(self):
         used = {"BASE": 1, "HC": 2, "H PLEINE/CREUSE": 2, "EJP": 2, "TEMPO": 6}
