@@ -11,8 +11,8 @@ this file in their order; the threads come after the sections that they use:
     Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the parts above together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Link        one ESP8266, and how its connections end
     Journal     the log of an input: which line is due
+    Link        one ESP8266, and how its connections end
     Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
@@ -1506,14 +1506,14 @@ class Reason(NamedTuple):
     """Why no values are served, or how the link could be better."""
 
     station: str
-    kind: str  # a sentence without its capital letter and its full stop; %s: a word
+    template: str  # of the cause: a sentence without capital letter and full stop
     remedy: str = ""
-    words: tuple[str, ...] = ()  # in place of each %s
+    words: tuple[str, ...] = ()  # in place of each %s of the template
 
     @property
     def cause(self) -> str:
         """The sentence with its words."""
-        return self.kind % self.words if self.words else self.kind
+        return self.template % self.words
 
     def with_words(self, *words: str) -> Reason:
         """Return this reason with other words."""
@@ -1635,11 +1635,6 @@ NOT_TIC = Reason(
 )
 
 # Groups that are missing or damaged.
-NO_IDENTITY = Reason(
-    LINKY,
-    "le numéro du compteur (ADCO, ADSC) n'arrive jamais intact",
-    "vérifier l'optocoupleur et ses résistances",
-)
 NOT_ACTIVATED = Reason(
     LINKY,
     "le compteur n'envoie que son numéro, sa TIC n'est pas activée",
@@ -1650,14 +1645,13 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# Its words: the missing labels, and the cause of the Reason that explains it.
-INCOMPLETE = "des groupes manquent (%s), %s"
+# Its words: the missing labels, and the cause of their loss.
+INCOMPLETE = Reason(LINKY, "des groupes manquent (%s), %s")
 NEVER_SENT = Reason(
     ESP,
-    "aucun n'est abîmé",
+    "aucun ou presque n'est abîmé",
     "dans ESPEasy mettre RX buffer size à 2048, sinon le compteur ne les envoie pas",
 )
-RARELY_DAMAGED = NEVER_SENT._replace(kind="presque aucun n'est abîmé")
 CUT_SHORT = Reason(
     ESP,
     "la fin des trames manque",
@@ -1695,12 +1689,7 @@ DOES_NOT_INJECT = Reason(
     " second_port",
 )
 ADD_OR_DELETE = "dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
-OTHER_METER = Reason(
-    LINKY, "le compteur a changé (avant %s, maintenant %s)", ADD_OR_DELETE
-)
-OTHER_CONTRACT = Reason(
-    LINKY, "le contrat a changé (avant %s, maintenant %s)", ADD_OR_DELETE
-)
+CHANGED = Reason(LINKY, "%s a changé (avant %s, maintenant %s)", ADD_OR_DELETE)
 JUMPED = Reason(
     LINKY,
     "l'index %s est passé de %s à %s Wh, compteur ou index remplacé",
@@ -1716,7 +1705,6 @@ BUG = Reason(
 FAILED_CONNECTION = Reason(ESP, "la connexion échoue (%s)")
 LINK_ERRORS = {
     errno.ECONNREFUSED: NOTHING_LISTENS,
-    errno.ECONNRESET: CUT_BY_ESP,
     errno.EHOSTUNREACH: AWAY,
     errno.ENETUNREACH: OFFLINE,
 }
@@ -1728,9 +1716,6 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "est un dossier",
 }
 
-# A frame has one of these at its end or near it.
-LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
-LINE_ENDS = re.compile(b"[\r\n]+")
 # A stream without an intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
@@ -1755,7 +1740,6 @@ MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
 A_FEW_MINUTES = 3  # to find out why groups are missing now
-A_FEW_FRAMES = 4  # until then a missing label may just be late
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1768,10 +1752,6 @@ class LinkError(Exception):
         self.reason = reason
 
 
-class ClosedByEsp(LinkError):
-    """The ESP8266 closed the connection, as it does when another client connects."""
-
-
 def diagnose(sample: bytes) -> Reason:
     """Diagnose a non-empty sample that holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
@@ -1780,32 +1760,29 @@ def diagnose(sample: bytes) -> Reason:
             return reason
     if len(ESP_LOG.findall(text)) * ESP_LOG_EVERY >= len(text):
         return ESP_LOGS
-    if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
-        return ABANDONED
-    if LABEL_IN_STREAM.search(text):
-        if LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text):
-            return NO_INTACT_GROUP
+    if not LABEL_IN_STREAM.search(text):
+        return diagnose_without_label(sample, text)
+    if not (GROUP_IN_STREAM.search(text) and re.search(b"[\r\n]", text)):
         return REPLACED
-    return diagnose_without_label(sample, text)
+    is_abandoned = EOT in text and ETX not in text
+    return ABANDONED if is_abandoned else NO_INTACT_GROUP
 
 
 def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
     """Diagnose a sample that holds no label; text: without the parity bits."""
     if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
         return TELNET
-    _, commonest = Counter(sample).most_common(1)[0]
-    if commonest > ALL_THE_SAME * len(sample):
+    if max(Counter(sample).values()) > ALL_THE_SAME * len(sample):
         return STUCK
-    characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
+    characters = len(re.findall(rb"[ -~\t\r\n]", text))
     has_words = re.search(rb"\s", text) is not None
     if characters < MOSTLY_TEXT * len(sample) or not has_words:
         return NOISE
     return NOT_TIC
 
 
-def reason_without_tic(error: Exception, sample: bytes) -> Reason:
+def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    reason = reason_of(error)
     instead = diagnose(sample) if sample else CLOSED_AT_ONCE
     is_text = instead in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
@@ -1848,19 +1825,18 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_often_damaged = counts.damaged > MUCH_DAMAGE * counts.groups
     if is_often_damaged and counts.esp_log > MUCH_DAMAGE * counts.frames:
         return ESP_LOGS
-    is_begun = bool(labels) and not is_identity_alone(labels)
-    # The symptoms of CUT_SHORT: no label of a frame's end is known, and at most one
-    # group per frame is damaged, by the cut.
-    last_labels = LAST_LABELS
-    if labels.get("VTIC") == "01":  # the first version ends with STGE
-        last_labels = LAST_LABELS | {"STGE"}
-    is_cut = is_begun and last_labels.isdisjoint(labels)
-    is_one_per_frame = counts.damaged <= counts.frames
-    if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
+    # The cut damages at most one group per frame.
+    if lacks_end(labels) and counts.damaged <= counts.frames:
         return CUT_SHORT
-    if is_often_damaged:
-        return OFTEN_DAMAGED
-    return ALL_WELL
+    return OFTEN_DAMAGED if is_often_damaged else ALL_WELL
+
+
+def lacks_end(labels: Labels) -> bool:
+    """Return whether no label is known that comes at the end of a frame or near it."""
+    last = ["MOTDETAT", "PRM"]
+    if labels.get("VTIC") == "01":  # the first version ends with STGE
+        last.append("STGE")
+    return has_values(labels) and not any(label in labels for label in last)
 
 
 def remarks_on(counts: Counts, view: View) -> list[Reason]:
@@ -1868,9 +1844,9 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 
     counts: of the last hour.
     """
-    if not counts.groups or not view.labels:
-        return []
     labels = view.labels
+    if not labels:
+        return []
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
@@ -1906,42 +1882,97 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     is_unbalanced: in a recent frame the sum of the EASF was not EAST.
     """
     labels = view.labels
-    if is_identity_alone(labels) and not counts.damaged:
+    if labels and not has_values(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    lacks_total = view.mode == STANDARD and "EAST" not in labels
-    if lacks_total and is_unbalanced:
+    if is_unbalanced and view.mode == STANDARD and "EAST" not in labels:
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
-    loss = loss_of_labels(counts, labels)
-    return loss._replace(kind=INCOMPLETE, words=(missing, loss.cause))
+    return why_missing(missing, counts, labels)
 
 
-def loss_of_labels(counts: Counts, labels: Labels) -> Reason:
-    """Return why some labels never come; counts: of the last minutes."""
+def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
+    """Return why some groups never come; counts: of the last minutes."""
     cause = cause_of_loss(counts, labels)
-    if cause != ALL_WELL:
-        return cause
-    # The same group is damaged in most frames; no other group need be.
-    if counts.damaged > counts.frames / 2:
-        return OFTEN_DAMAGED
-    if counts.damaged:
-        return RARELY_DAMAGED
-    return NEVER_SENT
+    if cause == ALL_WELL:
+        # The same group is damaged in most frames; no other group need be.
+        is_damaged = counts.damaged > counts.frames / 2
+        cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
+    return cause._replace(template=INCOMPLETE.template, words=(missing, cause.cause))
 
 
-def reason_without_identity(counts: Counts) -> Reason:
-    """Return why no identity comes; counts: of the last minutes."""
-    if counts.damaged:
-        return NO_IDENTITY
-    words = ("le numéro du compteur", NEVER_SENT.cause)
-    return NEVER_SENT._replace(kind=INCOMPLETE, words=words)
+def has_values(labels: Labels) -> bool:
+    """Return whether the meter sends more than its identity."""
+    return not labels.keys() <= set(IDENTITIES)
 
 
-def is_identity_alone(labels: Labels) -> bool:
-    """Return whether the meter sends its identity and nothing more."""
-    return bool(labels) and labels.keys() <= set(IDENTITIES)
+######## Journal: the log of an input #################################################
+
+NOTHING_SERVED = " ; aucune valeur n'est transmise"
+SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
+INJECTS = (
+    " ; il injecte aussi (EAIT), pour le montrer mettre injection = yes dans"
+    " [teleinfo2]"
+)
+
+
+class Limiter:
+    """Lets what is of the same kind pass once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed_at: dict[str, float] = {}  # by kind
+
+    def claim(self, kind: str, now: float) -> bool:
+        """Return whether this kind is due; if so, record that it passed."""
+        if now - self._passed_at.get(kind, -math.inf) < self._seconds:
+            return False
+        self._passed_at[kind] = now
+        return True
+
+    def forget(self) -> None:
+        """Make every kind due again."""
+        self._passed_at.clear()
+
+
+Say = Callable[[int, str], None]  # logs a line; takes its level and its text
+
+
+class Journal:
+    """Logs a fault once an hour, a remark once a day, a change always."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._faults = Limiter(HOUR)
+        self._remarks = Limiter(DAY)
+        self._served = ""  # the line that says what is served; empty: nothing is
+
+    def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
+        """Log a fault as a warning once an hour, in between at level DEBUG."""
+        is_due = self._faults.claim(reason.template, now)
+        line = str(reason)
+        if not is_serving:
+            line += NOTHING_SERVED
+            self._served = ""  # log the return of values
+        self._say(logging.WARNING if is_due else logging.DEBUG, line)
+
+    def remark(self, remarks: list[Reason], now: float) -> None:
+        """Log remarks."""
+        for remark in remarks:
+            if self._remarks.claim(remark.template, now):
+                self._say(logging.WARNING, str(remark))
+
+    def change(self, reason: Reason) -> None:
+        """Log a change of the meter, its contract or an index."""
+        self._say(logging.WARNING, str(reason))
+
+    def serve(self, line: str) -> None:
+        """Log what is served, unless the log already says it."""
+        if line != self._served:
+            self._served = line
+            self._say(logging.INFO, line)
+            self._faults.forget()  # a failure after good values is news
 
 
 ######## Link: one ESP8266, and how its connections end ################################
@@ -1999,86 +2030,17 @@ class Link:
         is_young = now - self._connected_at < self.BRIEF
         return is_young and self.brief_connections >= self.EVICTED_AFTER
 
-    def end(self, error: Exception, now: float) -> bool:
+    def end(self, reason: Reason, now: float) -> bool:
         """Note why the connection ended; return whether another client causes it.
 
         An ESP8266 serves only its latest client: two clients close each other's
         connections.
         """
-        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._connected_at < self.BRIEF:
+        if reason == CUT_BY_ESP and now - self._connected_at < self.BRIEF:
             self.brief_connections += 1
         else:
             self.brief_connections = 0
         return self.brief_connections >= self.EVICTED_AFTER
-
-
-######## Journal: the log of an input #################################################
-
-NOTHING_SERVED = " ; aucune valeur n'est transmise"
-SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
-INJECTS = (
-    " ; il injecte aussi (EAIT), pour le montrer mettre injection = yes dans"
-    " [teleinfo2]"
-)
-
-
-class Limiter:
-    """Lets a line of each kind pass once in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._passed_at: dict[str, float] = {}  # by kind
-
-    def claim(self, kind: str, now: float) -> bool:
-        """Return whether a line of this kind is due; if so, record it as passed."""
-        if now - self._passed_at.get(kind, -math.inf) < self._seconds:
-            return False
-        self._passed_at[kind] = now
-        return True
-
-    def forget(self) -> None:
-        """Make every kind of line due again."""
-        self._passed_at.clear()
-
-
-Say = Callable[[int, str], None]  # logs a line; takes its level and its text
-
-
-class Journal:
-    """Logs a fault once an hour, a remark once a day, a change always."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._faults = Limiter(HOUR)
-        self._remarks = Limiter(DAY)
-        self._served = ""  # the line that says what is served; empty: nothing is
-
-    def fault(self, reason: Reason, now: float, effect: str = "") -> None:
-        """Log a fault as a warning once an hour, in between at level DEBUG."""
-        is_due = self._faults.claim(reason.kind, now)
-        self._say(logging.WARNING if is_due else logging.DEBUG, f"{reason}{effect}")
-
-    def remark(self, remarks: list[Reason], now: float) -> None:
-        """Log remarks."""
-        for remark in remarks:
-            if self._remarks.claim(remark.kind, now):
-                self._say(logging.WARNING, str(remark))
-
-    def change(self, reason: Reason) -> None:
-        """Log a change of the meter, its contract or an index."""
-        self._say(logging.WARNING, str(reason))
-
-    def serve(self, line: str) -> None:
-        """Log what is served, unless the log already says it."""
-        if line != self._served:
-            self._served = line
-            self._say(logging.INFO, line)
-            self._faults.forget()  # a failure after good values is news
-
-    def serve_nothing(self) -> None:
-        """Note that nothing is served, so that the return of values is logged."""
-        self._served = ""
 
 
 ######## Input: one meter, its link, its history and its day ###########################
@@ -2089,7 +2051,7 @@ INJECTION = "injection"
 NO_INPUT = "none"
 
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
-METER_CHANGES = (OTHER_METER, OTHER_CONTRACT)  # of the identity, of the tariff
+METER_PARTS = ("le compteur", "le contrat")  # identity and tariff
 
 
 class Minute(NamedTuple):
@@ -2212,8 +2174,8 @@ class Day:
         """Return what has changed since the last indexes, `gap` seconds ago."""
         before = self._last
         changes = [
-            reason.with_words(old, new)
-            for reason, old, new in zip(METER_CHANGES, self._meter, meter)
+            CHANGED.with_words(name, old, new)
+            for name, old, new in zip(METER_PARTS, self._meter, meter)
             if old not in ("", new)
         ]
         if changes:
@@ -2346,13 +2308,14 @@ class Input:
         self.meter.disconnected()
         self._take_counts(now)
         self._set_view(self.meter.view(now), now)
-        is_contested = self.link.end(error, now)
+        reason = reason_of(error)
+        is_contested = self.link.end(reason, now)
         if not self._has_had_tic():
-            self._report(reason_without_tic(error, self.link.sample), now)
+            self._report(reason_without_tic(reason, self.link.sample), now)
         elif is_contested:
             self._report(EVICTED, now)
         else:
-            self._report(reason_of(error), now)
+            self._report(reason, now)
 
     def _take_counts(self, now: float) -> bool:
         """Take what the meter has counted; return whether a frame has ended."""
@@ -2414,19 +2377,17 @@ class Input:
         counts = self.history.recent(A_FEW_MINUTES, now)
         if now - self.view.time > self.patience:
             # Frames come, but none of this meter; another meter would be disputed.
-            return reason_without_identity(counts)
+            return why_missing("le numéro du compteur", counts, {})
         is_unbalanced = now - self.view.unbalanced_time <= self.patience
         return why_incomplete(self.view, counts, is_unbalanced)
 
     def _report(self, reason: Reason, now: float) -> None:
         """Note a fault; log it if no values are served any more, or if it is urgent."""
         self.reason = reason
-        if not self._is_serving(now):
-            self.journal.serve_nothing()
-            self.journal.fault(reason, now, NOTHING_SERVED)
-        elif reason == EVICTED:
-            # Two programs that evict each other go on for ever.
-            self.journal.fault(reason, now)
+        is_serving = self._is_serving(now)
+        # Two programs that evict each other go on for ever.
+        if not is_serving or reason == EVICTED:
+            self.journal.fault(reason, now, is_serving)
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
@@ -3440,7 +3401,7 @@ class Reader(threading.Thread):
                         raise LinkError(reason) from None
                     continue
                 if not data:
-                    raise ClosedByEsp(CUT_BY_ESP)
+                    raise LinkError(CUT_BY_ESP)
                 last_byte = time.monotonic()
                 reason = SILENT
                 self._take(data, last_byte)
