@@ -343,9 +343,7 @@ def decode_group(piece: bytes) -> Group | str:
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
     if known is None:
-        # A label of the other mode: the separator is damaged.
-        is_label = ANY_LABEL.fullmatch(label) and label not in KNOWN_LABELS
-        return "" if is_right and is_label else "form"
+        return refuse_label(label, is_right)
     if not known.form.fullmatch(data):
         return "form"
     if not is_right:
@@ -354,6 +352,13 @@ def decode_group(piece: bytes) -> Group | str:
     # data behind its timestamp.
     stamp, _, value = data.rpartition("\t")
     return Group(label, value or stamp, raw, is_historic and has_separator)
+
+
+def refuse_label(label: str, is_right: bool) -> str:
+    """Return why a label that this mode does not know is rejected."""
+    # In a group with a label of the other mode, the separator is damaged.
+    is_strange = label not in KNOWN_LABELS and ANY_LABEL.fullmatch(label)
+    return "" if is_right and is_strange else "form"
 
 
 class Counts(NamedTuple):
@@ -477,15 +482,24 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
                 groups[found.label] = found
             elif found:
                 reasons.append(found)
-    with_space = [label for label, group in groups.items() if group.sum_has_space]
-    if with_space:
-        # A meter always sums the same bytes, so the rarer kind is damaged.  To accept
-        # both kinds would let twice as much damage through.
-        others = [label for label in groups if label not in with_space]
-        for label in min(with_space, others, key=len):
-            del groups[label]
-            reasons.append("checksum")
+    for label in rarer_by_sum(groups):
+        del groups[label]
+        reasons.append("checksum")
     return groups, reasons
+
+
+def rarer_by_sum(groups: dict[str, Group]) -> list[str]:
+    """Return the labels whose checksum covers other bytes than most of their frame.
+
+    A meter always sums the same bytes.  To accept both sums would let twice as much
+    damage through, so the rarer kind is damaged.
+    """
+    with_space = [label for label, group in groups.items() if group.sum_has_space]
+    if not with_space:
+        return []
+    others = [label for label in groups if label not in with_space]
+    # Of two lists with the same length, min() returns the first: the rarer kind.
+    return min(with_space, others, key=len)
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -899,7 +913,7 @@ FIELDS = (
 ).split()
 # The tags that are also labels of historic mode, with the same data.
 SAME_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
-NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
+NEEDED = ["ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP"]  # and the tariff's indexes
 NOTHING = "----"
 # An input without a meter, as the device shows it.  It also gives each tag's type.
 EMPTY: Fields = {
@@ -966,6 +980,7 @@ TEMPO = Tariff("BBR(", "Tempo", BLUE + ("HCJW", "HPJW", "HCJR", "HPJR") + BLUE *
 # By the start of OPTARIF, because its end may vary.  An input without a meter is shown
 # as Base.
 TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
+NOT_YET_KNOWN = Tariff("", "", ())
 
 
 def tariff_of(option: str) -> Tariff:
@@ -998,21 +1013,18 @@ def number_of(labels: Labels, *names: str) -> int | None:
 def phases_of(labels: Labels) -> tuple[str, ...]:
     """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
     found = THREE_PHASE_LABELS & labels.keys()
-    if len(found) > 1:  # a label alone may come from damage
+    if len(found) > 1:
         return ("1", "2", "3")
     return ("",)
 
 
-def fill(known: Fields, tariff: Tariff | None) -> Fields:
+def fill(known: Fields, tariff: Tariff) -> Fields:
     """Return the 31 fields, from the known fields.
 
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
     """
-    needed = list(NEEDED)
-    if tariff is not None:
-        needed += tariff.indexes()
-    return {**EMPTY, **dict.fromkeys(needed), **known}
+    return {**EMPTY, **dict.fromkeys(NEEDED + tariff.indexes()), **known}
 
 
 def labels_of_current(labels: Labels) -> list[str]:
@@ -1029,7 +1041,7 @@ def numbers_of(labels: Labels, names: Iterable[str]) -> list[int]:
 
 
 def phase_fields(
-    phases: Iterable[str], currents: list[int], maxima: list[int]
+    phases: tuple[str, ...], currents: list[int], maxima: list[int]
 ) -> Fields:
     """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
@@ -1038,24 +1050,11 @@ def phase_fields(
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
-        suffixes = (phase,) if phase else ("", "1")
-        for suffix in suffixes:
-            fields["IINST" + suffix] = current
-            fields["IMAX" + suffix] = maximum or LOWEST_IMAX
-    return fields
-
-
-def same_fields(labels: Labels, tariff: Tariff | None) -> Fields:
-    """Return the fields that are labels of historic mode, with the same data."""
-    tags = list(SAME_TAGS)
-    # Leave out other indexes: the guard knows those of a former contract for a while.
-    if tariff is not None:
-        tags += tariff.indexes()
-    fields: Fields = {}
-    for tag in tags:
-        if tag in labels:
-            is_text = isinstance(EMPTY[tag], str)
-            fields[tag] = labels[tag] if is_text else int(labels[tag])
+        fields["IINST" + phase] = current
+        fields["IMAX" + phase] = maximum or LOWEST_IMAX
+    if "" in phases:
+        fields["IINST1"] = fields["IINST"]
+        fields["IMAX1"] = fields["IMAX"]
     return fields
 
 
@@ -1066,9 +1065,11 @@ def translate_historic(labels: Labels) -> Fields:
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
     and a space), PTEC (not known while it is of another tariff).
     """
-    tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3])
+    tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
+    # Leave out other indexes: the guard knows those of a former contract for a while.
+    tags = [tag for tag in SAME_TAGS + tariff.indexes() if tag in labels]
+    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}
     phases = phases_of(labels)
-    fields = same_fields(labels, tariff)
     currents = numbers_of(labels, labels_of_current(labels))
     maxima = numbers_of(labels, ["IMAX" + phase for phase in phases])
     fields.update(phase_fields(phases, currents, maxima))
@@ -1079,7 +1080,7 @@ def translate_historic(labels: Labels) -> Fields:
         fields["OPTARIF"] = EJP.option
     if fields.get("PTEC") == "PM..":
         fields["PEJP"] = 0  # what was announced runs
-    if tariff is not None and fields.get("PTEC") not in tariff.numbered:
+    if fields.get("PTEC") not in tariff.numbered:
         # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
         fields["PTEC"] = None
     return fill(fields, tariff)
@@ -1189,30 +1190,29 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
     index agree: some meters send an old LTARF.
     """
     tariff = contract.tariff
-    running_index = running_index_of(labels)
-    by_number = None if running_index is None else tariff.numbered[running_index - 1]
+    by_number = running_period(tariff, labels)
     if by_number is None or contract.period_label == "LTARF":
         return period_in_words(tariff, text_of(labels, "LTARF")) or by_number
     return by_number
 
 
-def running_index_of(labels: Labels) -> int | None:
-    """Return the number of the EASF that grows, from NTARF or STGE; None: not known."""
-    numbers = range(1, len(EASF) + 1)
-    number = number_of(labels, "NTARF")
-    if number not in numbers and "STGE" in labels:
-        number = StatusRegister.of(labels["STGE"]).running_index
-    return number if number in numbers else None
+def running_period(tariff: Tariff, labels: Labels) -> str | None:
+    """Return the PTEC of the index that grows, by NTARF or STGE; None: not known."""
+    periods = dict(enumerate(tariff.numbered, 1))
+    ptec = periods.get(number_of(labels, "NTARF") or 0)
+    if ptec is None and "STGE" in labels:
+        ptec = periods.get(StatusRegister.of(labels["STGE"]).running_index)
+    return ptec
 
 
-def standard_indexes(contract: Contract, labels: Labels) -> Fields:
+def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
     """Return the tariff's indexes; the guard knows EAST and the EASF together."""
     if "EAST" not in labels:
         return {}
-    if contract.tariff is BASE:
+    if tariff is BASE:
         return {"BASE": int(labels["EAST"])}
-    sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
-    for label, ptec in zip(EASF, contract.tariff.numbered):
+    sums: Fields = dict.fromkeys(tariff.indexes(), 0)
+    for label, ptec in zip(EASF, tariff.numbered):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
 
@@ -1248,23 +1248,16 @@ def translate_standard(labels: Labels) -> Fields:
         fields["ISOUSC"] = round(va_per_phase / CONTRACT_VOLTS)
     if register.overload:
         fields["ADPS"] = max(currents)  # the current, as in historic mode
+    tariff = NOT_YET_KNOWN
     contract = contract_of(labels)
-    if contract is None:
-        return fill(fields, None)
-    fields.update(contract_fields(contract, register, labels))
-    return fill(fields, contract.tariff)
-
-
-def contract_fields(
-    contract: Contract, register: StatusRegister, labels: Labels
-) -> Fields:
-    """Return the fields that depend on the contract of a standard-mode meter."""
-    ptec = standard_period(contract, labels)
-    fields: Fields = {"OPTARIF": contract.tariff.option, "PTEC": ptec}
-    if register.moving_peak and ptec != "PM..":  # announced, not running yet
+    if contract is not None:
+        tariff = contract.tariff
+        fields["OPTARIF"] = tariff.option
+        fields["PTEC"] = standard_period(contract, labels)
+        fields.update(standard_indexes(tariff, labels))
+    if register.moving_peak and fields.get("PTEC") != "PM..":  # it does not run yet
         fields["PEJP"] = NOTICE_MINUTES
-    fields.update(standard_indexes(contract, labels))
-    return fields
+    return fill(fields, tariff)
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
@@ -1287,15 +1280,19 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     power = int(labels["SINSTI"])
     phases = phases_of(labels)
     current = round(power / MAINS_VOLTS / len(phases))
-    fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
-    zeros = [0] * len(phases)
-    fields.update(phase_fields(phases, [current] * len(phases), zeros))
-    # These are the same for both directions; the maxima replace the zeros.
-    for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
-        fields[tag] = drawn[tag]
-    fields["PAPP"] = power
-    fields["PPAP"] = power
-    return fields
+    # The maxima, as the subscription, are the same for both directions.
+    maxima = [drawn["IMAX" + phase] for phase in phases]
+    return {
+        **EMPTY,
+        "ADCO": drawn["ADCO"],
+        "OPTARIF": BASE.option,
+        "ISOUSC": drawn["ISOUSC"],
+        "BASE": int(labels["EAIT"]),
+        "PTEC": "TH..",
+        "PPAP": power,
+        "PAPP": power,
+        **phase_fields(phases, [current] * len(phases), maxima),
+    }
 
 
 def phase_count(fields: Fields) -> int:
@@ -1753,7 +1750,9 @@ class LinkError(Exception):
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a non-empty sample that holds no intact group."""
+    """Diagnose a sample that holds no intact group, or nothing."""
+    if not sample:
+        return CLOSED_AT_ONCE
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     for sign, reason in SIGNS:
         if sign.search(text):
@@ -1783,7 +1782,7 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
 
 def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    instead = diagnose(sample) if sample else CLOSED_AT_ONCE
+    instead = diagnose(sample)
     is_text = instead in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return instead
@@ -2030,8 +2029,8 @@ class Link:
         is_young = now - self._connected_at < self.BRIEF
         return is_young and self.brief_connections >= self.EVICTED_AFTER
 
-    def end(self, reason: Reason, now: float) -> bool:
-        """Note why the connection ended; return whether another client causes it.
+    def end(self, reason: Reason, now: float) -> None:
+        """Note why the connection ended.
 
         An ESP8266 serves only its latest client: two clients close each other's
         connections.
@@ -2040,7 +2039,6 @@ class Link:
             self.brief_connections += 1
         else:
             self.brief_connections = 0
-        return self.brief_connections >= self.EVICTED_AFTER
 
 
 ######## Input: one meter, its link, its history and its day ###########################
@@ -2309,10 +2307,10 @@ class Input:
         self._take_counts(now)
         self._set_view(self.meter.view(now), now)
         reason = reason_of(error)
-        is_contested = self.link.end(reason, now)
+        self.link.end(reason, now)
         if not self._has_had_tic():
             self._report(reason_without_tic(reason, self.link.sample), now)
-        elif is_contested:
+        elif self.link.is_contested(now):
             self._report(EVICTED, now)
         else:
             self._report(reason, now)
