@@ -164,7 +164,8 @@ AMPERES = "[0-9]{3}"
 VA = "[0-4][0-9]{4}"  # at most 36 kVA, and some overload
 WH = "[0-9]{9}"
 NUMBER = "[0-9A-Z ]{11,14}"  # 12 digits; captures have others
-# In each row: the labels, their form, their kind.
+# In each row: the labels, their form, their kind.  The page and the relay also show the
+# labels that no field needs.
 HISTORIC_LABELS = (
     ("ADCO", NUMBER, IDENTITY),
     # BBR: Tempo, and its programme.
@@ -274,8 +275,8 @@ CR_WITH_PARITY_BIT = b"\x8d"
 # place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# NGTF is padded with spaces to 16 characters.  If all 16 are visible, the ESP has
-# replaced the spaces by another character.
+# An ESP can be set to replace spaces.  In standard mode most groups have none, and stay
+# intact; but NGTF is padded with spaces to 16 characters, so one at least must be left.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
 # letters, spaces, a colon, a space, text.
@@ -290,7 +291,7 @@ class Group(NamedTuple):
     label: str
     data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_space: bool  # the checksum covers the last space, as in some older meters
+    sum_has_space: bool  # its checksum covers the last space; see rarer_by_sum()
 
 
 Groups = Dict[str, Group]  # by label
@@ -457,12 +458,13 @@ class Decoder:
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return a list of the frame in a text, empty if there is none; count it."""
         groups, reasons = decode_groups(text)
-        if reasons and ESP_LOG.search(text):
-            self.counted["esp_log"] += 1
-        if reasons and SPACES_REPLACED.search(text):
-            self.counted["spaces_replaced"] += 1
-        if whole:  # the ends of half a frame are cut, which is no damage of the line
-            self.counted.update(reasons)
+        if reasons:
+            if ESP_LOG.search(text):
+                self.counted["esp_log"] += 1
+            if SPACES_REPLACED.search(text):
+                self.counted["spaces_replaced"] += 1
+            if whole:  # half a frame has cut ends, which are no damage of the line
+                self.counted.update(reasons)
         if not groups:
             return []
         self.counted["frames"] += 1
@@ -470,9 +472,9 @@ class Decoder:
         return [Frame(groups, len(reasons), whole)]
 
 
-def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
+def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
     """Return the groups in a text by label, and a reason for each damaged group."""
-    groups = {}
+    groups: Groups = {}
     reasons = []
     # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
@@ -488,7 +490,7 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
     return groups, reasons
 
 
-def rarer_by_sum(groups: dict[str, Group]) -> list[str]:
+def rarer_by_sum(groups: Groups) -> list[str]:
     """Return the labels whose checksum covers other bytes than most of their frame.
 
     A meter always sums the same bytes.  To accept both sums would let twice as much
@@ -959,8 +961,8 @@ class Tariff(NamedTuple):
     option: str  # OPTARIF
     name: str  # for the user
     # The PTEC while index 1, 2, ... 10 of standard mode runs.  An unused index has a
-    # period as well: it may hold the energy of a former contract, and the served
-    # indexes must add up to EAST.
+    # period as well: it may hold the energy of a former contract, and the client's
+    # total must be EAST.
     numbered: tuple[str, ...]
 
     def periods(self) -> list[str]:
