@@ -1575,9 +1575,7 @@ CLOSED_AT_ONCE = Reason(
     CHECK_HOST_AND_PORT + ", arrêter cet autre programme",
 )
 SILENT = Reason(
-    ESP,
-    "plus aucun octet ne vient de l'ESP",
-    "vérifier son alimentation et son Wi-Fi",
+    ESP, "plus aucun octet ne vient de l'ESP", "vérifier son alimentation et son Wi-Fi"
 )
 OFFLINE = Reason(
     ECOLINKY,
@@ -1587,9 +1585,7 @@ OFFLINE = Reason(
 
 # Bytes that are not TIC.
 NO_INTACT_GROUP = Reason(
-    LINKY,
-    "aucun groupe n'arrive intact",
-    "vérifier la vitesse, 7E1, puis le montage",
+    LINKY, "aucun groupe n'arrive intact", "vérifier la vitesse, 7E1, puis le montage"
 )
 ABANDONED = Reason(
     LINKY,
@@ -1602,9 +1598,7 @@ REPLACED = Reason(
     "dans ESPEasy vider Replace spaces et Replace newlines",
 )
 TELNET = Reason(
-    ESP,
-    "l'ESP semble parler telnet",
-    "régler le serveur série en TCP brut (raw)",
+    ESP, "l'ESP semble parler telnet", "régler le serveur série en TCP brut (raw)"
 )
 SET_THE_SPEED = (
     "dans ESPEasy mettre 1200 en historique ou 9600 en standard (115200 est sa valeur"
