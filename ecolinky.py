@@ -960,29 +960,34 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    # The PTEC while index 1, 2, ... 10 of standard mode runs.  An unused index has a
-    # period as well: it may hold the energy of a former contract, and the client's
-    # total must be EAST.
-    numbered: tuple[str, ...]
+    periods: tuple[str, ...]  # the PTEC while index 1, 2, ... runs
+    # The same for the others of the ten indexes in standard mode.  They may hold the
+    # energy of a former contract, and the client's total must be EAST.
+    unused: tuple[str, ...]
 
-    def periods(self) -> list[str]:
-        """Return the PTEC of each of the tariff's periods."""
-        return list(dict.fromkeys(self.numbered))
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """The PTEC of each of the ten indexes."""
+        return self.periods + self.unused
 
     def indexes(self) -> list[str]:
         """Return the tags of the tariff's indexes."""
-        return [PERIODS[ptec].tag for ptec in self.periods()]
+        return [PERIODS[ptec].tag for ptec in self.periods]
 
 
-BASE = Tariff("BASE", "Base", ("TH..",) * 10)
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP..") * 5)
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM..") + ("HN..",) * 8)
-BLUE = ("HCJB", "HPJB")
-TEMPO = Tariff("BBR(", "Tempo", BLUE + ("HCJW", "HPJW", "HCJR", "HPJR") + BLUE * 2)
+BASE = Tariff("BASE", "Base", ("TH..",), ("TH..",) * 9)
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."), ("HC..", "HP..") * 4)
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."), ("HN..",) * 8)
+TEMPO = Tariff(
+    "BBR(",
+    "Tempo",
+    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"),
+    ("HCJB", "HPJB") * 2,
+)
 # By the start of OPTARIF, because its end may vary.  An input without a meter is shown
 # as Base.
 TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
-NOT_YET_KNOWN = Tariff("", "", ())
+NOT_YET_KNOWN = Tariff("", "", (), ())
 
 
 def tariff_of(option: str) -> Tariff:
@@ -1020,13 +1025,13 @@ def phases_of(labels: Labels) -> tuple[str, ...]:
     return ("",)
 
 
-def fill(known: Fields, tariff: Tariff) -> Fields:
-    """Return the 31 fields, from the known fields.
+def fill(known: Fields, indexes: list[str]) -> Fields:
+    """Return the 31 fields, from the known fields; indexes: the tags of the tariff's.
 
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
     """
-    return {**EMPTY, **dict.fromkeys(NEEDED + tariff.indexes()), **known}
+    return {**EMPTY, **dict.fromkeys(NEEDED + indexes), **known}
 
 
 def labels_of_current(labels: Labels) -> list[str]:
@@ -1069,7 +1074,8 @@ def translate_historic(labels: Labels) -> Fields:
     """
     tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
     # Leave out other indexes: the guard knows those of a former contract for a while.
-    tags = [tag for tag in SAME_TAGS + tariff.indexes() if tag in labels]
+    indexes = tariff.indexes()
+    tags = [tag for tag in SAME_TAGS + indexes if tag in labels]
     fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}
     phases = phases_of(labels)
     currents = numbers_of(labels, labels_of_current(labels))
@@ -1082,10 +1088,10 @@ def translate_historic(labels: Labels) -> Fields:
         fields["OPTARIF"] = EJP.option
     if fields.get("PTEC") == "PM..":
         fields["PEJP"] = 0  # what was announced runs
-    if fields.get("PTEC") not in tariff.numbered:
+    if fields.get("PTEC") not in tariff.periods:
         # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
         fields["PTEC"] = None
-    return fill(fields, tariff)
+    return fill(fields, indexes)
 
 
 # The values of DEMAIN, as STGE numbers the colours.
@@ -1180,7 +1186,7 @@ WORDS = {  # by PTEC: how LTARF begins, as text_of() returns it
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     """Return the PTEC that the words of LTARF name; None: they name none, or two."""
-    named = [ptec for ptec in tariff.periods() if re.match(WORDS[ptec], ltarf)]
+    named = [ptec for ptec in tariff.periods if re.match(WORDS[ptec], ltarf)]
     return named[0] if len(named) == 1 else None
 
 
@@ -1259,7 +1265,7 @@ def translate_standard(labels: Labels) -> Fields:
         fields.update(standard_indexes(tariff, labels))
     if register.moving_peak and fields.get("PTEC") != "PM..":  # it does not run yet
         fields["PEJP"] = NOTICE_MINUTES
-    return fill(fields, tariff)
+    return fill(fields, tariff.indexes())
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
@@ -2835,7 +2841,7 @@ def describe_tariff(fields: Fields) -> Fields:
         "option": fields["OPTARIF"],
         "name": tariff.name,
         "period": {"code": running, **PERIODS[running]._asdict()},
-        "indexes": [PERIODS[ptec]._asdict() for ptec in tariff.periods()],
+        "indexes": [PERIODS[ptec]._asdict() for ptec in tariff.periods],
         "days": days,
     }
 

@@ -782,7 +782,7 @@ class GuardTests(MeterCase):
                     fields = self.meter.fields(self.now)
                     if fields:
                         tariff = ecolinky.tariff_of(fields["OPTARIF"])
-                        self.assertIn(fields["PTEC"], tariff.numbered)
+                        self.assertIn(fields["PTEC"], tariff.periods)
                 self.assertServes(OPTARIF=dict(after)["OPTARIF"])
 
     def test_the_contract_name_alone_determines_the_tariff(self):
