@@ -11,8 +11,8 @@ this file in their order; the threads come after the sections that they use:
     Translate   trusted labels to the 31 fields of an Eco-Devices
     Meter       the parts above together: all that is known of one meter
     Diagnosis   what is wrong with a link, in the user's words
-    Journal     the log of an input: which line is due
     Link        one ESP8266, and how its connections end
+    Journal     the log of an input: which line is due
     Input       one meter with its link, history and day, made into a snapshot
     Store       the last snapshot of each input, behind the only lock
     Documents   snapshots to the XML and JSON of an Eco-Devices
@@ -1908,74 +1908,6 @@ def has_values(labels: Labels) -> bool:
     return not labels.keys() <= set(IDENTITIES)
 
 
-######## Journal: the log of an input #################################################
-
-NOTHING_SERVED = " ; aucune valeur n'est transmise"
-SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
-INJECTS = (
-    " ; il injecte aussi (EAIT), pour le montrer mettre injection = yes dans"
-    " [teleinfo2]"
-)
-
-
-class Limiter:
-    """Lets what is of the same kind pass once in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._passed_at: dict[str, float] = {}  # by kind
-
-    def claim(self, kind: str, now: float) -> bool:
-        """Return whether this kind is due; if so, record that it passed."""
-        if now - self._passed_at.get(kind, -math.inf) < self._seconds:
-            return False
-        self._passed_at[kind] = now
-        return True
-
-    def forget(self) -> None:
-        """Make every kind due again."""
-        self._passed_at.clear()
-
-
-Say = Callable[[int, str], None]  # logs a line; takes its level and its text
-
-
-class Journal:
-    """Logs a fault once an hour, a remark once a day, a change always."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._faults = Limiter(HOUR)
-        self._remarks = Limiter(DAY)
-        self._served = ""  # the line that says what is served; empty: nothing is
-
-    def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
-        """Log a fault as a warning once an hour, in between at level DEBUG."""
-        is_due = self._faults.claim(reason.template, now)
-        line = str(reason)
-        if not is_serving:
-            line += NOTHING_SERVED
-            self._served = ""  # log the return of values
-        self._say(logging.WARNING if is_due else logging.DEBUG, line)
-
-    def remark(self, remarks: list[Reason], now: float) -> None:
-        """Log remarks."""
-        for remark in remarks:
-            if self._remarks.claim(remark.template, now):
-                self._say(logging.WARNING, str(remark))
-
-    def change(self, reason: Reason) -> None:
-        """Log a change of the meter, its contract or an index."""
-        self._say(logging.WARNING, str(reason))
-
-    def serve(self, line: str) -> None:
-        """Log what is served, unless the log already says it."""
-        if line != self._served:
-            self._served = line
-            self._say(logging.INFO, line)
-            self._faults.forget()  # a failure after good values is news
-
-
 ######## Link: one ESP8266, and how its connections end ################################
 
 
@@ -2041,6 +1973,70 @@ class Link:
             self.brief_connections += 1
         else:
             self.brief_connections = 0
+
+
+######## Journal: the log of an input #################################################
+
+NOTHING_SERVED = " ; aucune valeur n'est transmise"
+SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
+INJECTS = (
+    " ; il injecte aussi (EAIT), pour le montrer mettre injection = yes dans"
+    " [teleinfo2]"
+)
+
+
+class Limiter:
+    """Lets a line of each kind pass once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed_at: dict[str, float] = {}  # by kind
+
+    def claim(self, kind: str, now: float) -> bool:
+        """Return whether a line of this kind is due; if so, record it as passed."""
+        if now - self._passed_at.get(kind, -math.inf) < self._seconds:
+            return False
+        self._passed_at[kind] = now
+        return True
+
+
+Say = Callable[[int, str], None]  # logs a line; takes its level and its text
+
+
+class Journal:
+    """Logs a fault once an hour, a remark once a day, a change always."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._faults = Limiter(HOUR)
+        self._remarks = Limiter(DAY)
+        self._served = ""  # the line that says what is served; empty: nothing is
+
+    def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
+        """Log a fault as a warning once an hour, in between at level DEBUG."""
+        is_due = self._faults.claim(reason.template, now)
+        line = str(reason)
+        if not is_serving:
+            line += NOTHING_SERVED
+            self._served = ""  # log the return of values
+        self._say(logging.WARNING if is_due else logging.DEBUG, line)
+
+    def remark(self, remarks: list[Reason], now: float) -> None:
+        """Log remarks."""
+        for remark in remarks:
+            if self._remarks.claim(remark.template, now):
+                self._say(logging.WARNING, str(remark))
+
+    def change(self, reason: Reason) -> None:
+        """Log a change of the meter, its contract or an index."""
+        self._say(logging.WARNING, str(reason))
+
+    def serve(self, line: str) -> None:
+        """Log what is served, unless the log already says it."""
+        if line != self._served:
+            self._served = line
+            self._say(logging.INFO, line)
+            self._faults = Limiter(HOUR)  # a failure after good values is news
 
 
 ######## Input: one meter, its link, its history and its day ###########################
