@@ -1976,6 +1976,12 @@ class DiagnosisTests(InputCase):
                 self.assertIn(expected, reason)
                 self.assertIn(reason, "".join(self.said(logging.WARNING)))
 
+    def test_a_missing_identity_has_the_cause_of_its_loss(self):
+        log = b"AD3612 : Info  : WD   : Uptime 1\r\nCO"
+        self.hear(HC_FRAME.replace(b"ADCO", log), 30)
+        expected = "(le numéro du compteur), le journal de l'ESP se mêle à la TIC, dans"
+        self.assertIn(expected, str(self.snapshot().reason))
+
     def test_a_missing_phase_current_is_reported(self):
         three_phases = encoded(standard(**THREE_LINKY))
         for label, data in (("IRMS2", three_phases), ("IINST", HC_FRAME)):
