@@ -394,7 +394,7 @@ class Decoder:
     LONGEST_BUFFER = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
-        self.counted: Counter[str] = Counter()  # by name, as in Counts
+        self.counted = dict.fromkeys(Counts._fields, 0)
         self._buffer = b""  # the unfinished frame
         self._opened = False  # its STX has been seen
 
@@ -464,7 +464,8 @@ class Decoder:
             if SPACES_REPLACED.search(text):
                 self.counted["spaces_replaced"] += 1
             if whole:  # half a frame has cut ends, which are no damage of the line
-                self.counted.update(reasons)
+                for reason in reasons:
+                    self.counted[reason] += 1
         if not groups:
             return []
         self.counted["frames"] += 1
@@ -1393,7 +1394,9 @@ class Meter:
 
     def counts(self) -> Counts:
         """Return what has been counted since the start."""
-        return Counts(**self.decoder.counted, implausible=self.guard.implausible)
+        return Counts(**self.decoder.counted)._replace(
+            implausible=self.guard.implausible
+        )
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels; empty while the meter is silent."""
