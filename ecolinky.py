@@ -155,82 +155,84 @@ class Label(NamedTuple):
     # and two flips that cancel.  So the data must also match this form.
     form: Pattern[str]
     kind: Kind
-    phases: int  # 3: only three-phase meters send it
 
 
-TIMESTAMP = "[HhEe ][0-9]{12}\t"  # winter or summer (hiver, été), YYMMDDhhmmss
+# H or E: winter or summer (hiver, été); some meters send a small letter or a space.
+TIMESTAMP = "[HhEe ][0-9]{12}\t"  # the digits: YYMMDDhhmmss
 STAMPED = TIMESTAMP + "[0-9]{2,5}"
 AMPERES = "[0-9]{3}"
 VA = "[0-4][0-9]{4}"  # at most 36 kVA, and some overload
 WH = "[0-9]{9}"
 NUMBER = "[0-9A-Z ]{11,14}"  # 12 digits; captures have others
-# In each row: the labels, their form, their kind, the least number of phases.
+# In each row: the labels, their form, their kind.  The page and the relay also show the
+# labels that no field needs.
 HISTORIC_LABELS = (
-    ("ADCO", NUMBER, IDENTITY, 1),
+    ("ADCO", NUMBER, IDENTITY),
     # BBR: Tempo, and its programme.
-    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]", CONTRACT, 1),
-    ("ISOUSC", "[0-9]{2}", PLAIN, 1),
-    ("BASE HCHC HCHP EJPHN EJPHPM", WH, INDEX, 1),
-    ("BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR", WH, INDEX, 1),
-    ("PEJP", "[0-9]{2}", NOTICE, 1),
-    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]", PERIOD, 1),
-    ("DEMAIN", "----|BLEU|BLAN|ROUG", PLAIN, 1),
-    ("IINST", AMPERES, CURRENT, 1),
-    ("IINST1 IINST2 IINST3", AMPERES, CURRENT, 3),
-    ("ADPS", AMPERES, OVERLOAD, 1),
-    ("ADIR1 ADIR2 ADIR3", AMPERES, OVERLOAD, 1),
-    ("IMAX", AMPERES, PLAIN, 1),
-    ("IMAX1 IMAX2 IMAX3", AMPERES, PLAIN, 3),
-    ("PMAX", VA, PLAIN, 3),
-    ("PAPP", VA, POWER, 1),
-    ("HHPHC", "[!-~]", PLAIN, 1),
-    ("MOTDETAT", "[0-9A-F]{6}", PLAIN, 1),
-    ("PPOT", "[0-9A-F]{2}", PLAIN, 3),
+    ("OPTARIF", r"BASE|HC\.\.|EJP[. ]|BBR[!-?]", CONTRACT),
+    ("ISOUSC", "[0-9]{2}", PLAIN),
+    ("BASE HCHC HCHP EJPHN EJPHPM", WH, INDEX),
+    ("BBRHCJB BBRHPJB BBRHCJW BBRHPJW BBRHCJR BBRHPJR", WH, INDEX),
+    ("PEJP", "[0-9]{2}", NOTICE),
+    ("PTEC", r"TH\.\.|HC\.\.|HP\.\.|HN\.\.|PM\.\.|H[CP]J[BWR]", PERIOD),
+    ("DEMAIN", "----|BLEU|BLAN|ROUG", PLAIN),
+    ("IINST IINST1 IINST2 IINST3", AMPERES, CURRENT),
+    ("ADPS ADIR1 ADIR2 ADIR3", AMPERES, OVERLOAD),
+    ("IMAX IMAX1 IMAX2 IMAX3", AMPERES, PLAIN),
+    ("PMAX", VA, PLAIN),
+    ("PAPP", VA, POWER),
+    ("HHPHC", "[!-~]", PLAIN),
+    ("MOTDETAT", "[0-9A-F]{6}", PLAIN),
+    ("PPOT", "[0-9A-F]{2}", PLAIN),
 )
 STANDARD_LABELS = (
-    ("ADSC", NUMBER, IDENTITY, 1),
-    ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN, 1),
-    ("DATE", TIMESTAMP, MOVING, 1),  # the data after the timestamp is empty
+    ("ADSC", NUMBER, IDENTITY),
+    ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN),
+    ("DATE", TIMESTAMP, MOVING),  # nothing stands behind the timestamp
     # No name has a `: it is a space with a flipped bit, which the checksum misses.
-    ("NGTF", "[ -_a-~]{16}", CONTRACT, 1),
-    ("LTARF", "[ -_a-~]{16}", PERIOD, 1),
-    ("NTARF", "[0-9]{2}", PERIOD, 1),
-    ("STGE", "[0-9A-F]{8}", PERIOD, 1),
-    ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX, 1),
-    ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX, 1),
-    ("EASD01 EASD02 EASD03 EASD04", WH, INDEX, 1),
-    ("EAIT ERQ1 ERQ2 ERQ3 ERQ4", WH, INDEX, 1),
-    ("IRMS1", AMPERES, CURRENT, 1),
-    ("IRMS2 IRMS3", AMPERES, CURRENT, 3),
-    ("URMS1", "[0-9]{3}", MOVING, 1),
-    ("URMS2 URMS3", "[0-9]{3}", MOVING, 3),
-    ("UMOY1", STAMPED, MOVING, 1),
-    ("UMOY2 UMOY3", STAMPED, MOVING, 3),
-    ("SINSTS SINSTI", VA, POWER, 1),
+    ("NGTF", "[ -_a-~]{16}", CONTRACT),
+    ("LTARF", "[ -_a-~]{16}", PERIOD),
+    ("NTARF", "[0-9]{2}", PERIOD),
+    ("STGE", "[0-9A-F]{8}", PERIOD),
+    ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX),
+    ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX),
+    ("EASD01 EASD02 EASD03 EASD04", WH, INDEX),
+    ("EAIT ERQ1 ERQ2 ERQ3 ERQ4", WH, INDEX),
+    ("IRMS1 IRMS2 IRMS3", AMPERES, CURRENT),
+    ("URMS1 URMS2 URMS3", "[0-9]{3}", MOVING),
+    ("UMOY1 UMOY2 UMOY3", STAMPED, MOVING),
+    ("SINSTS SINSTI", VA, POWER),
     # The drawn power in the first version of standard mode; later that of a phase.
-    ("SINST1", VA, POWER, 1),
-    ("SINST2 SINST3", VA, MOVING, 3),
+    ("SINST1", VA, POWER),
+    ("SINST2 SINST3", VA, MOVING),
     # Early meters send impossible powers here.  That is no damage; the program does not
     # serve these labels.
-    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING, 3),
-    ("SMAXSN SMAXSN1 SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN, 1),
-    ("SMAXN SMAXN1 SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1", STAMPED, PLAIN, 1),
-    ("SMAXSN2 SMAXSN3 SMAXN2 SMAXN3", STAMPED, PLAIN, 3),
-    ("SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1", STAMPED, PLAIN, 1),
-    ("DPM1 DPM2 DPM3 FPM1 FPM2 FPM3", STAMPED, PLAIN, 1),
-    ("RELAIS", "[0-9]{3}", PLAIN, 1),
-    ("PRM", "[0-9]{14}", PLAIN, 1),
-    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN, 1),
+    ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING),
+    ("SMAXSN SMAXSN1 SMAXSN2 SMAXSN3", STAMPED, PLAIN),
+    ("SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN),
+    ("SMAXN SMAXN1 SMAXN2 SMAXN3", STAMPED, PLAIN),
+    ("SMAXN-1 SMAXN1-1 SMAXN2-1 SMAXN3-1", STAMPED, PLAIN),
+    ("SMAXIN SMAXIN-1 CCASN CCASN-1 CCAIN CCAIN-1", STAMPED, PLAIN),
+    ("DPM1 DPM2 DPM3 FPM1 FPM2 FPM3", STAMPED, PLAIN),
+    ("RELAIS", "[0-9]{3}", PLAIN),
+    ("PRM", "[0-9]{14}", PLAIN),
+    ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN),
+)
+# Two of these prove a three-phase meter.  One alone may come from damage.
+THREE_PHASE_LABELS = set(
+    "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT IRMS2 IRMS3 URMS2 URMS3 UMOY2"
+    " UMOY3 SINST2 SINST3 SINSTS1 SINSTS2 SINSTS3 SMAXSN2 SMAXSN3 SMAXN2"
+    " SMAXN3".split()
 )
 
 
-def compile_labels(table: Iterable[tuple[str, str, Kind, int]]) -> dict[str, Label]:
+def compile_labels(table: Iterable[tuple[str, str, Kind]]) -> dict[str, Label]:
     """Return what is known of each label of a table."""
-    known = {}
-    for labels, form, kind, phases in table:
-        for label in labels.split():
-            known[label] = Label(re.compile(form), kind, phases)
-    return known
+    return {
+        label: Label(re.compile(form), kind)
+        for labels, form, kind in table
+        for label in labels.split()
+    }
 
 
 # The separator tells the modes apart: SP in historic, HT in standard.
@@ -250,8 +252,6 @@ IDENTITIES = labels_of(IDENTITY)
 CURRENTS = frozenset(labels_of(CURRENT))
 OVERLOADS = labels_of(OVERLOAD)
 ALERTS = labels_of(OVERLOAD, NOTICE)
-POWERS = labels_of(POWER)
-THREE_PHASE_LABELS = {name for name, label in KNOWN_LABELS.items() if label.phases == 3}
 
 
 ######## Decode: bytes in, frames of intact groups out #################################
@@ -275,8 +275,8 @@ CR_WITH_PARITY_BIT = b"\x8d"
 # place of LF, and 0C or 08 after CR.
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
-# NGTF is padded with spaces to 16 characters.  If all 16 are visible, the ESP has
-# replaced the spaces by another character.
+# An ESP can be set to replace spaces.  In standard mode most groups have none, and stay
+# intact; but NGTF is padded with spaces to 16 characters, so one at least must be left.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
 # letters, spaces, a colon, a space, text.
@@ -291,12 +291,8 @@ class Group(NamedTuple):
     label: str
     data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_space: bool  # the checksum covers the last space, as in some older meters
+    sum_has_space: bool  # its checksum covers the last space; see rarer_by_sum()
 
-
-# Why bytes are no group of ours.  "checksum" or "form": the group is damaged.
-# "debris" (no group) or "unknown" (an intact group, an unknown label): harmless.
-HARMLESS = ("debris", "unknown")
 
 Groups = Dict[str, Group]  # by label
 
@@ -329,40 +325,41 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
 
 @functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
 def decode_group(piece: bytes) -> Group | str:
-    """Return the group between two line ends, or why it is rejected."""
+    """Return the group between two line ends, or why it is rejected.
+
+    The reason is "checksum" or "form" if the group is damaged; it is empty if the bytes
+    are harmless: no group, or an intact group with an unknown label.
+    """
     # The checksum comes last and can be a space: do not strip spaces at that end, and
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
     separator = raw[-2:-1]
     if separator not in LABELS:  # no group, or a damaged group
-        return "form" if raw else "debris"
-    # The sum covers the last HT of standard mode; the last space of historic mode, only
-    # in some older meters.  So sum_has_space is always False in standard mode.
-    covered = raw[:-2] if separator == b" " else raw[:-1]
-    is_usual_sum = checksum(covered) == raw[-1]
-    sum_has_space = not is_usual_sum and checksum(raw[:-1]) == raw[-1]
-    is_right = is_usual_sum or sum_has_space
+        return "form" if raw else ""
+    is_historic = separator == b" "
+    # The sum covers the last HT of standard mode; in historic mode it ends before the
+    # last space, except in some older meters.
+    has_separator = checksum(raw[:-1]) == raw[-1]
+    is_right = has_separator or (is_historic and checksum(raw[:-2]) == raw[-1])
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
     if known is None:
-        return _refuse_label(label, is_right)
+        return refuse_label(label, is_right)
     if not known.form.fullmatch(data):
         return "form"
     if not is_right:
         return "checksum"
-    # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".
+    # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".  DATE has no
+    # data behind its timestamp.
     stamp, _, value = data.rpartition("\t")
-    if label == "DATE":  # nothing stands after its HT
-        value = stamp
-    return Group(label, value, raw, sum_has_space)
+    return Group(label, value or stamp, raw, is_historic and has_separator)
 
 
-def _refuse_label(label: str, is_right: bool) -> str:
+def refuse_label(label: str, is_right: bool) -> str:
     """Return why a label that this mode does not know is rejected."""
-    is_known = label in KNOWN_LABELS  # of the other mode: the separator is damaged
-    if is_right and not is_known and ANY_LABEL.fullmatch(label):
-        return "unknown"
-    return "form"
+    # In a group with a label of the other mode, the separator is damaged.
+    is_strange = label not in KNOWN_LABELS and ANY_LABEL.fullmatch(label)
+    return "" if is_right and is_strange else "form"
 
 
 class Counts(NamedTuple):
@@ -397,7 +394,7 @@ class Decoder:
     LONGEST_BUFFER = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
-        self.counted: Counter[str] = Counter()  # by name, as in Counts
+        self.counted = dict.fromkeys(Counts._fields, 0)
         self._buffer = b""  # the unfinished frame
         self._opened = False  # its STX has been seen
 
@@ -411,8 +408,8 @@ class Decoder:
         # The rest has no mark.  It is an unfinished frame, or all marks are lost.
         if self._buffer:
             frames += self._unmarked_frames()
-        if len(self._buffer) > self.LONGEST_BUFFER:
-            frames += self._overlong_frame()
+        if len(self._buffer) > self.LONGEST_BUFFER:  # neither mark nor identity
+            frames += self._complete_lines()
         return frames
 
     def _marked_frames(self, data: bytes) -> list[Frame]:
@@ -444,29 +441,31 @@ class Decoder:
             frames += self._frame(text, True)
         return frames
 
-    def _overlong_frame(self) -> list[Frame]:
-        """Return the frame of a long text with neither mark nor identity."""
-        lines, rest = cut_at_last_line_end(self._buffer)
-        self._buffer = rest[-self.LONGEST_BUFFER :]  # only the tail of an endless line
+    def _complete_lines(self) -> list[Frame]:
+        """Return the complete groups of the unfinished frame; keep the last line."""
+        end = max(self._buffer.rfind(b"\r"), self._buffer.rfind(b"\n")) + 1
+        lines = self._buffer[:end]
+        self._buffer = self._buffer[end:][-self.LONGEST_BUFFER :]  # it may be endless
         self._opened = False
         return self._frame(lines, False)
 
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
-        lines, _ = cut_at_last_line_end(self._buffer)
+        frames = self._complete_lines()
         self._buffer = b""
-        self._opened = False
-        return self._frame(lines, False)
+        return frames
 
     def _frame(self, text: bytes, whole: bool) -> list[Frame]:
         """Return a list of the frame in a text, empty if there is none; count it."""
         groups, reasons = decode_groups(text)
-        if reasons and ESP_LOG.search(text):
-            self.counted["esp_log"] += 1
-        if reasons and SPACES_REPLACED.search(text):
-            self.counted["spaces_replaced"] += 1
-        if whole:  # the ends of half a frame are cut, which is no damage of the line
-            self.counted.update(reasons)
+        if reasons:
+            if ESP_LOG.search(text):
+                self.counted["esp_log"] += 1
+            if SPACES_REPLACED.search(text):
+                self.counted["spaces_replaced"] += 1
+            if whole:  # half a frame has cut ends, which are no damage of the line
+                for reason in reasons:
+                    self.counted[reason] += 1
         if not groups:
             return []
         self.counted["frames"] += 1
@@ -474,15 +473,9 @@ class Decoder:
         return [Frame(groups, len(reasons), whole)]
 
 
-def cut_at_last_line_end(text: bytes) -> tuple[bytes, bytes]:
-    """Return the complete lines, and the rest."""
-    end = max(text.rfind(b"\r"), text.rfind(b"\n")) + 1
-    return text[:end], text[end:]
-
-
-def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
+def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
     """Return the groups in a text by label, and a reason for each damaged group."""
-    groups = {}
+    groups: Groups = {}
     reasons = []
     # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
@@ -490,26 +483,26 @@ def decode_groups(text: bytes) -> tuple[dict[str, Group], list[str]]:
             found = decode_group(piece)
             if isinstance(found, Group):
                 groups[found.label] = found
-            elif found not in HARMLESS:
+            elif found:
                 reasons.append(found)
-    for label in _minority_by_sum(groups):
+    for label in rarer_by_sum(groups):
         del groups[label]
         reasons.append("checksum")
     return groups, reasons
 
 
-def _minority_by_sum(groups: dict[str, Group]) -> list[str]:
+def rarer_by_sum(groups: Groups) -> list[str]:
     """Return the labels whose checksum covers other bytes than most of their frame.
 
     A meter always sums the same bytes.  To accept both sums would let twice as much
-    damage through, so the minority is damaged.
+    damage through, so the rarer kind is damaged.
     """
     with_space = [label for label, group in groups.items() if group.sum_has_space]
     if not with_space:
         return []
-    without_space = [label for label in groups if label not in with_space]
+    others = [label for label in groups if label not in with_space]
     # Of two lists with the same length, min() returns the first: the rarer kind.
-    return min(with_space, without_space, key=len)
+    return min(with_space, others, key=len)
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -923,7 +916,7 @@ FIELDS = (
 ).split()
 # The tags that are also labels of historic mode, with the same data.
 SAME_TAGS = "ADCO OPTARIF ISOUSC PEJP PTEC DEMAIN PAPP HHPHC MOTDETAT".split()
-NEEDED = ("ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP")  # and the tariff's indexes
+NEEDED = ["ADCO", "OPTARIF", "ISOUSC", "PTEC", "PAPP"]  # and the tariff's indexes
 NOTHING = "----"
 # An input without a meter, as the device shows it.  It also gives each tag's type.
 EMPTY: Fields = {
@@ -968,32 +961,44 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # the PTEC of each
+    periods: tuple[str, ...]  # the PTEC while index 1, 2, ... runs
+    # The same for the others of the ten indexes in standard mode.  They may hold the
+    # energy of a former contract, and the client's total must be EAST.
+    unused: tuple[str, ...]
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """The PTEC of each of the ten indexes."""
+        return self.periods + self.unused
 
     def indexes(self) -> list[str]:
         """Return the tags of the tariff's indexes."""
         return [PERIODS[ptec].tag for ptec in self.periods]
 
 
-BASE = Tariff("BASE", "Base", ("TH..",))
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."))
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."))
-TEMPO = Tariff("BBR(", "Tempo", ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"))
-TARIFFS = (BASE, HC, EJP, TEMPO)
+BASE = Tariff("BASE", "Base", ("TH..",), ("TH..",) * 9)
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."), ("HC..", "HP..") * 4)
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."), ("HN..",) * 8)
+TEMPO = Tariff(
+    "BBR(",
+    "Tempo",
+    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"),
+    ("HCJB", "HPJB") * 2,
+)
+# By the start of OPTARIF, because its end may vary.  An input without a meter is shown
+# as Base.
+TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
+NOT_YET_KNOWN = Tariff("", "", (), ())
 
 
-def tariff_of(option: str) -> Tariff | None:
-    """Return the tariff of an OPTARIF, whose last character may vary."""
-    for tariff in TARIFFS:
-        if tariff.option[:3] == option[:3]:
-            return tariff
-    return None
+def tariff_of(option: str) -> Tariff:
+    """Return the tariff of an OPTARIF."""
+    return TARIFFS[option[:3]]
 
 
 def indexes_of(fields: Fields) -> Fields:
     """Return the indexes of the tariff, Wh, by tag, from fields that are all known."""
-    tariff = tariff_of(fields["OPTARIF"]) or BASE  # their tariff is never None
-    return {tag: fields[tag] for tag in tariff.indexes()}
+    return {tag: fields[tag] for tag in tariff_of(fields["OPTARIF"]).indexes()}
 
 
 def name_of_tariff(fields: Fields) -> str:
@@ -1001,7 +1006,7 @@ def name_of_tariff(fields: Fields) -> str:
 
     It stays the same if OPTARIF's last character, the Tempo programme, changes.
     """
-    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    tariff = tariff_of(fields["OPTARIF"])
     return f"{tariff.name} ({tariff.option})"
 
 
@@ -1016,41 +1021,35 @@ def number_of(labels: Labels, *names: str) -> int | None:
 def phases_of(labels: Labels) -> tuple[str, ...]:
     """Return the suffix of each phase: 1, 2, 3; an empty suffix for a single phase."""
     found = THREE_PHASE_LABELS & labels.keys()
-    if len(found) > 1:  # a label alone may come from damage
+    if len(found) > 1:
         return ("1", "2", "3")
     return ("",)
 
 
-def fill(known: Fields, tariff: Tariff | None) -> Fields:
-    """Return the 31 fields, from the known fields.
+def fill(known: Fields, indexes: list[str]) -> Fields:
+    """Return the 31 fields, from the known fields; indexes: the tags of the tariff's.
 
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
     """
-    needed = list(NEEDED)
-    if tariff is not None:
-        needed += tariff.indexes()
-    fields = dict(EMPTY)
-    for tag in needed:
-        fields[tag] = None
-    fields.update(known)
-    return fields
+    return {**EMPTY, **dict.fromkeys(NEEDED + indexes), **known}
 
 
-def phase_values(labels: Labels, phases: Iterable[str], *names: str) -> list[int]:
-    """Return a number for each phase.
+def labels_of_current(labels: Labels) -> list[str]:
+    """Return the label of the current of each phase."""
+    phases = phases_of(labels)
+    if "ADSC" in labels:  # in standard mode a single phase has a number, too
+        return ["IRMS" + (phase or "1") for phase in phases]
+    return ["IINST" + phase for phase in phases]
 
-    Try the names in their order, each with the phase's suffix; 0 if none is known.
-    """
-    values = []
-    for phase in phases:
-        value = number_of(labels, *[name + phase for name in names])
-        values.append(value or 0)
-    return values
+
+def numbers_of(labels: Labels, names: Iterable[str]) -> list[int]:
+    """Return the value of each of these labels as a number, 0 if it is not known."""
+    return [number_of(labels, name) or 0 for name in names]
 
 
 def phase_fields(
-    phases: Iterable[str], currents: list[int], maxima: list[int]
+    phases: tuple[str, ...], currents: list[int], maxima: list[int]
 ) -> Fields:
     """Return IINST and IMAX, with and without suffix, for the values of each phase.
 
@@ -1059,24 +1058,11 @@ def phase_fields(
     """
     fields: Fields = {}
     for phase, current, maximum in zip(phases, currents, maxima):
-        suffixes = (phase,) if phase else ("", "1")
-        for suffix in suffixes:
-            fields["IINST" + suffix] = current
-            fields["IMAX" + suffix] = maximum or LOWEST_IMAX
-    return fields
-
-
-def same_fields(labels: Labels, tariff: Tariff | None) -> Fields:
-    """Return the fields that are labels of historic mode, with the same data."""
-    tags = list(SAME_TAGS)
-    # Leave out other indexes: the guard knows those of a former contract for a while.
-    if tariff is not None:
-        tags += tariff.indexes()
-    fields: Fields = {}
-    for tag in tags:
-        if tag in labels:
-            is_text = isinstance(EMPTY[tag], str)
-            fields[tag] = labels[tag] if is_text else int(labels[tag])
+        fields["IINST" + phase] = current
+        fields["IMAX" + phase] = maximum or LOWEST_IMAX
+    if "" in phases:
+        fields["IINST1"] = fields["IINST"]
+        fields["IMAX1"] = fields["IMAX"]
     return fields
 
 
@@ -1087,38 +1073,30 @@ def translate_historic(labels: Labels) -> Fields:
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
     and a space), PTEC (not known while it is of another tariff).
     """
-    tariff = tariff_of(labels.get("OPTARIF", ""))
+    tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
+    # Leave out other indexes: the guard knows those of a former contract for a while.
+    indexes = tariff.indexes()
+    tags = [tag for tag in SAME_TAGS + indexes if tag in labels]
+    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}
     phases = phases_of(labels)
-    fields = same_fields(labels, tariff)
-    currents = phase_values(labels, phases, "IINST")
-    maxima = phase_values(labels, phases, "IMAX")
+    currents = numbers_of(labels, labels_of_current(labels))
+    maxima = numbers_of(labels, ["IMAX" + phase for phase in phases])
     fields.update(phase_fields(phases, currents, maxima))
-    fields["ADPS"] = max(number_of(labels, label) or 0 for label in OVERLOADS)
+    fields["ADPS"] = max(numbers_of(labels, OVERLOADS))
     if "PPOT" in labels:
         fields["PPOT"] = int(labels["PPOT"], 16)
     if tariff is EJP:
         fields["OPTARIF"] = EJP.option
     if fields.get("PTEC") == "PM..":
         fields["PEJP"] = 0  # what was announced runs
-    if tariff is not None and fields.get("PTEC") not in tariff.periods:
+    if fields.get("PTEC") not in tariff.periods:
         # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
         fields["PTEC"] = None
-    return fill(fields, tariff)
+    return fill(fields, indexes)
 
 
-class Colour(NamedTuple):
-    """The colour of a Tempo day."""
-
-    letter: str  # the last letter of PTEC
-    word: str  # as in DEMAIN, and within LTARF
-    name: str  # for the user
-
-
-COLOURS = {  # as STGE numbers them; 0: not announced
-    1: Colour("B", "BLEU", "bleu"),
-    2: Colour("W", "BLAN", "blanc"),
-    3: Colour("R", "ROUG", "rouge"),
-}
+# The values of DEMAIN, as STGE numbers the colours.
+TOMORROW = (NOTHING, "BLEU", "BLAN", "ROUG")
 
 
 class StatusRegister(NamedTuple):
@@ -1126,7 +1104,7 @@ class StatusRegister(NamedTuple):
 
     overload: bool  # bit 7: the power is above the subscribed power
     running_index: int  # bits 10 to 13, plus one: a number as NTARF, 1 to 16
-    tomorrow: int  # bits 26 and 27: the number of a colour
+    tomorrow: int  # bits 26 and 27: the number of a colour in TOMORROW
     moving_peak: bool  # bits 28 and 29: a moving peak is announced, or runs
 
     @classmethod
@@ -1141,20 +1119,9 @@ class StatusRegister(NamedTuple):
         )
 
 
-NO_STATUS = StatusRegister.of("00000000")
-
-
 def text_of(labels: Labels, label: str) -> str:
     """Return a text of standard mode in capitals, with single spaces, not padded."""
     return " ".join(labels.get(label, "").upper().split())
-
-
-# The PTEC while index 1, 2, ... 10 runs.  An unused index has a period as well: it may
-# hold the energy of a former contract, and the served indexes must add up to EAST.
-ALL_HOURS = BASE.periods * 10
-ODD_IS_CHEAP = HC.periods * 5
-COLOURED = TEMPO.periods + ("HCJB", "HPJB", "HCJB", "HPJB")
-SECOND_IS_PEAK = EJP.periods + ("HN..",) * 8
 
 
 class Contract(NamedTuple):
@@ -1162,48 +1129,32 @@ class Contract(NamedTuple):
 
     pattern: str  # of NGTF, as text_of() returns it
     tariff: Tariff
-    periods: tuple[str, ...]  # the PTEC of each of the ten indexes
     period_label: str  # the label that gives the period: NTARF or LTARF
     used: int  # number of indexes in use, for --check; ten if it is not known
-    source: str  # for the reader of this table: where the contract was met
 
 
 # A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
 # or POINTE is another supplier's contract, with other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
-# Sources: public code; names like standard-1ph-base-1 are captures (.ci/captures).
-LIXEE = "Koenkk/zigbee-herdsman-converters, lixee"
-TASMOTA = "NicolasBernaerts/tasmota"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
 #     NTARF, STGE    give the number of the running index, hence the period
 #     LTARF          gives the period in words: only for contracts whose numbers are not
-#                    known (period_label is LTARF).  Their indexes are assumed to follow
-#                    ODD_IS_CHEAP, as in all known calendars.
-UNKNOWN = Contract(".*", BASE, ALL_HOURS, "NTARF", 10, "all other names")
-CONTRACTS = (
-    Contract("BASE", BASE, ALL_HOURS, "NTARF", 1, "standard-1ph-base-1"),
-    Contract("PRODUCTEUR", BASE, ALL_HOURS, "NTARF", 10, "standard-1ph-prod-1"),
-    Contract("TEMPO", TEMPO, COLOURED, "NTARF", 6, "standard-3ph-tempo-1"),
-    Contract("EJP", EJP, SECOND_IS_PEAK, "NTARF", 2, TASMOTA),
-    Contract("HC", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-2"),
-    Contract("H PLEINE/CREUSE", HC, ODD_IS_CHEAP, "NTARF", 2, "standard-1ph-hphc-1"),
-    Contract(
-        "HC ET WEEK.?END", HC, ODD_IS_CHEAP, "NTARF", 3, "standard-1ph-hc-et-week-end-1"
-    ),
-    Contract(
-        "HC SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 6, "standard-1ph-hc-sem-we-mercr-1"
-    ),
-    Contract("SEM WE.*", HC, ODD_IS_CHEAP, "NTARF", 10, LIXEE),
-    Contract("H SUPER CREUSES", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
-    Contract("ZEN FLEX", HC, ODD_IS_CHEAP, "LTARF", 10, LIXEE),
-    Contract(
-        "ZEN ESTIVAL", HC, ODD_IS_CHEAP, "LTARF", 10, "EDF's offer; no frame seen"
-    ),
-    Contract("HC-12H30", HC, ODD_IS_CHEAP, "LTARF", 10, TASMOTA),
-    Contract(
-        DAY_AND_NIGHT, HC, ODD_IS_CHEAP, "LTARF", 10, "no frame seen: by its words"
-    ),
+#                    known (period_label is LTARF).  Odd indexes are assumed to be
+#                    cheap, as in all known calendars.
+UNKNOWN = Contract(".*", BASE, "NTARF", 10)
+CONTRACTS = (  # behind each, where it was met: a capture of .ci/captures, or whose code
+    Contract("BASE", BASE, "NTARF", 1),  # standard-1ph-base-1
+    Contract("PRODUCTEUR", BASE, "NTARF", 10),  # standard-1ph-prod-1
+    Contract("TEMPO", TEMPO, "NTARF", 6),  # standard-3ph-tempo-1
+    Contract("EJP", EJP, "NTARF", 2),  # NicolasBernaerts/tasmota
+    Contract("HC|H PLEINE/CREUSE", HC, "NTARF", 2),  # standard-1ph-hphc-1 and 2
+    Contract("HC ET WEEK.?END", HC, "NTARF", 3),  # standard-1ph-hc-et-week-end-1
+    Contract("HC SEM WE.*", HC, "NTARF", 6),  # standard-1ph-hc-sem-we-mercr-1
+    Contract("SEM WE.*", HC, "NTARF", 10),  # Koenkk/zigbee-herdsman-converters, lixee
+    Contract("ZEN (FLEX|ESTIVAL)", HC, "LTARF", 10),  # lixee; EDF's offers
+    # HC-12H30 (tasmota), H SUPER CREUSES (lixee), and others by their words.
+    Contract(DAY_AND_NIGHT, HC, "LTARF", 10),
     UNKNOWN,
 )
 
@@ -1217,27 +1168,27 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP_WORDS = re.compile(r"\bHS?C\b|CREUSE|WEEK.?END")  # HSC: heures super creuses
-DEAR_WORDS = re.compile(r"\bHP\b|PLEINE|POINTE")
+CHEAP = r"(?=.*(\bHS?C\b|CREUSE|WEEK.?END))"  # HSC: heures super creuses
+DEAR = r"(?=.*(\bHP\b|PLEINE|POINTE))"
+WORDS = {  # by PTEC: how LTARF begins, as text_of() returns it
+    "TH..": "",
+    "HC..": CHEAP,
+    "HP..": DEAR,
+    "HN..": "(?!.*POINTE).",
+    "PM..": ".*POINTE",
+    "HCJB": CHEAP + ".*BLEU",
+    "HPJB": DEAR + ".*BLEU",
+    "HCJW": CHEAP + ".*BLAN",
+    "HPJW": DEAR + ".*BLAN",
+    "HCJR": CHEAP + ".*ROUG",
+    "HPJR": DEAR + ".*ROUG",
+}
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
-    """Return the PTEC that the words of LTARF name; None: they name no period."""
-    if tariff is BASE:
-        return "TH.."
-    if tariff is EJP and ltarf:
-        return "PM.." if "POINTE" in ltarf else "HN.."
-    is_cheap = bool(CHEAP_WORDS.search(ltarf))
-    is_dear = bool(DEAR_WORDS.search(ltarf))
-    if is_cheap == is_dear:
-        return None
-    hours = "HC" if is_cheap else "HP"
-    if tariff is HC:
-        return hours + ".."
-    for colour in COLOURS.values():
-        if colour.word in ltarf:
-            return hours + "J" + colour.letter
-    return None
+    """Return the PTEC that the words of LTARF name; None: they name none, or two."""
+    named = [ptec for ptec in tariff.periods if re.match(WORDS[ptec], ltarf)]
+    return named[0] if len(named) == 1 else None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
@@ -1247,32 +1198,30 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
     known.  Otherwise take the period of the running index, so that period and growing
     index agree: some meters send an old LTARF.
     """
-    running_index = running_index_of(labels)
-    in_words = period_in_words(contract.tariff, text_of(labels, "LTARF"))
-    if running_index is None:
-        return in_words
-    if in_words and contract.period_label == "LTARF":
-        return in_words
-    return contract.periods[running_index - 1]
+    tariff = contract.tariff
+    by_number = running_period(tariff, labels)
+    if by_number is None or contract.period_label == "LTARF":
+        return period_in_words(tariff, text_of(labels, "LTARF")) or by_number
+    return by_number
 
 
-def running_index_of(labels: Labels) -> int | None:
-    """Return the number of the EASF that grows, from NTARF or STGE; None: not known."""
-    numbers = range(1, len(EASF) + 1)
-    number = number_of(labels, "NTARF")
-    if number not in numbers and "STGE" in labels:
-        number = StatusRegister.of(labels["STGE"]).running_index
-    return number if number in numbers else None
+def running_period(tariff: Tariff, labels: Labels) -> str | None:
+    """Return the PTEC of the index that grows, by NTARF or STGE; None: not known."""
+    periods = dict(enumerate(tariff.numbered, 1))
+    ptec = periods.get(number_of(labels, "NTARF") or 0)
+    if ptec is None and "STGE" in labels:
+        ptec = periods.get(StatusRegister.of(labels["STGE"]).running_index)
+    return ptec
 
 
-def standard_indexes(contract: Contract, labels: Labels) -> Fields:
+def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
     """Return the tariff's indexes; the guard knows EAST and the EASF together."""
     if "EAST" not in labels:
         return {}
-    if contract.tariff is BASE:
+    if tariff is BASE:
         return {"BASE": int(labels["EAST"])}
-    sums: Fields = dict.fromkeys(contract.tariff.indexes(), 0)
-    for label, ptec in zip(EASF, contract.periods):
+    sums: Fields = dict.fromkeys(tariff.indexes(), 0)
+    for label, ptec in zip(EASF, tariff.numbered):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
 
@@ -1290,16 +1239,16 @@ def label_of_standard_power(labels: Labels) -> str:
 
 def translate_standard(labels: Labels) -> Fields:
     """Return the 31 fields of a standard-mode meter; a field not known yet is None."""
-    register = StatusRegister.of(labels["STGE"]) if "STGE" in labels else NO_STATUS
+    register = StatusRegister.of(labels.get("STGE", "0"))
     phases = phases_of(labels)
-    # The current of a single phase has a suffix.
-    currents = phase_values(labels, [phase or "1" for phase in phases], "IRMS")
-    powers = phase_values(labels, phases, "SMAXSN", "SMAXN")
-    maxima = [round(power / MAINS_VOLTS) for power in powers]
-    tomorrow = COLOURS.get(register.tomorrow)
+    currents = numbers_of(labels, labels_of_current(labels))
+    maxima = []
+    for phase in phases:
+        power = number_of(labels, "SMAXSN" + phase, "SMAXN" + phase) or 0
+        maxima.append(round(power / MAINS_VOLTS))
     fields: Fields = {
         "ADCO": labels.get("ADSC"),
-        "DEMAIN": NOTHING if tomorrow is None else tomorrow.word,
+        "DEMAIN": TOMORROW[register.tomorrow],
         "PAPP": number_of(labels, label_of_standard_power(labels)),
         **phase_fields(phases, currents, maxima),
     }
@@ -1308,23 +1257,16 @@ def translate_standard(labels: Labels) -> Fields:
         fields["ISOUSC"] = round(va_per_phase / CONTRACT_VOLTS)
     if register.overload:
         fields["ADPS"] = max(currents)  # the current, as in historic mode
+    tariff = NOT_YET_KNOWN
     contract = contract_of(labels)
-    if contract is None:
-        return fill(fields, None)
-    fields.update(contract_fields(contract, register, labels))
-    return fill(fields, contract.tariff)
-
-
-def contract_fields(
-    contract: Contract, register: StatusRegister, labels: Labels
-) -> Fields:
-    """Return the fields that depend on the contract of a standard-mode meter."""
-    ptec = standard_period(contract, labels)
-    fields: Fields = {"OPTARIF": contract.tariff.option, "PTEC": ptec}
-    if register.moving_peak and ptec != "PM..":  # announced, not running yet
+    if contract is not None:
+        tariff = contract.tariff
+        fields["OPTARIF"] = tariff.option
+        fields["PTEC"] = standard_period(contract, labels)
+        fields.update(standard_indexes(tariff, labels))
+    if register.moving_peak and fields.get("PTEC") != "PM..":  # it does not run yet
         fields["PEJP"] = NOTICE_MINUTES
-    fields.update(standard_indexes(contract, labels))
-    return fields
+    return fill(fields, tariff.indexes())
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
@@ -1347,15 +1289,19 @@ def translate_injection(drawn: Fields, labels: Labels) -> Fields | None:
     power = int(labels["SINSTI"])
     phases = phases_of(labels)
     current = round(power / MAINS_VOLTS / len(phases))
-    fields = dict(EMPTY, OPTARIF=BASE.option, PTEC="TH..", BASE=int(labels["EAIT"]))
-    zeros = [0] * len(phases)
-    fields.update(phase_fields(phases, [current] * len(phases), zeros))
-    # These are the same for both directions; the maxima replace the zeros.
-    for tag in ("ADCO", "ISOUSC", "IMAX", "IMAX1", "IMAX2", "IMAX3"):
-        fields[tag] = drawn[tag]
-    fields["PAPP"] = power
-    fields["PPAP"] = power
-    return fields
+    # The maxima, as the subscription, are the same for both directions.
+    maxima = [drawn["IMAX" + phase] for phase in phases]
+    return {
+        **EMPTY,
+        "ADCO": drawn["ADCO"],
+        "OPTARIF": BASE.option,
+        "ISOUSC": drawn["ISOUSC"],
+        "BASE": int(labels["EAIT"]),
+        "PTEC": "TH..",
+        "PPAP": power,
+        "PAPP": power,
+        **phase_fields(phases, [current] * len(phases), maxima),
+    }
 
 
 def phase_count(fields: Fields) -> int:
@@ -1448,7 +1394,9 @@ class Meter:
 
     def counts(self) -> Counts:
         """Return what has been counted since the start."""
-        return Counts(**self.decoder.counted, implausible=self.guard.implausible)
+        return Counts(**self.decoder.counted)._replace(
+            implausible=self.guard.implausible
+        )
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels; empty while the meter is silent."""
@@ -1566,14 +1514,14 @@ class Reason(NamedTuple):
     """Why no values are served, or how the link could be better."""
 
     station: str
-    kind: str  # a sentence without its capital letter and its full stop; %s: a word
+    template: str  # of the cause: a sentence without capital letter and full stop
     remedy: str = ""
-    words: tuple[str, ...] = ()  # in place of each %s
+    words: tuple[str, ...] = ()  # in place of each %s of the template
 
     @property
     def cause(self) -> str:
         """The sentence with its words."""
-        return self.kind % self.words if self.words else self.kind
+        return self.template % self.words
 
     def with_words(self, *words: str) -> Reason:
         """Return this reason with other words."""
@@ -1636,9 +1584,7 @@ CLOSED_AT_ONCE = Reason(
     CHECK_HOST_AND_PORT + ", arrêter cet autre programme",
 )
 SILENT = Reason(
-    ESP,
-    "plus aucun octet ne vient de l'ESP",
-    "vérifier son alimentation et son Wi-Fi",
+    ESP, "plus aucun octet ne vient de l'ESP", "vérifier son alimentation et son Wi-Fi"
 )
 OFFLINE = Reason(
     ECOLINKY,
@@ -1648,9 +1594,7 @@ OFFLINE = Reason(
 
 # Bytes that are not TIC.
 NO_INTACT_GROUP = Reason(
-    LINKY,
-    "aucun groupe n'arrive intact",
-    "vérifier la vitesse, 7E1, puis le montage",
+    LINKY, "aucun groupe n'arrive intact", "vérifier la vitesse, 7E1, puis le montage"
 )
 ABANDONED = Reason(
     LINKY,
@@ -1663,9 +1607,7 @@ REPLACED = Reason(
     "dans ESPEasy vider Replace spaces et Replace newlines",
 )
 TELNET = Reason(
-    ESP,
-    "l'ESP semble parler telnet",
-    "régler le serveur série en TCP brut (raw)",
+    ESP, "l'ESP semble parler telnet", "régler le serveur série en TCP brut (raw)"
 )
 SET_THE_SPEED = (
     "dans ESPEasy mettre 1200 en historique ou 9600 en standard (115200 est sa valeur"
@@ -1695,11 +1637,6 @@ NOT_TIC = Reason(
 )
 
 # Groups that are missing or damaged.
-NO_IDENTITY = Reason(
-    LINKY,
-    "le numéro du compteur (ADCO, ADSC) n'arrive jamais intact",
-    "vérifier l'optocoupleur et ses résistances",
-)
 NOT_ACTIVATED = Reason(
     LINKY,
     "le compteur n'envoie que son numéro, sa TIC n'est pas activée",
@@ -1710,14 +1647,13 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# Its words: the missing labels, and the cause of the Reason that explains it.
-INCOMPLETE = "des groupes manquent (%s), %s"
+# Its words: the missing labels, and the cause of their loss.
+INCOMPLETE = Reason(LINKY, "des groupes manquent (%s), %s")
 NEVER_SENT = Reason(
     ESP,
-    "aucun n'est abîmé",
+    "aucun ou presque n'est abîmé",
     "dans ESPEasy mettre RX buffer size à 2048, sinon le compteur ne les envoie pas",
 )
-RARELY_DAMAGED = NEVER_SENT._replace(kind="presque aucun n'est abîmé")
 CUT_SHORT = Reason(
     ESP,
     "la fin des trames manque",
@@ -1755,12 +1691,7 @@ DOES_NOT_INJECT = Reason(
     " second_port",
 )
 ADD_OR_DELETE = "dans Domoticz ajouter un nouveau matériel ou, demain, effacer ce jour"
-OTHER_METER = Reason(
-    LINKY, "le compteur a changé (avant %s, maintenant %s)", ADD_OR_DELETE
-)
-OTHER_CONTRACT = Reason(
-    LINKY, "le contrat a changé (avant %s, maintenant %s)", ADD_OR_DELETE
-)
+CHANGED = Reason(LINKY, "%s a changé (avant %s, maintenant %s)", ADD_OR_DELETE)
 JUMPED = Reason(
     LINKY,
     "l'index %s est passé de %s à %s Wh, compteur ou index remplacé",
@@ -1776,7 +1707,6 @@ BUG = Reason(
 FAILED_CONNECTION = Reason(ESP, "la connexion échoue (%s)")
 LINK_ERRORS = {
     errno.ECONNREFUSED: NOTHING_LISTENS,
-    errno.ECONNRESET: CUT_BY_ESP,
     errno.EHOSTUNREACH: AWAY,
     errno.ENETUNREACH: OFFLINE,
 }
@@ -1788,9 +1718,6 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "est un dossier",
 }
 
-# A frame has one of these at its end or near it.
-LAST_LABELS = frozenset(("MOTDETAT", "PRM"))
-LINE_ENDS = re.compile(b"[\r\n]+")
 # A stream without an intact group may still hold labels.  A label with its separator
 # behind it proves that the ESP does not replace separators.
 LABEL_IN_STREAM = re.compile(
@@ -1815,7 +1742,6 @@ MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
 A_FEW_MINUTES = 3  # to find out why groups are missing now
-A_FEW_FRAMES = 4  # until then a missing label may just be late
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1828,45 +1754,40 @@ class LinkError(Exception):
         self.reason = reason
 
 
-class ClosedByEsp(LinkError):
-    """The ESP8266 closed the connection, as it does when another client connects."""
-
-
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a non-empty sample that holds no intact group."""
+    """Diagnose a sample that holds no intact group, or nothing."""
+    if not sample:
+        return CLOSED_AT_ONCE
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     for sign, reason in SIGNS:
         if sign.search(text):
             return reason
     if len(ESP_LOG.findall(text)) * ESP_LOG_EVERY >= len(text):
         return ESP_LOGS
-    if EOT in text and ETX not in text and GROUP_IN_STREAM.search(text):
-        return ABANDONED
-    if LABEL_IN_STREAM.search(text):
-        if LINE_ENDS.search(text) and GROUP_IN_STREAM.search(text):
-            return NO_INTACT_GROUP
+    if not LABEL_IN_STREAM.search(text):
+        return diagnose_without_label(sample, text)
+    if not (GROUP_IN_STREAM.search(text) and re.search(b"[\r\n]", text)):
         return REPLACED
-    return diagnose_without_label(sample, text)
+    is_abandoned = EOT in text and ETX not in text
+    return ABANDONED if is_abandoned else NO_INTACT_GROUP
 
 
 def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
     """Diagnose a sample that holds no label; text: without the parity bits."""
     if len(TELNET_COMMAND.findall(sample)) > MUCH_TELNET * len(sample):
         return TELNET
-    _, commonest = Counter(sample).most_common(1)[0]
-    if commonest > ALL_THE_SAME * len(sample):
+    if max(Counter(sample).values()) > ALL_THE_SAME * len(sample):
         return STUCK
-    characters = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in text)
+    characters = len(re.findall(rb"[ -~\t\r\n]", text))
     has_words = re.search(rb"\s", text) is not None
     if characters < MOSTLY_TEXT * len(sample) or not has_words:
         return NOISE
     return NOT_TIC
 
 
-def reason_without_tic(error: Exception, sample: bytes) -> Reason:
+def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    reason = reason_of(error)
-    instead = diagnose(sample) if sample else CLOSED_AT_ONCE
+    instead = diagnose(sample)
     is_text = instead in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return instead
@@ -1908,19 +1829,18 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_often_damaged = counts.damaged > MUCH_DAMAGE * counts.groups
     if is_often_damaged and counts.esp_log > MUCH_DAMAGE * counts.frames:
         return ESP_LOGS
-    is_begun = bool(labels) and not is_identity_alone(labels)
-    # The symptoms of CUT_SHORT: no label of a frame's end is known, and at most one
-    # group per frame is damaged, by the cut.
-    last_labels = LAST_LABELS
-    if labels.get("VTIC") == "01":  # the first version ends with STGE
-        last_labels = LAST_LABELS | {"STGE"}
-    is_cut = is_begun and last_labels.isdisjoint(labels)
-    is_one_per_frame = counts.damaged <= counts.frames
-    if is_cut and is_one_per_frame and counts.frames > A_FEW_FRAMES:
+    # The cut damages at most one group per frame.
+    if lacks_end(labels) and counts.damaged <= counts.frames:
         return CUT_SHORT
-    if is_often_damaged:
-        return OFTEN_DAMAGED
-    return ALL_WELL
+    return OFTEN_DAMAGED if is_often_damaged else ALL_WELL
+
+
+def lacks_end(labels: Labels) -> bool:
+    """Return whether no label is known that comes at the end of a frame or near it."""
+    last = ["MOTDETAT", "PRM"]
+    if labels.get("VTIC") == "01":  # the first version ends with STGE
+        last.append("STGE")
+    return has_values(labels) and not any(label in labels for label in last)
 
 
 def remarks_on(counts: Counts, view: View) -> list[Reason]:
@@ -1928,9 +1848,9 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 
     counts: of the last hour.
     """
-    if not counts.groups or not view.labels:
-        return []
     labels = view.labels
+    if not labels:
+        return []
     remarks = []
     cause = cause_of_loss(counts, labels)
     if cause != ALL_WELL:
@@ -1950,9 +1870,9 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 def remarks_on_replaced(labels: Labels) -> list[Reason]:
     """Return the labels that never come, and the values that replace them."""
     remarks = []
-    unknown_phases = unknown_currents(labels)
-    if unknown_phases:
-        remarks.append(PHASE_UNKNOWN.with_words(", ".join(unknown_phases)))
+    unknown = [label for label in labels_of_current(labels) if label not in labels]
+    if unknown:
+        remarks.append(PHASE_UNKNOWN.with_words(", ".join(unknown)))
     subscription = "PREF" if "ADSC" in labels else "ISOUSC"
     if subscription not in labels:
         remarks.append(SUBSCRIPTION_UNKNOWN.with_words(subscription))
@@ -1966,51 +1886,29 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     is_unbalanced: in a recent frame the sum of the EASF was not EAST.
     """
     labels = view.labels
-    if is_identity_alone(labels) and not counts.damaged:
+    if labels and not has_values(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    lacks_total = view.mode == STANDARD and "EAST" not in labels
-    if lacks_total and is_unbalanced:
+    if is_unbalanced and view.mode == STANDARD and "EAST" not in labels:
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
     missing = ", ".join(view.missing) or "une période connue"
-    loss = loss_of_labels(counts, labels)
-    return loss._replace(kind=INCOMPLETE, words=(missing, loss.cause))
+    return why_missing(missing, counts, labels)
 
 
-def loss_of_labels(counts: Counts, labels: Labels) -> Reason:
-    """Return why some labels never come; counts: of the last minutes."""
+def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
+    """Return why some groups never come; counts: of the last minutes."""
     cause = cause_of_loss(counts, labels)
-    if cause != ALL_WELL:
-        return cause
-    # The same group is damaged in most frames; no other group need be.
-    if counts.damaged > counts.frames / 2:
-        return OFTEN_DAMAGED
-    if counts.damaged:
-        return RARELY_DAMAGED
-    return NEVER_SENT
+    if cause == ALL_WELL:
+        # The same group is damaged in most frames; no other group need be.
+        is_damaged = counts.damaged > counts.frames / 2
+        cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
+    return cause._replace(template=INCOMPLETE.template, words=(missing, cause.cause))
 
 
-def reason_without_identity(counts: Counts) -> Reason:
-    """Return why no identity comes; counts: of the last minutes."""
-    if counts.damaged:
-        return NO_IDENTITY
-    words = ("le numéro du compteur", NEVER_SENT.cause)
-    return NEVER_SENT._replace(kind=INCOMPLETE, words=words)
-
-
-def is_identity_alone(labels: Labels) -> bool:
-    """Return whether the meter sends its identity and nothing more."""
-    return bool(labels) and labels.keys() <= set(IDENTITIES)
-
-
-def unknown_currents(labels: Labels) -> list[str]:
-    """Return the labels of the phase currents that are not known."""
-    phases = phases_of(labels)
-    currents = ["IINST" + phase for phase in phases]
-    if "ADSC" in labels:
-        currents = ["IRMS" + (phase or "1") for phase in phases]
-    return [label for label in currents if label not in labels]
+def has_values(labels: Labels) -> bool:
+    """Return whether the meter sends more than its identity."""
+    return not labels.keys() <= set(IDENTITIES)
 
 
 ######## Link: one ESP8266, and how its connections end ################################
@@ -2068,18 +1966,16 @@ class Link:
         is_young = now - self._connected_at < self.BRIEF
         return is_young and self.brief_connections >= self.EVICTED_AFTER
 
-    def end(self, error: Exception, now: float) -> bool:
-        """Note why the connection ended; return whether another client causes it.
+    def end(self, reason: Reason, now: float) -> None:
+        """Note why the connection ended.
 
         An ESP8266 serves only its latest client: two clients close each other's
         connections.
         """
-        closed = isinstance(error, (ClosedByEsp, ConnectionResetError))
-        if closed and now - self._connected_at < self.BRIEF:
+        if reason == CUT_BY_ESP and now - self._connected_at < self.BRIEF:
             self.brief_connections += 1
         else:
             self.brief_connections = 0
-        return self.brief_connections >= self.EVICTED_AFTER
 
 
 ######## Journal: the log of an input #################################################
@@ -2106,10 +2002,6 @@ class Limiter:
         self._passed_at[kind] = now
         return True
 
-    def forget(self) -> None:
-        """Make every kind of line due again."""
-        self._passed_at.clear()
-
 
 Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
@@ -2123,15 +2015,19 @@ class Journal:
         self._remarks = Limiter(DAY)
         self._served = ""  # the line that says what is served; empty: nothing is
 
-    def fault(self, reason: Reason, now: float, effect: str = "") -> None:
+    def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
         """Log a fault as a warning once an hour, in between at level DEBUG."""
-        is_due = self._faults.claim(reason.kind, now)
-        self._say(logging.WARNING if is_due else logging.DEBUG, f"{reason}{effect}")
+        is_due = self._faults.claim(reason.template, now)
+        line = str(reason)
+        if not is_serving:
+            line += NOTHING_SERVED
+            self._served = ""  # log the return of values
+        self._say(logging.WARNING if is_due else logging.DEBUG, line)
 
     def remark(self, remarks: list[Reason], now: float) -> None:
         """Log remarks."""
         for remark in remarks:
-            if self._remarks.claim(remark.kind, now):
+            if self._remarks.claim(remark.template, now):
                 self._say(logging.WARNING, str(remark))
 
     def change(self, reason: Reason) -> None:
@@ -2143,11 +2039,7 @@ class Journal:
         if line != self._served:
             self._served = line
             self._say(logging.INFO, line)
-            self._faults.forget()  # a failure after good values is news
-
-    def serve_nothing(self) -> None:
-        """Note that nothing is served, so that the return of values is logged."""
-        self._served = ""
+            self._faults = Limiter(HOUR)  # a failure after good values is news
 
 
 ######## Input: one meter, its link, its history and its day ###########################
@@ -2158,7 +2050,7 @@ INJECTION = "injection"
 NO_INPUT = "none"
 
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
-METER_CHANGES = (OTHER_METER, OTHER_CONTRACT)  # of the identity, of the tariff
+METER_PARTS = ("le compteur", "le contrat")  # identity and tariff
 
 
 class Minute(NamedTuple):
@@ -2281,8 +2173,8 @@ class Day:
         """Return what has changed since the last indexes, `gap` seconds ago."""
         before = self._last
         changes = [
-            reason.with_words(old, new)
-            for reason, old, new in zip(METER_CHANGES, self._meter, meter)
+            CHANGED.with_words(name, old, new)
+            for name, old, new in zip(METER_PARTS, self._meter, meter)
             if old not in ("", new)
         ]
         if changes:
@@ -2415,13 +2307,14 @@ class Input:
         self.meter.disconnected()
         self._take_counts(now)
         self._set_view(self.meter.view(now), now)
-        is_contested = self.link.end(error, now)
+        reason = reason_of(error)
+        self.link.end(reason, now)
         if not self._has_had_tic():
-            self._report(reason_without_tic(error, self.link.sample), now)
-        elif is_contested:
+            self._report(reason_without_tic(reason, self.link.sample), now)
+        elif self.link.is_contested(now):
             self._report(EVICTED, now)
         else:
-            self._report(reason_of(error), now)
+            self._report(reason, now)
 
     def _take_counts(self, now: float) -> bool:
         """Take what the meter has counted; return whether a frame has ended."""
@@ -2483,19 +2376,17 @@ class Input:
         counts = self.history.recent(A_FEW_MINUTES, now)
         if now - self.view.time > self.patience:
             # Frames come, but none of this meter; another meter would be disputed.
-            return reason_without_identity(counts)
+            return why_missing("le numéro du compteur", counts, {})
         is_unbalanced = now - self.view.unbalanced_time <= self.patience
         return why_incomplete(self.view, counts, is_unbalanced)
 
     def _report(self, reason: Reason, now: float) -> None:
         """Note a fault; log it if no values are served any more, or if it is urgent."""
         self.reason = reason
-        if not self._is_serving(now):
-            self.journal.serve_nothing()
-            self.journal.fault(reason, now, NOTHING_SERVED)
-        elif reason == EVICTED:
-            # Two programs that evict each other go on for ever.
-            self.journal.fault(reason, now)
+        is_serving = self._is_serving(now)
+        # Two programs that evict each other go on for ever.
+        if not is_serving or reason == EVICTED:
+            self.journal.fault(reason, now, is_serving)
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
@@ -2752,7 +2643,7 @@ def power_and_indexes(request: Request) -> Fields:
             # Leave the power out: it is not 0 VA.  A script that reads only T1 goes on.
             tags[f"T{number}_PTEC"] = NOTHING
             continue
-        tariff = tariff_of(fields["OPTARIF"]) or BASE
+        tariff = tariff_of(fields["OPTARIF"])
         names = ["PTEC", "PAPP"] + tariff.indexes()
         if tariff is TEMPO:
             names.append("DEMAIN")
@@ -2930,21 +2821,20 @@ def describe_values(view: View, time: float, now: float) -> Fields:
     return values
 
 
-NAMES_BY_LETTER = {colour.letter: colour.name for colour in COLOURS.values()}
-NAMES_BY_WORD = {colour.word: colour.name for colour in COLOURS.values()}
+# The colours of Tempo, as PTEC and DEMAIN name them.
+COLOURS = {"B": "bleu", "W": "blanc", "R": "rouge"}
+COLOURS.update({"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"})
 
 
-def describe_tariff(fields: Fields) -> Fields | None:
-    """Return the page's names for a tariff and its periods; None: unknown tariff."""
+def describe_tariff(fields: Fields) -> Fields:
+    """Return the page's names for a tariff and its periods."""
     tariff = tariff_of(fields["OPTARIF"])
-    if tariff is None:
-        return None
     running = fields["PTEC"]
     days = None
     if tariff is TEMPO:
         days = {
-            "today": NAMES_BY_LETTER.get(running[3:]),
-            "tomorrow": NAMES_BY_WORD.get(fields["DEMAIN"]),
+            "today": COLOURS.get(running[3:]),
+            "tomorrow": COLOURS.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
@@ -3510,7 +3400,7 @@ class Reader(threading.Thread):
                         raise LinkError(reason) from None
                     continue
                 if not data:
-                    raise ClosedByEsp(CUT_BY_ESP)
+                    raise LinkError(CUT_BY_ESP)
                 last_byte = time.monotonic()
                 reason = SILENT
                 self._take(data, last_byte)
@@ -3889,7 +3779,7 @@ def summary(view: View, fields: Fields) -> Iterator[str]:
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
     line = f"mode {MODE_NAMES[view.mode]}, {phases}"
     yield f"compteur {fields['ADCO']}, {contract}, {now}, {line}"
-    tariff = tariff_of(fields["OPTARIF"]) or BASE
+    tariff = tariff_of(fields["OPTARIF"])
     for tag in tariff.indexes():
         yield f"index {tag} = {fields[tag]} Wh"
     kwh = old_contracts(view.labels) // 1000
