@@ -132,13 +132,13 @@ class Kind(NamedTuple):
     name: str
     keep: float  # seconds for which a reading is served
     is_at_once: bool = False  # a reading is trusted at once
-    lasts: bool = False  # a reading must follow the trusted one
+    is_lasting: bool = False  # a reading must follow the trusted one
 
 
 KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300
-IDENTITY = Kind("identity", math.inf, lasts=True)
-CONTRACT = Kind("contract", KEEP, lasts=True)
-INDEX = Kind("index", KEEP, lasts=True)
+IDENTITY = Kind("identity", math.inf, is_lasting=True)
+CONTRACT = Kind("contract", KEEP, is_lasting=True)
+INDEX = Kind("index", KEEP, is_lasting=True)
 POWER = Kind("power", KEEP_FAST)
 PERIOD = Kind("period", KEEP_FAST)  # an old period would be shown as running
 CURRENT = Kind("current", KEEP_FAST, is_at_once=True)
@@ -577,6 +577,7 @@ REGISTERS = {  # the label behind each (rule 2)
     ("ERQ1", "ERQ2", "ERQ3", "ERQ4"): "IRMS1",
 }
 REGISTER_OF = {label: register for register in REGISTERS for label in register}
+ALONE = KNOWN_LABELS.keys() - REGISTER_OF.keys() - set(IDENTITIES)
 
 
 def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
@@ -703,7 +704,7 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds without a frame: the meter is silent
-        self.identity = Series(IDENTITY.lasts, IDENTITY.keep)
+        self.identity = Series(IDENTITY.is_lasting, IDENTITY.keep)
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
         self.implausible = 0  # groups and registers that the rules refused
@@ -741,8 +742,8 @@ class Guard:
         groups = {identity.label: identity}
         for label, series in self.series.items():
             trusted = series.trusted
-            is_late = now - series.read_time > series.keep
-            if trusted is not None and not is_late and not series.is_disputed:
+            is_late = now - series.read_time > series.keep  # or there is none
+            if not is_late and not series.is_disputed:
                 groups[label] = trusted[label] if label in REGISTER_OF else trusted
         return groups
 
@@ -759,10 +760,11 @@ class Guard:
             # decode_group()'s cache returns the same object.
             if series is not None and series.trusted is group and not series.row:
                 series.read_time = now
-            elif label not in REGISTER_OF and label not in IDENTITIES:
+            elif label in ALONE:
                 self._take_label(series or self._new_series(label), group, now)
-        for register in REGISTERS:
-            self._take_register(register, frame, now)
+        for labels in REGISTERS:
+            if labels[0] in groups:
+                self._take_register(labels, frame, now)
         return True
 
     def _note_frame(self, groups: Groups, now: float) -> None:
@@ -802,8 +804,6 @@ class Guard:
         return power == 0 or (bool(fresh) and is_near(power, expected, len(fresh)))
 
     def _take_register(self, labels: tuple[str, ...], frame: Frame, now: float) -> None:
-        if labels[0] not in frame.groups:
-            return
         series = self.series.get(labels[0]) or self._new_series(labels[0])
         if labels is TOTAL:
             reading = balanced_reading(frame, self.latest, series.trusted)
@@ -820,7 +820,7 @@ class Guard:
         kind = KNOWN_LABELS[label].kind
         keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
         classes = {POWER: PowerSeries, INDEX: RegisterSeries}
-        series = classes.get(kind, Series)(kind.lasts, keep)
+        series = classes.get(kind, Series)(kind.is_lasting, keep)
         self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
         return series
 
