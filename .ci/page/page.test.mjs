@@ -637,7 +637,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     await tab.setViewport({ width, height: 800 });
     await tab.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     await tab.goto(origin, { waitUntil: "load" });
-    await tab.waitForSelector("body[data-ready='1']", { timeout: 5000 });
+    await tab.waitForSelector("#clock:not(:empty)", { timeout: 5000 });
   }
 
   const text = (id) => tab.$eval("#" + id, (node) => node.textContent);
@@ -1063,7 +1063,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer = () => undefined;
     await tab.setViewport({ width: 800, height: 600 });
     await tab.goto(origin);
-    await tab.waitForSelector("body[data-ready='1']", { timeout: 6500 });
+    await tab.waitForSelector("#clock:not(:empty)", { timeout: 6500 });
     assert.match(await text("down"), /ne répond pas/);
   });
 
