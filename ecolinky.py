@@ -4363,6 +4363,7 @@ header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
 h1, h2 { flex: auto; margin: 8px 0; font-size: 1.25rem; }
 .pill { margin: 8px 0; font-size: .875rem; }
 a { color: inherit; }
+code { font-size: .85em; }
 small, .way, .limit, .sum, thead, .report, summary, .caption {
   color: var(--soft); font-size: .8125rem; font-weight: 400;
 }
@@ -4388,7 +4389,6 @@ main { display: flex; flex-direction: column; }
 
 /* The way of the values: the stations, each with its sign. */
 .way { display: grid; gap: 6px 18px; list-style: none; padding: 10px 0; }
-.way b, small { white-space: nowrap; }
 .way, .row, tr { border-top: 1px solid var(--line); }
 .way li { display: flex; flex-wrap: wrap; align-content: start; gap: 0 8px; }
 .way b { min-width: 6.6rem; color: var(--ink); }
@@ -4432,7 +4432,7 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .old .day { background: none; color: inherit; }
 
 /* The power curve: its picture is stretched, the texts around it are not. */
-.chart { position: relative; height: 168px; margin: 20px 6px 30px 52px; }
+.chart { position: relative; height: 168px; margin: 20px 17px 30px 52px; }
 .chart { font-size: min(.75rem, 3.6vw); color: var(--soft); white-space: nowrap; }
 .chart svg, .chart input { position: absolute; height: 100%; overflow: visible; }
 .chart input { left: -8px; width: calc(100% + 16px); z-index: 1; }
@@ -4449,7 +4449,7 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .swatch { display: inline-block; width: 14px; height: 10px; margin-left: 10px; }
 .chart span { position: absolute; }
 .va { top: var(--at); right: calc(100% + 8px); transform: translateY(-50%); }
-.at { left: min(var(--at), 100% - 1em); top: 104%; transform: translateX(-50%); }
+.at { left: var(--at); top: 104%; transform: translateX(-50%); }
 .limit-name { left: 6px; top: var(--at); margin-top: -1.6em; background: var(--card); }
 .name { left: var(--at); bottom: 100%; transform: translateX(calc(-1 * var(--at))); }
 
@@ -4490,8 +4490,7 @@ const DAY_MS = 1440 * MINUTE_MS;
 // (Enedis-NOI-CPT_54E), and the current with ISOUSC, at 230 V, in historic mode.
 const LIMIT_VOLTS = { historic: 230, standard: 200 };
 
-// The programs that read, by User-Agent; TIC reads the relay.  Who has read less may be
-// a person who tries a command.
+// Who reads, by User-Agent (TIC: the relay); with fewer reads it may be a person.
 const SOMEBODY = "Un programme";
 const PROGRAMS = [
   { name: "Domoticz", agent: /domoticz/i, least: 2 },
@@ -4557,7 +4556,7 @@ class Markup extends String {}
 
 // Everything except Markup is text, and is escaped.
 function markup(value) {
-  if (value instanceof Markup) return value;
+  if (value instanceof Markup) return String(value);
   if (Array.isArray(value)) return value.map(markup).join("");
   return String(value).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
@@ -4641,7 +4640,7 @@ function readersOf(port, live, seen) {
 // The readers of each box and of the relay, or that it has no reader.
 function readerStations(meter, seen) {
   const { ports, clients } = seen.answer;
-  const where = (port) => ports.length > 1 ? ` (port${NBSP}${port})` : "";
+  const where = (port) => ports[1] || port !== ports[0] ? ` (port${NBSP}${port})` : "";
   return [...meter.boxes, meter.relay_port].filter(Boolean).flatMap((port) => {
     const readers = readersOf(port, meter.live, seen);
     const tried = clients.find((client) => client.port === port);
@@ -4666,12 +4665,13 @@ function stationsOf(meter, seen) {
   const address = meter.source.replace(/:\d+$/, "").replace(/.*:.*/, "[$&]");  // IPv6
   const esp = html`<a href="http://${address}/">${meter.source}</a>${
     isHeard || meter.byte_age === null ? "" : byte}`;
-  const running = `port ${meter.boxes.join(" et ")}, en marche depuis `
-    + duration(uptime);
+  const running = meter.fault.station === "ecolinky" ? "en défaut"
+    : "en marche depuis " + duration(uptime);
+  const ports = meter.boxes.map((port) => `port ${port}, `).join("");
   return [
     station("linky", "Linky", meter.isRead, meter.age === null ? "pas entendu" : frame),
     station("esp", "ESP8266", isHeard, esp),
-    connected ? station("ecolinky", "ecolinky " + version, true, running)
+    connected ? station("ecolinky", "ecolinky " + version, true, ports + running)
       : { name: "ecolinky", mark: "bad", fact: problem || "pas encore de réponse" },
     ...readerStations(meter, seen),
   ];
@@ -4695,7 +4695,7 @@ function alertsOf({ fields, mode, phase, power, limit }) {
 function problemsOf(meter, seen) {
   const { live, faultMark, defects, source } = meter;
   if (!seen.connected) return [];
-  const port = "le port " + source.replace(/.*:/, "");
+  const port = `le port${NBSP}${source.replace(/.*:/, "")}`;
   const problems = defects.filter(({ station }) => station || !live)
     .map((each) => ({ ...each, mark: each.station ? faultMark : "soft",
       cause: each.cause.replace("ce port", port) }));
@@ -4772,7 +4772,7 @@ function daysHtml({ tariff }) {
 
 function rowHtml({ input: n, live, tariff, energy }, { tag, name, reading }) {
   const isRunning = live && tag === tariff.period.tag;
-  const mark = isRunning ? html`<small>en cours</small>` : "";
+  const mark = isRunning ? html`<small>en\u00a0cours</small>` : "";
   const kWh = number(reading / 1000, 3);
   return html`<tr class="${isRunning ? "running" : ""}">
     <th scope="row">${name} ${mark}</th>
@@ -4972,8 +4972,8 @@ function cardHtml(meter, seen) {
 // both inputs at the first box, or the relay.
 function unreadBoxes(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const others = namesAt(seen.answer.ports[0]).filter((name) => name !== "Domoticz");
-  const isRead = others.length || namesAt(meter.relay_port).length;
+  const isRead = namesAt(meter.relay_port).length
+    || namesAt(seen.answer.ports[0]).some((name) => name !== "Domoticz");
   return meter.boxes.filter((port) => meter.live && !isRead && !namesAt(port).length);
 }
 

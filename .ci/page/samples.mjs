@@ -201,8 +201,9 @@ export function threePhase() {
 }
 
 export function injecting(power = 1230) {
+  const sun = (minute) => minute > 1000 ? Math.sin((minute - 1000) / 180) : 0;
   const sunny = powersOfADay().map((each, minute) =>
-    Math.round(each - 2600 * Math.max(0, Math.sin((minute - 1000) / 180))));
+    Math.round(each - 2600 * sun(minute)));
   return input({
     mode: "standard",
     tariff: BASE_TARIFF,
