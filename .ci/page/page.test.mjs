@@ -1141,6 +1141,16 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("down"), "");
   });
 
+  test("asks again though an answer could not be shown at all", async () => {
+    await open();
+    await tab.evaluate(`window.working = paint;
+      paint = () => { throw new Error("no place"); };
+      poll().catch(() => 0)`);
+    answer.inputs[0].fields.PAPP = 2222;
+    await tab.evaluate("paint = window.working");
+    await becomes("power-1", `2${THIN}222`);
+  });
+
   test("gives up a question after five seconds", async () => {
     answer = () => undefined;
     await tab.setViewport({ width: 800, height: 600 });
