@@ -51,8 +51,12 @@ export function damagedHistory() {
 const TELL_REASONS = `
 import json, runpy, sys
 names = runpy.run_path(sys.argv[1])
-print(json.dumps({name: names["describe_reason"](value) for name, value
-    in names.items() if isinstance(value, names["Reason"])}))`;
+reasons = {}
+for name, reason in names.items():
+    if isinstance(reason, names["Reason"]):
+        words = ["%s"] * reason.template.count("%s")
+        reasons[name] = names["describe_reason"](reason.with_words(*words))
+print(json.dumps(reasons))`;
 const REASONS = JSON.parse(execFileSync("python3", ["-B", "-c", TELL_REASONS, PROGRAM],
   { encoding: "utf8" }));
 

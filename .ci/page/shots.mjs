@@ -22,8 +22,8 @@ const HOME_ASSISTANT = reader({ address: "192.168.1.12", age: 12,
   agent: "HomeAssistant/2026.11.0 aiohttp/3.13 Python/3.14" });
 const because = (name, ...words) => ({ fault: reason(name, ...words) });
 const lack = reason("NEVER_SENT");
-const INCOMPLETE = fault(lack.station,
-  `des groupes manquent (PAPP, HCHC), ${lack.cause}`, lack.remedy);
+const { cause: missing } = reason("INCOMPLETE", "PAPP, HCHC", lack.cause);
+const INCOMPLETE = fault(lack.station, missing, lack.remedy);
 const CHANGED = reason("OTHER_CONTRACT", "Base", "Heures creuses");
 const ejp = input({ tariff: { option: "EJP.", name: "EJP", days: null,
   period: { code: "HN..", tag: "EJPHN", name: "Heures normales" },
