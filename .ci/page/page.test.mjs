@@ -366,7 +366,8 @@ describe("the card of an input", () => {
   });
 
   test("has a report to copy, without the meter's number and without addresses", () => {
-    const remarks = [samples.reason("OTHER_METER", "021728999999", "021728123456")];
+    const remarks = [samples.reason("CHANGED", "le compteur", "021728999999",
+      "021728123456")];
     const clients = [samples.reader(), samples.reader({ address: "10.0.0.8",
       agent: "script (10.0.0.8)", port: 8889, reads: 3, age: 120 })];
     const report = cardOf(samples.input({ remarks, labels: { NGTF: "BASE" } }),

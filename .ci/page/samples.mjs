@@ -63,6 +63,7 @@ const REASONS = JSON.parse(execFileSync("python3", ["-B", "-c", TELL_REASONS, PR
 // A Reason of the program, as it tells it; words: in place of each %s.
 export function reason(name, ...words) {
   const known = REASONS[name];
+  if (!known) throw new Error("ecolinky.py has no Reason " + name);
   const cause = words.reduce((text, word) => text.replace("%s", word), known.cause);
   return { ...known, cause };
 }

@@ -24,7 +24,7 @@ const because = (name, ...words) => ({ fault: reason(name, ...words) });
 const lack = reason("NEVER_SENT");
 const { cause: missing } = reason("INCOMPLETE", "PAPP, HCHC", lack.cause);
 const INCOMPLETE = fault(lack.station, missing, lack.remedy);
-const CHANGED = reason("OTHER_CONTRACT", "Base", "Heures creuses");
+const CHANGED = reason("CHANGED", "le contrat", "Base", "Heures creuses");
 const ejp = input({ tariff: { option: "EJP.", name: "EJP", days: null,
   period: { code: "HN..", tag: "EJPHN", name: "Heures normales" },
   indexes: [{ tag: "EJPHN", name: "Heures normales" },
