@@ -2768,9 +2768,18 @@ def age_of(time: float, now: float) -> float | None:
 
 
 def french(text: str) -> str:
-    """Return a text for the page, with French no-break spaces and apostrophes."""
-    text = text.replace("'", "’")
+    """Return a text for the page, with French no-break signs and apostrophes."""
+    text = text.replace("'", "’").replace("Wi-Fi", "Wi\u2011Fi")
     return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
+
+
+def describe_reason(reason: Reason) -> Fields:
+    """Return the parts of a reason, for the page."""
+    return {
+        "station": reason.station,
+        "cause": french(reason.cause),
+        "remedy": french(reason.remedy),
+    }
 
 
 def describe_input(snapshot: Snapshot, now: float) -> Fields:
@@ -2790,12 +2799,8 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
         "source": snapshot.source,
         "state": state,
         "reason": french(str(snapshot.reason)),
-        "fault": {
-            "station": snapshot.reason.station,
-            "cause": french(snapshot.reason.cause),
-            "remedy": french(snapshot.reason.remedy),
-        },
-        "remarks": [french(str(remark)) for remark in snapshot.remarks],
+        "fault": describe_reason(snapshot.reason),
+        "remarks": [describe_reason(remark) for remark in snapshot.remarks],
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "labels": view.labels,
@@ -4329,13 +4334,12 @@ HOME_PAGE = r"""<!DOCTYPE html>
 /* Colours: every text has a contrast of 4.5 or more with its background. */
 body {
   --page: #f1f4f1; --card: #fff; --ink: #15211b; --soft: #5d6b63; --line: #e3e8e4;
-  --good: #0d7d58; --warn: #a15c00; --bad: #c92d28; --blue: #2a66d9; --on-colour: #fff;
+  --good: #0d7d58; --warn: #a15c00; --bad: #c92d28; --blue: #2a66d9; --on: #fff;
 }
 @media screen and (prefers-color-scheme: dark) {
   body {
     --page: #0d1210; --card: #161d1a; --ink: #e9f0ec; --soft: #95a49b; --line: #27312c;
-    --good: #35c892; --warn: #f5ad3c; --bad: #ff6a61; --blue: #5b92ff;
-    --on-colour: #0b0f0d;
+    --good: #35c892; --warn: #f5ad3c; --bad: #ff6a61; --blue: #5b92ff; --on: #0b0f0d;
   }
 }
 @media print { body { --page: #fff; print-color-adjust: exact; } }
@@ -4356,17 +4360,18 @@ body {
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
 header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
-h1, .pill { margin: 8px 0; }
-h1, h2 { flex: auto; font-size: 1.25rem; }
+h1, h2 { flex: auto; margin: 8px 0; font-size: 1.25rem; }
+.pill { margin: 8px 0; font-size: .875rem; }
 a { color: inherit; }
-small, .way, .limit, footer, thead, .report, summary, .caption {
+code { font-size: .85em; }
+small, .way, .limit, .sum, thead, .report, summary, .caption {
   color: var(--soft); font-size: .8125rem; font-weight: 400;
 }
 summary { cursor: pointer; padding: 6px 0; }
 #down:not(:empty), noscript p, .to-do {
   border-radius: 14px; padding: 12px 18px; margin-bottom: 16px; font-size: 1.125rem;
 }
-#down, noscript p { background: var(--bad); color: var(--on-colour); }
+#down, noscript p { background: var(--bad); color: var(--on); }
 .to-do { border: 2px solid var(--good); order: -1; }
 .to-do summary { color: inherit; font-size: 1.25rem; font-weight: 600; }
 main { display: flex; flex-direction: column; }
@@ -4379,14 +4384,14 @@ main { display: flex; flex-direction: column; }
 }
 .pill { border: 1px solid; border-radius: 20px; padding: 3px 12px; font-weight: 600; }
 .problem { padding: 12px 0; font-size: 1.0625rem; }
-.problem b { display: block; font-size: 1.25rem; line-height: 1.3; }
+.problem b, #down b { display: block; font-size: 1.25rem; line-height: 1.3; }
 .report { white-space: pre-line; user-select: all; }
 
 /* The way of the values: the stations, each with its sign. */
 .way { display: grid; gap: 6px 18px; list-style: none; padding: 10px 0; }
 .way, .row, tr { border-top: 1px solid var(--line); }
 .way li { display: flex; flex-wrap: wrap; align-content: start; gap: 0 8px; }
-.way b { flex: 0 1 6rem; color: var(--ink); }
+.way b { min-width: 6.6rem; color: var(--ink); }
 .way span { flex: 1 1 7rem; }
 .way i {
   width: 1.25rem; height: 1.25rem; border-radius: 50%; background: var(--mark);
@@ -4421,29 +4426,31 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .day { border: 2px dashed var(--soft); border-radius: 14px; padding: 9px 14px; }
 .day small { display: block; color: inherit; }
 .bleu, .blanc, .rouge { border-style: solid; }
-.bleu { background: var(--blue); color: var(--on-colour); }
+.bleu { background: var(--blue); color: var(--on); }
 .blanc { background: #fff; color: #15211b; }
-.rouge { background: var(--bad); color: var(--on-colour); }
+.rouge { background: var(--bad); color: var(--on); }
 .old .day { background: none; color: inherit; }
 
 /* The power curve: its picture is stretched, the texts around it are not. */
-.chart { position: relative; height: 168px; margin: 20px 6px 30px 52px; }
+.chart { position: relative; height: 168px; margin: 20px 17px 30px 52px; }
 .chart { font-size: min(.75rem, 3.6vw); color: var(--soft); white-space: nowrap; }
-.chart svg, .chart input { position: absolute; height: 100%; }
+.chart svg, .chart input { position: absolute; height: 100%; overflow: visible; }
 .chart input { left: -8px; width: calc(100% + 16px); z-index: 1; }
 .chart input { opacity: 0; touch-action: pan-y; }
 .chart input:focus-visible + svg { outline: 2px solid var(--ink); }
-.chart path { vector-effect: non-scaling-stroke; }
+.chart svg * { vector-effect: non-scaling-stroke; }
 .chart .limit-line { stroke: var(--bad); stroke-dasharray: 5 5; }
 .chart .curve { stroke: var(--good); stroke-width: 1.5; stroke-linecap: round; }
 .chart .area { fill: var(--good); stroke: none; opacity: .14; }
+.chart .now { stroke-width: 8; }
 .chart .pointed { stroke: var(--ink); }
-.cheap, .swatch { fill: var(--blue); background: var(--blue); opacity: .13; }
-.gap { fill: var(--soft); opacity: .2; }
+.cheap, .swatch { fill: var(--blue); background: var(--blue); opacity: .28; }
+.gap { fill: none; stroke: var(--soft); stroke-dasharray: 4 3; }
 .swatch { display: inline-block; width: 14px; height: 10px; margin-left: 10px; }
 .chart span { position: absolute; }
 .va { top: var(--at); right: calc(100% + 8px); transform: translateY(-50%); }
-.at { left: var(--at); top: calc(100% + 6px); transform: translateX(-50%); }
+.at { left: var(--at); top: 104%; transform: translateX(-50%); }
+.limit-name { left: 6px; top: var(--at); margin-top: -1.6em; background: var(--card); }
 .name { left: var(--at); bottom: 100%; transform: translateX(calc(-1 * var(--at))); }
 
 @media (min-width: 56em) {
@@ -4460,13 +4467,12 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 <h1>ecolinky</h1><span id="clock"></span></header>
 <noscript><p>Cette page a besoin de JavaScript. Les mêmes valeurs sont dans
 <a href="ecolinky.json">ecolinky.json</a>.</p></noscript>
-<p id="down" role="alert"></p>
+<div id="down" role="alert"></div>
 <main>
 <div id="cards"></div>
 <details id="domoticz"><summary id="places-title">À mettre dans Domoticz</summary>
 <div id="places"></div></details>
 </main>
-<footer id="version"></footer>
 <script>
 "use strict";
 // Every two seconds poll() asks for /ecolinky.json, every minute for /history.json too.
@@ -4482,11 +4488,9 @@ const DAY_MS = 1440 * MINUTE_MS;
 
 // The meter compares the power with PREF, which is ISOUSC times 200 V, in standard mode
 // (Enedis-NOI-CPT_54E), and the current with ISOUSC, at 230 V, in historic mode.
-const CONTRACT_VOLTS = 200;
-const LIMIT_VOLTS = { historic: 230, standard: CONTRACT_VOLTS };
+const LIMIT_VOLTS = { historic: 230, standard: 200 };
 
-// The programs that read, by User-Agent; TIC reads the relay.  Who has read less may be
-// a person who tries a command.
+// Who reads, by User-Agent (TIC: the relay); with fewer reads it may be a person.
 const SOMEBODY = "Un programme";
 const PROGRAMS = [
   { name: "Domoticz", agent: /domoticz/i, least: 2 },
@@ -4498,18 +4502,16 @@ const PROGRAMS = [
 const DASH = "–";
 const NBSP = "\u00a0";  // the space before : ; ? ! and a unit in French
 const MODES = { historic: "historique", standard: "standard" };
-const SIGNS = { good: ["✓", "en ordre"], warn: ["!", "à améliorer"],
+const SIGNS = { good: ["✓", "en ordre"], warn: ["!", "à vérifier"],
   bad: ["!", "en défaut"], soft: ["?", "pas connu"] };
-const STILL_RIGHT = "les valeurs transmises restent justes";
-const LOOK_AFTER_IT = "vérifier qu’il tourne et que son matériel est activé";
-const UNREACHABLE = "ecolinky ne répond pas\u00a0: il est arrêté, ou le réseau"
-  + " coupé. Sur sa machine\u00a0: sudo systemctl restart ecolinky";
-const REFUSED = "ecolinky demande nom et mot de passe\u00a0: recharger la page.";
-const UNREADABLE = "La réponse d’ecolinky est illisible\u00a0: recharger la page.";
+const LOOK_AFTER_IT = "vérifier qu’il tourne et que son matériel est activé, s’il a"
+  + " été remplacé redémarrer ecolinky";
+const IF_HERE = " (si Domoticz est sur cette machine, sinon l’adresse de celle-ci)";
+const UNREADABLE = "donne une réponse illisible, recharger la page";
 
 const page = {
   seen: null,  // the last answer that could be shown; see meterOf()
-  problem: "",  // why no answer could be shown since, in the user's words
+  problem: "",  // why no answer could be shown since: what ecolinky does
   asking: false,  // a request is running
   chosen: {},  // the slider that is used (id), and its minute
 };
@@ -4539,15 +4541,10 @@ function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1) + ".";
 }
 
-// Of each unit its seconds, and where the next unit begins: 90 s, 90 min, 40 h, 3 j.
-const UNITS = [["second", 1, 100], ["minute", 60, 6000], ["hour", 3600, 172800],
-  ["day", 86400, Infinity]];
-
+const UNITS = [["s", 1], ["min", 60], ["h", 3600]];  // up to 99 of each, then days
 function duration(seconds) {
-  const [unit, size] = UNITS.find(([, , end]) => seconds < end);
-  const options = { style: "unit", unit, maximumFractionDigits: 0 };
-  const count = Math.max(0, seconds) / size;
-  return count.toLocaleString("fr-FR", options).replace(/\s/, NBSP);
+  const [unit, size] = UNITS.find((each) => seconds < 100 * each[1]) || ["j", 86400];
+  return quantity(Math.max(0, seconds) / size, unit);
 }
 
 function ago(time, now) {
@@ -4555,13 +4552,11 @@ function ago(time, now) {
 }
 
 // The result of html`...`: text that is already HTML.
-class Markup {
-  constructor(text) { this.text = text; }
-}
+class Markup extends String {}
 
 // Everything except Markup is text, and is escaped.
 function markup(value) {
-  if (value instanceof Markup) return value.text;
+  if (value instanceof Markup) return String(value);
   if (Array.isArray(value)) return value.map(markup).join("");
   return String(value).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
@@ -4578,15 +4573,19 @@ function meterOf(input, index, seen) {
   const { inputs, ports } = seen.answer;
   const known = { ...input, ...input.last, age: input.age };
   const live = seen.connected && input.state === "live";
-  const energy = live && input.today ? input.today.energy : {};
+  const { since, energy } = (live && input.today) || { energy: {} };
   const indexes = known.tariff ? known.tariff.indexes : [];
+  const total = indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
   const timeOf = (age) => age === null ? 0 : seen.at - age * 1000;
   return {
     ...known,
     ...powerOf(known),
     live,
-    energy,  // of today, in Wh by index; empty if it may be yesterday's
-    total: indexes.reduce((sum, { tag }) => sum + energy[tag], 0),
+    isRead: live && seen.now - timeOf(input.age) < LATE_MS,
+    defects: [input.fault, ...(live ? input.remarks : [])],
+    faultMark: live ? "warn" : "bad",
+    day: since ? "depuis " + since : "aujourd’hui",
+    energy: { ...energy, total },  // of today, Wh; empty if it may be yesterday's
     frameAt: timeOf(input.age),
     byteAt: timeOf(input.byte_age),
     servedAt: timeOf(input.last ? input.last.age : input.age),
@@ -4596,15 +4595,19 @@ function meterOf(input, index, seen) {
 }
 
 // In VA: the power, below 0 if the house injects, and the limit, 0 if not known; the
-// share is of the power in standard mode, of the highest current in historic mode.
+// share is of the power if one phase is limited by it, else of the highest current.
 function powerOf({ state, fields, injection, mode, phases }) {
-  if (!fields && state !== "live") return { power: null, limit: 0, digits: "" };
+  if (!fields && state !== "live") return { power: null, limit: 0, digits: DASH };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
   if (!Number.isFinite(power)) throw new Error("fields without a power");
   const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;
-  const amperes = Math.max(fields.IINST, fields.IINST1, fields.IINST2, fields.IINST3);
-  const share = mode === "standard" ? power / limit : amperes / fields.ISOUSC;
-  return { power, limit, share, digits: "…" + String(fields.ADCO).slice(-4) };
+  const currents = [fields.IINST1, fields.IINST2, fields.IINST3];
+  const amperes = Math.max(fields.IINST, ...currents);
+  const isByPower = mode === "standard" && phases === 1;
+  const share = isByPower ? power / limit : amperes / fields.ISOUSC;
+  const phase = phases === 3 ? `phase ${currents.indexOf(amperes) + 1}` : "";
+  const digits = "…" + String(fields.ADCO).slice(-4);
+  return { power, limit, share, phase, digits };
 }
 
 function loadOf(share) {
@@ -4624,89 +4627,91 @@ function readersOf(port, live, seen) {
     let mark = live ? "good" : "soft";
     let fact = `lu par ${client.address} ${ago(time, seen.now)}`;
     if (seen.connected && seen.now - time > READ_LATELY_MS) {
-      mark = "bad";
+      mark = "warn";
       fact = `ne lit plus depuis ${clockTime(time, seen.now)} (${client.address})`;
     }
     if (isNew && client.reads >= least) readers.push({ name, mark, fact });
   }
   // Who has no name is not missed where somebody else reads.
   return readers.filter(({ name, mark }) =>
-    mark !== "bad" || name !== SOMEBODY || readers.length === 1);
+    mark !== "warn" || name !== SOMEBODY || readers.length === 1);
 }
 
-// The readers of each box and of the relay, or that a box has no reader.
+// The readers of each box and of the relay, or that it has no reader.
 function readerStations(meter, seen) {
-  const where = (port) => seen.answer.ports.length > 1 ? `port ${port}, ` : "";
-  return [...meter.boxes, meter.relay_port].flatMap((port) => {
+  const { ports, clients } = seen.answer;
+  const where = (port) => ports[1] || port !== ports[0] ? ` (port${NBSP}${port})` : "";
+  return [...meter.boxes, meter.relay_port].filter(Boolean).flatMap((port) => {
     const readers = readersOf(port, meter.live, seen);
-    const nobody = { name: "Domotique", mark: "soft", fact: "pas encore lu" };
-    if (!readers.length && port !== meter.relay_port) readers.push(nobody);
-    return readers.map((each) => ({ ...each, fact: where(port) + each.fact }));
+    const tried = clients.find((client) => client.port === port);
+    const fact = tried ? `seulement essayé par ${tried.address}` : "pas encore lu";
+    const name = port === meter.relay_port ? "Lecteur TIC" : "Domotique";
+    if (!readers.length) readers.push({ name, mark: "soft", fact });
+    return readers.map((each) => ({ ...each, name: each.name + where(port) }));
   });
 }
 
 // The stations, each good, warn, bad or not known (soft), with one fact.
 function stationsOf(meter, seen) {
-  const { now, connected } = seen;
+  const { now, connected, problem, answer: { version, uptime } } = seen;
   const station = (id, name, isWell, fact) => {
-    const isFault = connected && meter.fault.station === id;
+    const isFault = connected && meter.defects.some((defect) => defect.station === id);
     const mark = connected && isWell ? "good" : "soft";
-    const fault = meter.live ? "warn" : "bad";
-    return { name, mark: isFault ? fault : mark, fact };
+    return { name, mark: isFault ? meter.faultMark : mark, fact };
   };
-  const isRead = meter.live && now - meter.frameAt < LATE_MS;
   const isHeard = now - meter.byteAt < LATE_MS;
-  const isLate = !isHeard && meter.byte_age !== null;
   const frame = "trame " + ago(meter.frameAt, now);
-  const byte = "dernier octet " + ago(meter.byteAt, now);
-  const running = "en marche depuis " + duration(seen.answer.uptime);
+  const byte = ", dernier octet " + ago(meter.byteAt, now);
+  const address = meter.source.replace(/:\d+$/, "").replace(/.*:.*/, "[$&]");  // IPv6
+  const esp = html`<a href="http://${address}/">${meter.source}</a>${
+    isHeard || meter.byte_age === null ? "" : byte}`;
+  const running = meter.fault.station === "ecolinky" ? "en défaut"
+    : "en marche depuis " + duration(uptime);
+  const ports = meter.boxes.map((port) => `port ${port}, `).join("");
   return [
-    station("linky", "Linky", isRead, meter.age === null ? "pas entendu" : frame),
-    station("esp", "ESP8266", isHeard, isLate ? byte : meter.source),
-    connected ? station("ecolinky", "ecolinky", true, running)
-      : { name: "ecolinky", mark: "bad", fact: "pas de réponse lisible" },
+    station("linky", "Linky", meter.isRead, meter.age === null ? "pas entendu" : frame),
+    station("esp", "ESP8266", isHeard, esp),
+    connected ? station("ecolinky", "ecolinky " + version, true, ports + running)
+      : { name: "ecolinky", mark: "bad", fact: problem || "pas encore de réponse" },
     ...readerStations(meter, seen),
   ];
 }
 
 // ADPS: the subscription is exceeded.  PEJP: dear hours (EJP) are near.
-function alertsOf({ fields, mode, phases, power, limit }) {
-  const alerts = [];
-  const amperes = `${quantity(fields.ADPS, "A")} pour ${quantity(fields.ISOUSC, "A")}`;
-  const voltAmperes = phases === 3 ? "trop de puissance sur une phase"
-    : `${quantity(power, "VA")} pour ${quantity(limit, "VA")}`;
-  if (fields.ADPS > 0) {
-    const excess = mode === "standard" ? voltAmperes : amperes;
-    alerts.push({ mark: "bad", cause: `Dépassement${NBSP}: ${excess}`,
-      remedy: "éteindre un appareil, sinon le compteur coupe" });
-  }
-  const notice = "pointe mobile dans " + quantity(fields.PEJP, "min");
-  const remedy = "les heures chères commencent, reporter les gros appareils";
-  if (fields.PEJP > 0) alerts.push({ mark: "soft", cause: notice, remedy });
-  return alerts;
+function alertsOf({ fields, mode, phase, power, limit }) {
+  let excess = `${quantity(fields.ADPS, "A")} pour ${quantity(fields.ISOUSC, "A")}`;
+  if (mode === "standard") excess = `${number(power)} pour ${quantity(limit, "VA")}`;
+  if (phase) excess = `trop de puissance sur la ${phase}`;
+  return [
+    { is: fields.ADPS > 0, mark: "bad", cause: `Dépassement${NBSP}: ${excess}`,
+      remedy: "éteindre un appareil, sinon le compteur coupe" },
+    { is: fields.PEJP > 0, mark: "soft",
+      cause: "pointe mobile dans " + quantity(fields.PEJP, "min"),
+      remedy: "les heures chères commencent, reporter les gros appareils" },
+  ].filter(({ is }) => is);
 }
 
 // Why nothing is live, or what is near and what could be better; in grey a short wait.
 function problemsOf(meter, seen) {
-  const { station, cause, remedy } = meter.fault;
+  const { live, faultMark, defects, source } = meter;
   if (!seen.connected) return [];
-  if (!meter.live) return [{ mark: station ? "bad" : "soft", cause, remedy }];
-  const gone = readerStations(meter, seen).filter(({ mark }) => mark === "bad")
-    .map(({ name, fact }) => ({ cause: `${name} ${fact}`, remedy: LOOK_AFTER_IT }));
-  const remarks = meter.remarks.map((each) => ({ cause: each, remedy: STILL_RIGHT }));
-  const better = [...gone, ...remarks];
-  if (station) better.unshift({ cause, remedy });
-  return [...alertsOf(meter), ...better.map((each) => ({ mark: "warn", ...each }))];
+  const port = `le port${NBSP}${source.replace(/.*:/, "")}`;
+  const problems = defects.filter(({ station }) => station || !live)
+    .map((each) => ({ ...each, mark: each.station ? faultMark : "soft",
+      cause: each.cause.replace("ce port", port) }));
+  if (!live) return problems;
+  const gone = readerStations(meter, seen).filter(({ mark }) => mark === "warn")
+    .map(({ name, mark, fact }) =>
+      ({ mark, cause: `${name} ${fact}`, remedy: LOOK_AFTER_IT }));
+  return [...alertsOf(meter), ...gone, ...problems];
 }
 
-// Where the ESP may help, with a link to its page; an IPv6 address stands in brackets.
-function problemHtml({ mark, cause, remedy }, { live, fault, source }) {
-  const host = source.replace(/:\d+$/, "");
-  const address = `http://${host.includes(":") ? `[${host}]` : host}/`;
-  const isEsp = !live && (fault.station === "esp" || fault.station === "linky");
-  const link = html`<p><a href="${address}">La page de l’ESP8266</a></p>`;
+function problemHtml({ mark, station, cause, remedy }, { live, isRead }) {
+  const steps = remedy.split(/, (?=puis )/).map(sentence);
+  if (station && live && !isRead) steps.unshift("Attendre une minute.");
+  if (station && isRead && remedy) steps.push("Les valeurs transmises restent justes.");
   return html`<div class="problem ${mark}"><b>${sentence(cause)}</b>
-    <p>${sentence(remedy)}</p>${isEsp ? link : ""}</div>`;
+    ${steps.map((step) => html`<p>${step}</p>`)}</div>`;
 }
 
 function stationHtml({ name, mark, fact }) {
@@ -4717,14 +4722,13 @@ function stationHtml({ name, mark, fact }) {
 
 //////// The power, the currents, the days and the energy /////////////////////////////
 
-function limitText({ fields, live, phases, power, limit, mode }) {
+function limitText({ fields, live, power, limit, share, phase, mode }) {
   if (!live || !limit) return "";
   if (power < 0) return "injectés sur le réseau";
-  const amperes = quantity(fields.ISOUSC, "A");
-  const contract = quantity(fields.ISOUSC * CONTRACT_VOLTS * phases / 1000, "kVA");
-  if (mode === "standard") return "de " + contract;
-  if (phases === 3) return `de 3${NBSP}×${NBSP}${amperes} (${contract})`;
-  return `${quantity(fields.IINST, "A")} sur ${amperes} (${contract})`;
+  const near = loadOf(share) === "warn" ? ", proche du maximum" : "";
+  if (phase) return `sur la ${phase}${near}`;
+  if (mode === "standard") return `de ${quantity(limit / 1000, "kVA")}${near}`;
+  return `${quantity(fields.IINST, "A")} sur ${quantity(fields.ISOUSC, "A")}${near}`;
 }
 
 // Two thirds of a circle; a dash colours the share of it.
@@ -4742,7 +4746,8 @@ function gaugeHtml(meter) {
     <p class="power"><b id="power-${n}">${number(live ? power : null)}</b>VA</p>
     <p class="limit"><b id="share-${n}">${percent}</b>
       <span id="limit-${n}">${limitText(meter)}</span></p></div>
-    <p class="sum"><b>${number(meter.total / 1000, 2)}</b>kWh aujourd’hui</p></div>`;
+    <p class="sum"><b>${number(meter.energy.total / 1000, 2)}</b>kWh consommés
+    ${meter.day}</p></div>`;
 }
 
 // The current of each of three phases; the gauge has that of a single phase.
@@ -4765,29 +4770,25 @@ function daysHtml({ tariff }) {
     class="day ${colour}"><small>${title}</small><b>${colour}</b></div>`)}</div>`;
 }
 
-function rowHtml(n, { tag, name, isRunning }, wh, reading) {
-  const mark = isRunning ? html`<small>en cours</small>` : "";
+function rowHtml({ input: n, live, tariff, energy }, { tag, name, reading }) {
+  const isRunning = live && tag === tariff.period.tag;
+  const mark = isRunning ? html`<small>en\u00a0cours</small>` : "";
   const kWh = number(reading / 1000, 3);
   return html`<tr class="${isRunning ? "running" : ""}">
     <th scope="row">${name} ${mark}</th>
-    <td id="today-${n}-${tag}">${number(wh / 1000, 2)}</td>
-    <td id="index-${n}-${tag}">${reading === null ? "" : kWh}</td></tr>`;
+    <td id="today-${n}-${tag}">${number(energy[tag] / 1000, 2)}</td>
+    <td id="index-${n}-${tag}">${reading === undefined ? "" : kWh}</td></tr>`;
 }
 
 function energyHtml(meter) {
-  const { input: n, tariff, fields, injection, live, energy, total, today } = meter;
+  const { tariff, fields, injection, live, day } = meter;
   if (!tariff) return "";
-  const running = live && tariff.period.tag;
-  const rows = tariff.indexes.map(({ tag, name }) =>
-    rowHtml(n, { tag, name, isRunning: tag === running }, energy[tag], fields[tag]));
-  const sum = { tag: "total", name: "Total" };
-  if (live && rows.length > 1) rows.push(rowHtml(n, sum, total, null));
-  const injected = { tag: "EAIT", name: "Injecté" };
-  if (injection) rows.push(rowHtml(n, injected, energy.EAIT, injection.BASE));
-  const since = live && today && today.since ? "depuis " + today.since : "";
+  const rows = tariff.indexes.map((each) => ({ ...each, reading: fields[each.tag] }));
+  if (live && rows.length > 1) rows.push({ tag: "total", name: "Total" });
+  if (injection) rows.push({ tag: "EAIT", name: "Injecté", reading: injection.BASE });
   return html`<table><thead><tr><th scope="col">Tarif ${tariff.name}</th>
-    <th scope="col">Aujourd’hui (kWh) ${since}</th><th scope="col">Index (kWh)</th>
-    </tr></thead><tbody>${rows}</tbody></table>`;
+    <th scope="col">kWh ${day}</th><th scope="col">Index (kWh)</th></tr></thead>
+    <tbody>${rows.map((row) => rowHtml(meter, row))}</tbody></table>`;
 }
 
 //////// Chart: 24 hours in minutes from the left, percent from the top ///////////////
@@ -4801,13 +4802,15 @@ function pointsOf(meter, seen) {
   const end = seen.historyAt - age * 1000;
   const points = minutes.map(([power, , cheap], i) =>
     ({ time: end - (minutes.length - i - 0.5) * MINUTE_MS, power, cheap }));
-  if (meter.live) points.push({ time: seen.now, power: meter.power, cheap: 0 });
+  points.push({ time: seen.now, power: meter.live ? meter.power : null, cheap: 0 });
   return points.filter(({ time }) => time > seen.now - DAY_MS);
 }
 
-function axesOf(points, now) {
+// The limit has its place if a power was above the half of it.
+function axesOf(points, now, limit) {
   const powers = points.map((point) => point.power || 0);
-  const highest = Math.max(LEAST_POWER, ...powers);
+  const isNear = limit > 0 && Math.max(...powers) > limit / 2;
+  const highest = Math.max(LEAST_POWER, ...powers, isNear ? 1.1 * limit : 0);
   const lowest = Math.min(0, ...powers);
   const step = POWER_STEPS.find((each) => 4.2 * each >= highest - lowest) || 50000;
   const top = Math.ceil(highest / step);
@@ -4815,6 +4818,7 @@ function axesOf(points, now) {
   const tenths = (value) => Math.round(10 * value) / 10;
   return {
     now,
+    isNear,
     powers: Array.from({ length: top - bottom + 1 }, (_, i) => (top - i) * step),
     x: (time) => tenths((time - now + DAY_MS) / MINUTE_MS),
     y: (power) => tenths(100 * (top - power / step) / (top - bottom)),
@@ -4861,12 +4865,13 @@ function labelHtml(kind, percent, text) {
   return html`<span class="${kind}" style="--at: ${percent}%">${text}</span>`;
 }
 
-// Name the longest gap: there may be no room for two names.
-function gapName(gaps, { x }) {
-  const [longest] = gaps.sort((one, other) => other.length - one.length);
-  if (!longest) return "";
-  const [from, to] = [longest[0].time, longest[longest.length - 1].time];
-  const text = `pas de données ${clockTime(from)}–${clockTime(to)}`;
+// Name the gap that goes on, else the longest: there may be no room for two names.
+function gapName(gaps, { live, servedAt }, { x }) {
+  const [gap] = live ? gaps.sort((a, b) => b.length - a.length) : gaps.slice(-1);
+  if (!gap) return "";
+  const [from, to] = [gap[0].time, gap[gap.length - 1].time];
+  const text = live ? `pas de données ${clockTime(from)}–${clockTime(to)}`
+    : `plus de données depuis ${clockTime(servedAt)}`;
   return labelHtml("name", (x(from) + x(to)) / 28.8, text);
 }
 
@@ -4880,32 +4885,33 @@ function textsHtml({ now, x, y, powers }) {
 }
 
 // The slider over the picture is for the pointer, a finger and the keys.
-function chartHtml(n, points, limit, now) {
+function chartHtml(meter, points, now) {
+  const { input: n, limit, live, power: powerNow } = meter;
   if (points.filter(({ power }) => power !== null).length < 3) {
     return html`<p class="caption">Pas encore de courbe, un point par minute.</p>`;
   }
-  const axes = axesOf(points, now);
-  const { x, y, powers } = axes;
+  const axes = axesOf(points, now, limit);
+  const { x, y, powers, isNear } = axes;
   const isChosen = page.chosen.id === "chart-" + n;
   const time = isChosen ? now - DAY_MS + page.chosen.minute * MINUTE_MS : now;
   const point = nearest(points, time);
   const gaps = runsOf(points, ({ power }) => power === null)
-    .filter((gap) => gap.length >= 10);  // minutes
-  const cheap = runsOf(points, (each) => each.cheap);
-  const isLimit = limit && limit <= powers[0];
+    .filter((gap) => gap.length >= 10 || gap.includes(points[points.length - 1]));
   const line = (power, kind) => html`<path class="${kind}" d="M0 ${y(power)}h1440"/>`;
   const pointed = html`<path class="pointed" d="M${x(point.time)} 0v100"/>`;
+  const dot = html`<path class="curve now" d="M1440 ${y(powerNow)}h0"/>`;
   return html`<div class="chart">
     <input type="range" max="1440" value="1440" id="chart-${n}"
       aria-label="Courbe de 24 heures" aria-valuetext="${describePoint(point)}">
     <svg viewBox="0 0 1440 100" preserveAspectRatio="none" aria-hidden="true">
-    ${cheap.map((run) => shadeHtml(run, "cheap", axes))}
+    ${runsOf(points, ({ cheap }) => cheap).map((run) => shadeHtml(run, "cheap", axes))}
     ${gaps.map((gap) => shadeHtml(gap, "gap", axes))}
     ${powers.map((power) => line(power, ""))}
-    ${isLimit ? line(limit, "limit-line") : ""}
-    ${curveHtml(points, axes)}${isChosen ? pointed : ""}</svg>
-    <div>${isChosen ? labelHtml("name", x(point.time) / 14.4, describePoint(point))
-    : gapName(gaps, axes)}${textsHtml(axes)}</div></div>`;
+    ${isNear ? line(limit, "limit-line") : ""}
+    ${curveHtml(points, axes)}${live ? dot : ""}${isChosen ? pointed : ""}</svg>
+    <div>${isNear ? labelHtml("limit-name", y(limit), "limite de l’abonnement") : ""}
+    ${isChosen ? labelHtml("name", x(point.time) / 14.4, describePoint(point))
+    : gapName(gaps, meter, axes)}${textsHtml(axes)}</div></div>`;
 }
 
 // What a forum asks for, without the meter's number and without addresses.
@@ -4930,12 +4936,13 @@ function reportOf(meter, problems, { answer }) {
   return lines.join("\n").replace(/\d+(\.\d+){3}|\d{8}(?=\d{4})/g, "…");
 }
 
-function stateOf({ live, state, servedAt }, problems, now) {
-  if (state === "waiting") return ["warn", "en attente du compteur"];
+function stateOf({ live, isRead, state, servedAt, frameAt, fault }, problems, now) {
+  if (state === "waiting") return [fault.station ? "bad" : "warn", "aucune donnée"];
   if (!live) return ["bad", "données périmées depuis " + clockTime(servedAt, now)];
   const has = (mark) => problems.some((problem) => problem.mark === mark);
   if (has("bad")) return ["bad", "dépassement"];
-  return has("warn") ? ["warn", "en direct, à améliorer"] : ["good", "en direct"];
+  if (!isRead) return ["warn", "dernière trame " + ago(frameAt, now)];
+  return has("warn") ? ["warn", "en direct, à vérifier"] : ["good", "en direct"];
 }
 
 function cardHtml(meter, seen) {
@@ -4955,7 +4962,7 @@ function cardHtml(meter, seen) {
     ${daysHtml(meter)}</div></div>
     <div class="values"><p class="caption">Puissance (VA)
     ${points.some((point) => point.cheap) ? legend : ""}</p>
-    ${chartHtml(n, points, meter.limit, seen.now)}${energyHtml(meter)}</div></div>
+    ${chartHtml(meter, points, seen.now)}${energyHtml(meter)}</div></div>
     <details><summary>Détails, à copier pour demander de l’aide</summary>
     <p class="report" id="report-${n}">${reportOf(meter, problems, seen)}</p></details>
     </section>`;
@@ -4965,8 +4972,8 @@ function cardHtml(meter, seen) {
 // both inputs at the first box, or the relay.
 function unreadBoxes(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const others = namesAt(seen.answer.ports[0]).filter((name) => name !== "Domoticz");
-  const isRead = others.length || namesAt(meter.relay_port).length;
+  const isRead = namesAt(meter.relay_port).length
+    || namesAt(seen.answer.ports[0]).some((name) => name !== "Domoticz");
   return meter.boxes.filter((port) => meter.live && !isRead && !namesAt(port).length);
 }
 
@@ -4977,18 +4984,15 @@ function showPlaces(meters, seen) {
   const isToDo = unread.length > 0;
   const wait = "Attendre une minute si Domoticz est déjà réglé. Sinon, dans";
   const begin = isToDo && uptime * 1000 < MINUTE_MS ? wait : "Dans";
-  const second = inputs.length > 1 ? "pour le compteur 2" : "pour l’injection";
-  const places = (isToDo ? unread : ports).map((port) => {
-    const purpose = port === ports[0] ? "" : `${NBSP}; ${second} un second matériel`;
-    return html`${purpose}, port <code>${port}</code>`;
-  });
-  const relays = inputs.filter((input) => input.relay_port).map((input) =>
-    html`<p>TIC vérifiée du compteur ${input.input}${NBSP}: port
-      <code>${input.relay_port}</code></p>`);
+  const second = inputs.length > 1 ? "le compteur 2" : "l’injection";
+  const where = /^(127\.|localhost$)/.test(location.hostname) ? IF_HERE : "";
+  const places = (isToDo ? unread : ports).map((port) => html`<p>
+    ${port === ports[0] ? "" : `Pour ${second} un second matériel${NBSP}: `}adresse
+    <code>${location.hostname}</code>${where}, port <code>${port}</code></p>`);
   show("places-title", isToDo ? "Il reste à faire" : "À mettre dans Domoticz");
   show("places", html`<p>${begin} Domoticz, Configuration, Matériel, ajouter un matériel
-    de type «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;: adresse
-    <code>${location.hostname}</code>${places}.</p>${isToDo ? "" : relays}`);
+    de type «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;:</p>
+    ${places}<p>Home Assistant, Jeedom&nbsp;: même adresse, port ${ports[0]}.</p>`);
   const folding = document.getElementById("domoticz");
   if (folding.classList.contains("to-do") !== isToDo) folding.open = isToDo;
   folding.classList.toggle("to-do", isToDo);
@@ -5043,30 +5047,30 @@ function onPointer({ target, clientX }) {
 function paint() {
   const now = Date.now();
   show("clock", clockTime(now));
-  show("down", page.problem);
-  document.body.dataset.ready = "1";
+  show("down", page.problem && html`<b>Ecolinky ${page.problem}.</b>
+    <p>Si cela dure, sur la machine d’ecolinky&nbsp;:</p>
+    <code>sudo systemctl restart ecolinky</code>`);
   if (!page.seen) return;
-  const connected = page.problem === "" && now - page.seen.at < PATIENCE_MS;
-  const seen = { ...page.seen, now, connected };
+  const connected = !page.problem && now - page.seen.at < PATIENCE_MS;
+  const seen = { ...page.seen, now, connected, problem: page.problem };
   const meters = seen.answer.inputs.map((input, i) => meterOf(input, i, seen));
   show("cards", meters.map((meter) => cardHtml(meter, seen)));
   showPlaces(meters, seen);
-  show("version", "ecolinky " + seen.answer.version);
   document.body.className = meters.length > 1 ? "two-inputs" : "one-input";
   const powers = meters.map(({ live, power }) => number(live ? power : null));
   const sign = document.querySelector(".pill:not(.good)") ? "⚠ " : "";
   document.title = `${sign}${powers.join(" · ")} VA · ecolinky`;
 }
 
-// Fetch a document of the program; throws a text for the user.
+// Fetch a document of the program; throws what the program does, in French.
 async function load(name, signal) {
   // The base has no name and password: fetch() would refuse them.
   const url = new URL(name, location.origin + location.pathname);
   const response = await fetch(url, { signal }).catch(() => null);
-  if (!response) throw UNREACHABLE;
+  if (!response) throw "ne répond pas, il est arrêté ou le réseau est coupé";
   if (response.ok) return response.json();
-  if (response.status === 401) throw REFUSED;
-  throw `ecolinky répond par une erreur (${response.status}).`;
+  if (response.status === 401) throw "demande nom et mot de passe, recharger la page";
+  throw `répond par une erreur (${response.status})`;
 }
 
 // Ask what the program says now, and once a minute for the histories.
@@ -5098,9 +5102,10 @@ async function poll() {
     page.seen = before;
     page.problem = typeof error === "string" ? error : UNREADABLE;
     paint();
+  } finally {
+    clearTimeout(timeout);
+    page.asking = false;
   }
-  clearTimeout(timeout);
-  page.asking = false;
 }
 
 document.getElementById("logo").src = document.getElementById("icon").href;

@@ -2316,7 +2316,7 @@ class JournalTests(InputCase):
         content = self.described()
         self.assertEqual("live", content["state"])
         (remark,) = content["remarks"]
-        self.assertIn("HP ETE", remark)
+        self.assertIn("HP ETE", remark["cause"])
         findings = list(ecolinky.judge("teleinfo1", self.snapshot()))
         (warning,) = [each for each in findings if each.verdict == ecolinky.WARNING]
         self.assertIn("OctoFlex 4", warning.text)

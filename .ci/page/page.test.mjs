@@ -65,7 +65,8 @@ const meterOf = (input, changes) =>
 function cardOf(input, changes = {}) {
   const seen = seenOf([input], changes);
   const html = script.markup(script.cardHtml(script.meterOf(input, 0, seen), seen));
-  const plain = (text) => text.replace(/<[^>]*>/g, "").replace(/\s+/g, (space) =>
+  const words = (text) => text.replace(/<.p>/g, " ").replace(/<[^>]*>/g, "");
+  const plain = (text) => words(text).replace(/\s+/g, (space) =>
     /[\u00a0\u202f]/.test(space) ? space : " ").trim();
   const at = (id) => {
     const found = html.match(new RegExp(`id="${id}"[^>]*>([^]*?)</(b|p|td|span|h2)>`));
@@ -80,8 +81,9 @@ function cardOf(input, changes = {}) {
     mark: html.match(/class="pill (\w+)"/)[1],
     problems: all(/<div class="problem [^]*?>([^]*?)<\/div>/g),
     rows: all(/<tr class="[^]*?>([^]*?)<\/tr>/g),
-    stations: [...html.matchAll(/<li class="(\w+)">[^]*?<b>(.*?)<\/b>\s*<span>(.*?)</g)]
-      .map(([, mark, name, fact]) => ({ mark, name, fact })),
+    stations: [...html.matchAll(
+      /<li class="(\w+)">[^]*?<b>(.*?)<\/b>\s*<span>([^]*?)<\/span>/g)]
+      .map(([, mark, name, fact]) => ({ mark, name, fact: plain(fact) })),
   };
 }
 
@@ -90,32 +92,47 @@ const facts = (card) => card.stations.map(({ fact }) => fact);
 
 describe("the card of an input", () => {
   test("says what could be better while values come, and not later", () => {
-    const remarks = ["contrat inconnu"];
+    const remarks = [samples.reason("OFTEN_DAMAGED")];
     const card = cardOf(samples.input({ remarks }));
-    same(card.problems, ["Contrat inconnu. Les valeurs transmises restent justes."]);
-    same([card.state, card.mark], ["en direct, à améliorer", "warn"]);
+    same(card.problems, ["Beaucoup de groupes sont abîmés. Vérifier l’optocoupleur et"
+      + " ses résistances. Les valeurs transmises restent justes."]);
+    same([card.state, card.mark], ["en direct, à vérifier", "warn"]);
+    same(marks(card), ["warn", "good", "good", "good"]);
     same(cardOf(samples.input({ remarks }), UNSEEN).problems, []);
     const well = cardOf(samples.input());
     same([well.state, well.mark, well.problems], ["en direct", "good", []]);
+  });
+
+  test("does not call a value right that is replaced", () => {
+    const remarks = [samples.reason("PHASE_UNKNOWN", "IINST2")];
+    same(cardOf(samples.input({ remarks })).problems,
+      ["Le courant d’une phase n’arrive jamais intact (IINST2), 0 est transmis."]);
+  });
+
+  test("gives each step of a remedy a line", () => {
+    const { html: page } = cardOf(samples.stale(95, samples.input(),
+      { fault: samples.reason("NOISE") }));
+    same(page.match(/<p>Puis [^<]+<\/p>/g), ["<p>Puis vérifier l’optocoupleur.</p>",
+      "<p>Puis échanger ses broches 3 et 4.</p>"]);
   });
 
   test("says the power and the share of the subscription", () => {
     const card = cardOf(samples.input());
     assert.equal(card.at("power-1"), `1${THIN}840`);
     assert.equal(card.at("share-1"), `27${NBSP}%`);
-    assert.equal(card.at("limit-1"), `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.equal(card.at("limit-1"), `8${NBSP}A sur 30${NBSP}A`);
     assert.match(card.html, /class="gauge good"/);
   });
 
-  test("counts the subscription of each of three phases", () => {
-    const historic = cardOf({ ...samples.threePhase(), mode: "historic" });
-    assert.equal(historic.at("share-1"), `120${NBSP}%`);  // of the fullest phase
-    assert.equal(historic.at("limit-1"),
-      `de 3${NBSP}×${NBSP}20${NBSP}A (12${NBSP}kVA)`);
-    assert.match(historic.html, /class="gauge bad"/);
-    const standard = cardOf(samples.threePhase());
-    assert.equal(standard.at("share-1"), `99${NBSP}%`);
-    assert.equal(standard.at("limit-1"), `de 12${NBSP}kVA`);
+  test("names the fullest of three phases", () => {
+    for (const mode of ["historic", "standard"]) {
+      const card = cardOf({ ...samples.threePhase(), mode });
+      assert.equal(card.at("share-1"), `120${NBSP}%`);
+      assert.equal(card.at("limit-1"), "sur la phase 3");
+      assert.match(card.html, /class="gauge bad"/);
+      same(card.problems, [`Dépassement${NBSP}: trop de puissance sur la phase 3.`
+        + " Éteindre un appareil, sinon le compteur coupe."]);
+    }
   });
 
   test("has no share of a subscription that is not known", () => {
@@ -133,18 +150,18 @@ describe("the card of an input", () => {
       return cardOf(input).html.match(/class="gauge (\w+)"/)[1];
     });
     assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
+    assert.equal(cardOf(samples.tempo()).at("limit-1"),
+      `40${NBSP}A sur 45${NBSP}A, proche du maximum`);
   });
 
   test("limits a standard meter at its kVA, and does not contradict itself", () => {
     const card = cardOf(samples.overloaded("standard"));  // 6 kVA, 6300 VA, 27 A
     assert.equal(card.at("share-1"), `105${NBSP}%`);
     assert.equal(card.at("limit-1"), `de 6${NBSP}kVA`);
-    same(card.problems, [`Dépassement${NBSP}: 6${THIN}300${NBSP}VA pour`
-      + ` 6${THIN}000${NBSP}VA. Éteindre un appareil, sinon le compteur coupe.`]);
+    same(card.problems, [`Dépassement${NBSP}: 6${THIN}300 pour 6${THIN}000${NBSP}VA.`
+      + ` Éteindre un appareil, sinon le compteur coupe.`]);
     assert.equal(meterOf(samples.standard()).limit, 6000);
     assert.equal(meterOf(samples.input()).limit, 6900);
-    const three = cardOf(samples.threePhase());  // 99 % of all, but not of a phase
-    assert.match(three.problems[0], /: trop de puissance sur une phase\. Éteindre/);
     const stale = { ...samples.stale(60, samples.standard()) };
     assert.equal(meterOf(stale).limit, 6000);
   });
@@ -174,11 +191,12 @@ describe("the card of an input", () => {
   test("tells what each period has counted today, and their sum", () => {
     const card = cardOf(samples.input());
     same(card.rows, [`Heures creuses 4,12 12${THIN}345,686`,
-      `Heures pleines en cours 8,22 9${THIN}876,543`, "Total 12,34"]);
-    assert.match(card.text, /12,34kWh aujourd’hui/);  // beside the gauge
+      `Heures pleines en${NBSP}cours 8,22 9${THIN}876,543`, "Total 12,34"]);
+    assert.match(card.text, /12,34kWh consommés aujourd’hui/);  // beside the gauge
     const base = cardOf(samples.threePhase());
-    same(base.rows, [`Toutes heures en cours 23,45 45${THIN}678,901`]);
-    assert.match(base.text, /Aujourd’hui \(kWh\) depuis 14:20/);
+    same(base.rows, [`Toutes heures en${NBSP}cours 23,45 45${THIN}678,901`]);
+    assert.match(base.text, /23,45kWh consommés depuis 09:20/);
+    assert.match(base.text, /Tarif Base kWh depuis 09:20/);
   });
 
   test("does not tell today's energy of an input that is not live", () => {
@@ -204,7 +222,7 @@ describe("the card of an input", () => {
   test("says nothing live of an input that is stale", () => {
     const why = samples.fault("esp", "l’ESP dort", "le réveiller");
     const card = cardOf(samples.stale(95, samples.threePhase(), why));
-    same(card.problems, ["L’ESP dort. Le réveiller.La page de l’ESP8266"]);
+    same(card.problems, ["L’ESP dort. Le réveiller."]);
     same([card.state, card.mark], ["données périmées depuis 14:45", "bad"]);
     assert.equal(card.at("power-1"), null);
     assert.equal(card.at("current-1-1"), null);
@@ -221,8 +239,10 @@ describe("the card of an input", () => {
     assert.equal(card.at("power-1"), "–");
     same(card.problems, []);
     same(marks(card), ["soft", "soft", "bad", "soft"]);
-    assert.equal(facts(card)[2], "pas de réponse lisible");
-    assert.equal(cardOf(samples.waiting(), UNSEEN).state, "en attente du compteur");
+    assert.equal(facts(card)[2], "pas encore de réponse");
+    const problem = "ne répond pas";
+    assert.equal(facts(cardOf(samples.input(), { ...UNSEEN, problem }))[2], problem);
+    assert.equal(cardOf(samples.waiting(), UNSEEN).state, "aucune donnée");
   });
 
   test("tells the date of data that are older than a day", () => {
@@ -232,7 +252,10 @@ describe("the card of an input", () => {
 
   test("waits for a meter of which nothing is known", () => {
     const card = cardOf(samples.waiting());
-    same([card.state, card.mark], ["en attente du compteur", "warn"]);
+    same([card.state, card.mark], ["aucune donnée", "bad"]);
+    const begun = cardOf({ ...samples.waiting(),
+      fault: samples.reason("NOT_YET_CONNECTED") });
+    same([begun.state, begun.mark], ["aucune donnée", "warn"]);
     assert.match(card.text, /Pas encore de courbe/);
     assert.match(card.at("report-1"), /mode –/);
     same(facts(card).slice(0, 2), ["pas entendu", "192.168.1.50:8888"]);
@@ -241,10 +264,11 @@ describe("the card of an input", () => {
   test("shows the way of a value: four stations, each with its one fact", () => {
     const card = cardOf(samples.input());
     same(card.stations.map(({ name }) => name),
-      ["Linky", "ESP8266", "ecolinky", "Domoticz"]);
+      ["Linky", "ESP8266", "ecolinky 1.2.0", "Domoticz"]);
     same(marks(card), ["good", "good", "good", "good"]);
     same(facts(card), [`trame il y a 1${NBSP}s`, "192.168.1.50:8888",
-      `en marche depuis 26${NBSP}h`, `lu par 192.168.1.10 il y a 4${NBSP}s`]);
+      `port 4000, en marche depuis 26${NBSP}h`,
+      `lu par 192.168.1.10 il y a 4${NBSP}s`]);
   });
 
   test("marks the station at fault, and says the fault once", () => {
@@ -272,31 +296,48 @@ describe("the card of an input", () => {
 
   test("does not say that all is well while another program takes the ESP", () => {
     const card = cardOf(samples.input({ ...samples.EVICTED, remarks: [] }));
-    same([card.state, card.mark], ["en direct, à améliorer", "warn"]);
+    same([card.state, card.mark], ["en direct, à vérifier", "warn"]);
     same(marks(card), ["good", "warn", "good", "good"]);
-    assert.match(card.problems[0], /^Un autre programme lit l’ESP.*Arrêter cet/);
+    assert.match(card.problems[0], /^Un autre programme lit .*\. Arrêter cet/);
     assert.equal(card.at("power-1"), `1${THIN}840`);
   });
 
   test("does not call a dead ESP well until its values are stale", () => {
     const card = cardOf(samples.input({ age: 9.5, byte_age: 9.2 }));
     same(marks(card).slice(0, 2), ["soft", "soft"]);
-    assert.equal(facts(card)[1], `dernier octet il y a 9${NBSP}s`);
+    const silence = `dernier octet il y a 9${NBSP}s`;
+    assert.equal(facts(card)[1], `192.168.1.50:8888, ${silence}`);
+    same([card.state, card.mark], [`dernière trame il y a 10${NBSP}s`, "warn"]);
     const noisy = cardOf(samples.input({ age: 9.5, byte_age: 0.1 }));
     same(marks(noisy).slice(0, 2), ["soft", "good"]);
     const later = cardOf(samples.input(), { now: NOW + 8000 });
     same(marks(later).slice(0, 2), ["soft", "soft"]);
   });
 
-  test("links to the page of the ESP where that may help", () => {
+  test("says to wait while the values before are still served", () => {
+    const changes = { ...samples.SILENT, age: 12.4, byte_age: 12.2 };
+    same(cardOf(samples.input(changes)).problems, ["Plus aucun octet ne vient de l’ESP."
+      + " Attendre une minute. Vérifier son alimentation et son Wi\u2011Fi."]);
+  });
+
+  test("links to the page of the ESP", () => {
     for (const [source, page] of [["192.168.1.50:8888", "http://192.168.1.50/"],
       ["linky.local:23", "http://linky.local/"],
       ["fe80::1:8888", "http://[fe80::1]/"]]) {
-      const { html } = cardOf({ ...samples.stale(), source });
-      assert.equal(html.match(/<a href="(.*?)"/)[1], page);
+      const { html: markup } = cardOf({ ...samples.input(), source });
+      assert.equal(markup.match(/<a href="(.*?)"/)[1], page);
     }
-    const offline = samples.fault("ecolinky", "pas de réseau", "vérifier le Wi-Fi");
-    assert.doesNotMatch(cardOf({ ...samples.stale(), ...offline }).html, /<a /);
+  });
+
+  test("names the port at which nothing listens", () => {
+    const card = cardOf({ ...samples.waiting(), source: "linky.local:2323" });
+    assert.match(card.problems[0], /rien n’écoute sur le port\u00a02323\. Vérifier/);
+  });
+
+  test("does not say that ecolinky runs well while it is at fault", () => {
+    const why = { fault: samples.reason("OFFLINE") };
+    const card = cardOf(samples.stale(95, samples.input(), why));
+    same([marks(card)[2], facts(card)[2]], ["bad", "port 4000, en défaut"]);
   });
 
   test("shows what is injected as a power below zero, with a minus", () => {
@@ -315,7 +356,7 @@ describe("the card of an input", () => {
     const big = samples.input();
     big.fields.ISOUSC = 1200;
     assert.equal(cardOf(big).at("limit-1"),
-      `8${NBSP}A sur 1${THIN}200${NBSP}A (240${NBSP}kVA)`);
+      `8${NBSP}A sur 1${THIN}200${NBSP}A`);
   });
 
   test("tells a duration in the unit that is easy to read", () => {
@@ -325,8 +366,8 @@ describe("the card of an input", () => {
   });
 
   test("has a report to copy, without the meter's number and without addresses", () => {
-    const remarks = ["le compteur a changé (avant 021728999999, maintenant"
-      + " 021728123456)"];
+    const remarks = [samples.reason("CHANGED", "le compteur", "021728999999",
+      "021728123456")];
     const clients = [samples.reader(), samples.reader({ address: "10.0.0.8",
       agent: "script (10.0.0.8)", port: 8889, reads: 3, age: 120 })];
     const report = cardOf(samples.input({ remarks, labels: { NGTF: "BASE" } }),
@@ -371,6 +412,13 @@ describe("the readers", () => {
     same(last([]), [["Domotique", "soft", "pas encore lu"]]);
   });
 
+  test("that have tried once are told from nobody", () => {
+    const fact = (clients) => last(clients)[0][2];
+    assert.equal(fact([]), "pas encore lu");
+    assert.equal(fact([reader({ agent: "curl/8.5.0", reads: 1 })]),
+      "seulement essayé par 192.168.1.10");
+  });
+
   test("have read more than once", () => {
     for (const client of [reader({ reads: 1 }),
       reader({ agent: "curl/8.5.0", reads: 1 }),
@@ -381,10 +429,10 @@ describe("the readers", () => {
 
   test("that are gone are named with their time, whoever else reads", () => {
     const gone = reader({ age: 3600 });
-    same(last([gone]), [["Domoticz", "bad",
+    same(last([gone]), [["Domoticz", "warn",
       "ne lit plus depuis 13:47 (192.168.1.10)"]]);
     same(names([HOME_ASSISTANT, gone]),
-      [["Home Assistant", "good"], ["Domoticz", "bad"]]);
+      [["Home Assistant", "good"], ["Domoticz", "warn"]]);
     const card = cardOf(samples.input(), { clients: [HOME_ASSISTANT, gone] });
     assert.match(card.problems[0], /^Domoticz ne lit plus depuis 13:47 \(192/);
     assert.equal(card.mark, "warn");
@@ -400,7 +448,7 @@ describe("the readers", () => {
   test("without a name are not missed while somebody else reads", () => {
     const somebody = reader({ agent: "curl/8.5.0", reads: 9, age: 3600 });
     same(names([reader(), somebody]), [["Domoticz", "good"]]);
-    same(names([somebody]), [["Un programme", "bad"]]);
+    same(names([somebody]), [["Un programme", "warn"]]);
   });
 
   test("of the relay are not readers of a box", () => {
@@ -408,9 +456,9 @@ describe("the readers", () => {
     const relayed = samples.input({ relay_port: 8889 });
     const stations = (...clients) => cardOf(relayed, { clients }).stations.slice(3)
       .map(({ name, mark }) => [name, mark]);
-    same(stations(tic), [["Domotique", "soft"]]);  // for a minute: it may be nc
-    same(stations({ ...tic, reads: 400 }),
-      [["Domotique", "soft"], ["Lecteur TIC", "good"]]);
+    const relay = `Lecteur TIC (port${NBSP}8889)`;
+    same(stations(tic), [["Domotique", "soft"], [relay, "soft"]]);  // it may be nc
+    same(stations({ ...tic, reads: 400 }), [["Domotique", "soft"], [relay, "good"]]);
   });
 
   test("have each a box of its own", () => {
@@ -423,11 +471,17 @@ describe("the readers", () => {
           name + " " + mark);
       });
     };
-    same(stations(reader()), [["Domoticz good"], ["Domotique soft"]]);
-    same(stations(reader({ port: 4001 })), [["Domotique soft"], ["Domoticz good"]]);
+    const at = (port) => `(port${NBSP}${port})`;
+    const relay = `Lecteur TIC ${at(8890)} soft`;
+    same(stations(reader()),
+      [[`Domoticz ${at(4000)} good`], [`Domotique ${at(4001)} soft`, relay]]);
+    same(stations(reader({ port: 4001 })),
+      [[`Domotique ${at(4000)} soft`], [`Domoticz ${at(4001)} good`, relay]]);
     same(last([reader()], { ports: [4000, 4001] }),
-      [["Domoticz", "good", `port 4000, lu par 192.168.1.10 il y a 4${NBSP}s`],
-        ["Domotique", "soft", "port 4001, pas encore lu"]]);
+      [[`Domoticz ${at(4000)}`, "good", `lu par 192.168.1.10 il y a 4${NBSP}s`],
+        [`Domotique ${at(4001)}`, "soft", "pas encore lu"]]);
+    const both = cardOf(samples.input(), { ports: [4000, 4001], clients: [] });
+    assert.match(facts(both)[2], /^port 4000, port 4001, en marche/);
   });
 
   test("are missing until each box is read", () => {
@@ -495,7 +549,7 @@ describe("the chart", () => {
     const axes = axesOf([500, -2600, -300]);
     same(axes.powers, [2000, 0, -2000, -4000]);
     assert.ok(axes.y(-2600) > axes.y(0));
-    assert.ok(chartOf(samples.injecting()).includes(`>−2${THIN}000<`));
+    assert.ok(chartOf(samples.injecting()).includes(`>−5${THIN}000<`));
     assert.equal(pointsOf(samples.injecting(1230)).pop().power, -1230);
   });
 
@@ -532,10 +586,25 @@ describe("the chart", () => {
     const short = Array.from({ length: 60 }, (_, i) => i % 6 ? null : 500);
     assert.equal(name(chartOf(inputOf(short))), undefined);
     assert.equal(chartOf(inputOf(short)).includes("gap"), false);
-    assert.equal(name(chartOf(samples.stale(4500))), "pas de données 13:34–14:47");
     const both = Array(600).fill(500).fill(null, 100, 120).fill(null, 300, 400);
     assert.equal(chartOf(inputOf(both)).match(/class="gap"/g).length, 2);
     assert.equal(name(chartOf(inputOf(both))), "pas de données 09:48–11:27");
+  });
+
+  test("shows the time without data that goes on, however short", () => {
+    const stale = chartOf(samples.stale(95));
+    assert.equal(stale.match(/class="gap"/g).length, 1);
+    assert.match(stale, />plus de données depuis 14:45</);
+    const known = samples.input({ history: samples.history(true) });
+    assert.match(chartOf(known), />pas de données 00:49–03:47</);
+    assert.match(chartOf(samples.stale(95, known)), />plus de données depuis 14:45</);
+    assert.match(chartOf(samples.input(), UNSEEN), />plus de données depuis 14:47</);
+  });
+
+  test("ends at the power of now", () => {
+    const now = (chart) => chart.match(/class="curve now" d="M1440 (.*?)h0"/)?.[1];
+    assert.equal(now(chartOf(inputOf([500, 500, 500]))), "8");  // 1840 of 2000
+    assert.equal(now(chartOf(samples.stale())), undefined);
   });
 
   test("shades each run of cheap hours", () => {
@@ -547,9 +616,17 @@ describe("the chart", () => {
   });
 
   test("has the limit of the meter if powers come near", () => {
-    const has = (input) => chartOf(input).includes("limit-line");
-    assert.deepEqual([samples.input(), samples.overloaded("standard")].map(has),
-      [false, true]);
+    const limitOf = (input) =>
+      chartOf(input).match(/class="limit-line" d="M0 (.*?)h/)?.[1];
+    const calm = { history: samples.historyOf(Array(60).fill(3400)) };
+    const busy = { history: samples.historyOf(Array(60).fill(3500)) };
+    assert.equal(limitOf(samples.input(calm)), undefined);  // of 6900
+    assert.equal(limitOf(samples.input(busy)), "13.7");  // of 8000
+    assert.match(chartOf(samples.input(busy)),
+      /class="limit-name" style="--at: 13.7%">limite de l’abonnement</);
+    for (const input of [samples.tempo(), samples.overloaded("standard")]) {
+      assert.ok(limitOf(input) > 5, "no room for the name");
+    }
   });
 
   test("tells the point that is next to a time", () => {
@@ -572,7 +649,7 @@ describe("the source of the page", () => {
 
   test("asks nothing of anybody else", () => {
     assert.deepEqual(PAGE.match(
-      /(src|href)="(?!data:|ecolinky\.json|\${address}")[^"]*"/g), null);
+      /(src|href)="(?!data:|ecolinky\.json|http:..\${address}.")[^"]*"/g), null);
     assert.deepEqual(PAGE.match(/@import|url\(/g), null);
   });
 
@@ -637,7 +714,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     await tab.setViewport({ width, height: 800 });
     await tab.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     await tab.goto(origin, { waitUntil: "load" });
-    await tab.waitForSelector("body[data-ready='1']", { timeout: 5000 });
+    await tab.waitForSelector("#clock:not(:empty)", { timeout: 5000 });
   }
 
   const text = (id) => tab.$eval("#" + id, (node) => node.textContent);
@@ -691,12 +768,12 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     assert.equal(await text("power-1"), `1${THIN}840`);
     assert.equal(await text("share-1"), `27${NBSP}%`);
-    assert.equal(await text("limit-1"), `8${NBSP}A sur 30${NBSP}A (6${NBSP}kVA)`);
+    assert.equal(await text("limit-1"), `8${NBSP}A sur 30${NBSP}A`);
     assert.equal(await text("index-1-HCHC"), `12${THIN}345,686`);
     assert.equal(await text("today-1-HCHP"), "8,22");
     const running = await tab.$$eval("tr.running th", (cells) =>
       cells.map((cell) => cell.textContent));
-    assert.deepEqual(running, ["Heures pleines en cours"]);
+    assert.deepEqual(running, [`Heures pleines en${NBSP}cours`]);
     assert.equal(await tab.title(), `1${THIN}840 VA · ecolinky`);
     answer.inputs[0].fields.PAPP = 2050;
     await becomes("power-1", `2${THIN}050`);
@@ -731,13 +808,14 @@ describe("the page in a browser", { concurrency: false }, () => {
     await has(".card.old");
     assert.equal(await tab.$("#power-1"), null);
     assert.match(await text("state-1"), /^données périmées depuis \d\d:\d\d$/);
-    assert.equal((await text("reason-1")).replace(/\s+/g, " "),
-      "Un autre programme lit l’ESP, qui ne sert qu’un lecteur. Arrêter cet autre"
-      + " programme (nc, second ecolinky, autre domotique).La page de l’ESP8266");
+    const { cause, remedy } = samples.EVICTED.fault;
+    const words = (await text("reason-1")).toLowerCase();
+    assert.ok(words.includes(cause.toLowerCase()), words);
+    assert.ok(words.includes(remedy.toLowerCase()), words);
     const [large, normal] = await tab.evaluate(() => ["#reason-1 b", "body"].map((at) =>
       parseFloat(getComputedStyle(document.querySelector(at)).fontSize)));
     assert.ok(large >= 1.3 * normal, `${large} px`);
-    assert.equal(await tab.$eval("#reason-1 a", (link) => link.href),
+    assert.equal(await tab.$eval(".way a", (link) => link.href),
       "http://192.168.1.50/");
     assert.equal(await text("index-1-BBRHCJB"), `12${THIN}345,686`);
     assert.match(await text("cards"), /Demainrouge/);
@@ -786,7 +864,7 @@ describe("the page in a browser", { concurrency: false }, () => {
     answer = samples.twoInputs();
     await open();
     assert.equal(await tab.title(), `1${THIN}840 · 9${THIN}600 VA · ecolinky`);
-    answer.inputs[1].remarks = ["c’est mieux en 7E1"];
+    answer.inputs[1].remarks = [samples.reason("READ_AS_8N1")];
     await refresh();
     assert.equal(await tab.title(), `⚠ 1${THIN}840 · 9${THIN}600 VA · ecolinky`);
   });
@@ -837,7 +915,8 @@ describe("the page in a browser", { concurrency: false }, () => {
     await open();
     assert.equal(await text("power-1"), "−900");
     assert.equal(await text("index-1-EAIT"), `1${THIN}234,567`);
-    assert.match(await text("places"), /; pour l’injection un second matériel, port/);
+    assert.match(await text("places"),
+      /Pour l’injection un second matériel\u00a0: adresse\s+127/);
   });
 
   test("shows two inputs, each with its own box and relay", async () => {
@@ -847,18 +926,21 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("title-2"), "Compteur 2 …7888");
     const footer = (await text("domoticz")).replace(/\s+/g, " ");
     assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices »/);
-    assert.match(footer, / : adresse 127.0.0.1, port 4000 ; pour le compteur 2 un se/);
-    assert.match(footer, /un second matériel, port 4001\./);
-    assert.match(footer, /TIC vérifiée du compteur 2 : port 8890/);
+    const place = "adresse 127.0.0.1 (si Domoticz est sur cette machine, sinon"
+      + " l’adresse de celle-ci), port ";
+    assert.ok(footer.includes(` : ${place}4000`), footer);
+    assert.ok(footer.includes(`Pour le compteur 2 un second matériel : ${place}4001`));
+    assert.match(await text("cards"), /Lecteur TIC \(port\u00a08890\)/);
     answer.clients.pop();
     await refresh();
     const toDo = (await text("places")).replace(/\s+/g, " ");
-    assert.match(toDo, / : adresse 127.0.0.1 ; pour le compteur 2 un second mat/);
+    assert.match(toDo, / : Pour le compteur 2 un second matériel : adresse 127/);
+    assert.doesNotMatch(toDo, /celle-ci\), port 4000/);
   });
 
   test("says nothing of a relay that there is not", async () => {
     await open();
-    assert.doesNotMatch(await text("domoticz"), /TIC/);
+    assert.doesNotMatch(await text("cards"), /Lecteur TIC/);
   });
 
   test("escapes every text that it is given", async () => {
@@ -875,15 +957,14 @@ describe("the page in a browser", { concurrency: false }, () => {
     const tags = tariff.indexes.map((index) => ({ ...evil(index), tag: index.tag }));
     const wrong = { ...evil(rest), state, mode, fields: evil(fields),
       tariff: { ...evil(tariff), indexes: tags }, today: input.today,
-      history: input.history, remarks: [bad],
+      history: input.history, remarks: [{ station: "linky", cause: bad, remedy: bad }],
       fault: { station: "esp", cause: bad, remedy: bad } };
     answer = { ...samples.answer([wrong]), version: bad,
       clients: [samples.reader({ agent: bad, address: bad })] };
     await open();
     await becomes("cards", "<img");
-    assert.match(await text("version"), /<img src=x.*&amp;/);
     for (const words of [/Demainrouge<img/, /192.168.1.50:8888<img/, /Tarif Tempo<img/,
-      /jour rouge<img/, /Lecteur <img/, /lu par <img/]) {
+      /jour rouge<img/, /Lecteur <img/, /lu par <img/, /ecolinky <img src=x.*&amp;/]) {
       assert.match(await text("cards"), words);
     }
     assert.equal(await tab.$("img:not(#logo)"), null);
@@ -897,7 +978,7 @@ describe("the page in a browser", { concurrency: false }, () => {
       getSelection().selectAllChildren(document.querySelector("#places p"));
     });
     const selected = await tab.evaluate(() => String(getSelection()));
-    assert.match(selected, /127\.0\.0\.1, port.4000/);
+    assert.match(selected, /«\u00a0Eco Devices\u00a0»/);
     answer.inputs[0].fields.PAPP = 3333;
     answer.uptime += 3600;
     await becomes("power-1", `3${THIN}333`);
@@ -1007,24 +1088,24 @@ describe("the page in a browser", { concurrency: false }, () => {
 
   const PROBLEMS = {
     "a program that is unreachable": [
-      (response) => response.destroy(), /ne répond pas.*systemctl restart ecolinky/],
+      (response) => response.destroy(), /ne répond pas.*systemctl restart ecolinky/s],
     "an answer whose JSON is cut": [
-      (response) => response.end('{"version": "1.2'), /est illisible/],
+      (response) => response.end('{"version": "1.2'), /réponse illisible, recharger/],
     "a connection that ends in the middle": [
       (response) => {
         response.writeHead(200, { "Content-Length": "9999" });
         response.write('{"version":');
         setTimeout(() => response.destroy(), 50);
-      }, /est illisible/],
+      }, /réponse illisible, recharger/],
     "an answer without what it should have": [
-      (response) => response.end('{"inputs":[{}]}'), /est illisible/],
+      (response) => response.end('{"inputs":[{}]}'), /réponse illisible, recharger/],
     "an answer without its indexes": [(response) => {
       const broken = samples.answer();
       broken.inputs[0].tariff.indexes = null;
       response.end(samples.documentsOf(broken)["/ecolinky.json"]);
-    }, /est illisible/],
+    }, /réponse illisible, recharger/],
     "an answer without a meter": [
-      (response) => response.end('{"version":"1.2.0"}'), /est illisible/],
+      (response) => response.end('{"version":"1.2.0"}'), /réponse illisible/],
     "a password that is asked for": [
       (response) => response.writeHead(401).end("mot de passe"), /mot de passe/],
     "an error of the server": [
@@ -1039,6 +1120,8 @@ describe("the page in a browser", { concurrency: false }, () => {
       await has("#down:not(:empty)");
       assert.match(await text("down"), sentence);
       assert.doesNotMatch(await text("down"), / [:;?!]|'/);
+      assert.equal(await tab.$eval("#down code", (code) => code.textContent),
+        "sudo systemctl restart ecolinky");
       assert.equal(await text("power-1"), "–");
       assert.match(await text("state-1"), /^données périmées depuis/);
       assert.equal(await text("index-1-HCHC"), `12${THIN}345,686`);
@@ -1059,11 +1142,21 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.equal(await text("down"), "");
   });
 
+  test("asks again though an answer could not be shown at all", async () => {
+    await open();
+    await tab.evaluate(`window.working = paint;
+      paint = () => { throw new Error("no place"); };
+      poll().catch(() => 0)`);
+    answer.inputs[0].fields.PAPP = 2222;
+    await tab.evaluate("paint = window.working");
+    await becomes("power-1", `2${THIN}222`);
+  });
+
   test("gives up a question after five seconds", async () => {
     answer = () => undefined;
     await tab.setViewport({ width: 800, height: 600 });
     await tab.goto(origin);
-    await tab.waitForSelector("body[data-ready='1']", { timeout: 6500 });
+    await tab.waitForSelector("#clock:not(:empty)", { timeout: 6500 });
     assert.match(await text("down"), /ne répond pas/);
   });
 
@@ -1071,7 +1164,8 @@ describe("the page in a browser", { concurrency: false }, () => {
     live: () => samples.answer([samples.input({ relay_port: 8889 })]),
     stale: () => samples.answer([samples.stale()]),
     waiting: () => samples.answer([samples.waiting()]),
-    damaged: () => samples.answer([samples.input({ remarks: ["l’ESP lit en 8N1"],
+    damaged: () => samples.answer([samples.input({
+      remarks: [samples.reason("READ_AS_8N1"), samples.reason("OFTEN_DAMAGED")],
       history: samples.damagedHistory() })]),
     evicted: () => samples.answer([samples.input(samples.EVICTED)]),
     "never read": () => samples.answer(undefined, { clients: [] }),
@@ -1143,11 +1237,17 @@ describe("the page in a browser", { concurrency: false }, () => {
       }
     });
 
-    test(`keeps the time labels apart at ${width} px`, async () => {
+    test(`keeps the time labels apart, and in the card, at ${width} px`, async () => {
+      const hour = Date.parse("2026-01-15T16:00:01+01:00");  // at the right edge
+      await tab.evaluateOnNewDocument(`Date.now = () => ${hour}`);
       await open(width);
       const boxes = await tab.$$eval(".chart .at", (labels) => labels.map((label) =>
         [label.getBoundingClientRect().left, label.getBoundingClientRect().right]));
       assert.equal(boxes.length, 6);
+      const rightMost = await tab.$eval(".card", (card) =>
+        card.getBoundingClientRect().right
+        - parseFloat(getComputedStyle(card).paddingRight));
+      assert.ok(boxes[5][1] <= rightMost + 1, `${boxes[5][1]} of ${rightMost}`);
       boxes.slice(1).forEach(([left], i) => {
         assert.ok(left - boxes[i][1] >= 4, `${left} touches ${boxes[i][1]}`);
       });
@@ -1547,7 +1647,8 @@ describe("the page of the program", { concurrency: false }, () => {
     assert.equal(seen.stations[3], "Domoticz good");
     await read("HomeAssistant/2026.11.0 aiohttp/3.13 Python/3.14", 2);
     assert.deepEqual((await look()).stations.slice(3).sort(),
-      ["Domoticz good", "Home Assistant good"]);
+      ["Domoticz good", "Home Assistant good",
+        `Lecteur TIC (port${NBSP}${ports.relay}) soft`]);
   });
 
   test("does not take a connection to the relay for Domoticz", async () => {
@@ -1559,6 +1660,7 @@ describe("the page of the program", { concurrency: false }, () => {
     nc.destroy();
     assert.match(words, /Lecteur TIC, port \d+, \d+ fois/);
     assert.equal(toDo, true);
-    assert.deepEqual(stations.slice(3), ["Domotique soft"]);
+    assert.deepEqual(stations.slice(3),
+      ["Domotique soft", `Lecteur TIC (port${NBSP}${ports.relay}) soft`]);
   });
 });

@@ -1,5 +1,10 @@
 // Answers as ecolinky gives them at /ecolinky.json, one function a kind of meter.  Each
-// input has its history with it; documentsOf() parts them as the program does.
+// input has its history with it; documentsOf() parts them as the program does.  What is
+// wrong has the words of the program.
+
+import { execFileSync } from "node:child_process";
+
+import { PROGRAM } from "./extract.mjs";
 
 const TAGS = ("ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW"
   + " BBRHPJW BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX"
@@ -34,30 +39,45 @@ export function history(gap = false) {
   return historyOf(powersOfADay(gap), undefined, isCheap);
 }
 
+// The hours of a tariff without cheap hours.
+const PLAIN_DAY = historyOf(powersOfADay());
+
 // A line that loses a fifth of its groups for some hours.
 export function damagedHistory() {
   const lost = (minute) => minute > 900 ? 15 + minute % 10 : 1;
   return historyOf(powersOfADay(), lost, isCheap);
 }
 
-// What stops a reader, as the program tells it.
-export function fault(station, cause, remedy) {
-  const reason = cause + (remedy ? `, ${remedy}` : "");
-  return { reason, fault: { station, cause, remedy } };
+const TELL_REASONS = `
+import json, runpy, sys
+names = runpy.run_path(sys.argv[1])
+reasons = {}
+for name, reason in names.items():
+    if isinstance(reason, names["Reason"]):
+        words = ["%s"] * reason.template.count("%s")
+        reasons[name] = names["describe_reason"](reason.with_words(*words))
+print(json.dumps(reasons))`;
+const REASONS = JSON.parse(execFileSync("python3", ["-B", "-c", TELL_REASONS, PROGRAM],
+  { encoding: "utf8" }));
+
+// A Reason of the program, as it tells it; words: in place of each %s.
+export function reason(name, ...words) {
+  const known = REASONS[name];
+  if (!known) throw new Error("ecolinky.py has no Reason " + name);
+  const cause = words.reduce((text, word) => text.replace("%s", word), known.cause);
+  return { ...known, cause };
 }
 
-export const WELL = fault("", "", "");
-export const EVICTED = fault("esp",
-  "un autre programme lit l’ESP, qui ne sert qu’un lecteur",
-  "arrêter cet autre programme (nc, second ecolinky, autre domotique)");
-export const AWAY = fault("esp",
-  "l’ESP ne répond pas (éteint, hors Wi-Fi ou à une autre adresse)",
-  "vérifier l’ESP, et host dans ecolinky.ini");
-export const SILENT = fault("esp", "plus aucun octet ne vient de l’ESP",
-  "vérifier son alimentation et son Wi-Fi");
-export const NOTHING_LISTENS = fault("esp",
-  "l’ESP répond, mais rien n’écoute sur ce port",
-  "vérifier le Serial Server d’ESPEasy, et port dans ecolinky.ini");
+// What stops a reader, or disturbs it.
+export function fault(station, cause, remedy) {
+  return { fault: { station, cause, remedy } };
+}
+
+export const WELL = { fault: reason("ALL_WELL") };
+export const EVICTED = { fault: reason("EVICTED") };
+export const AWAY = { fault: reason("AWAY") };
+export const SILENT = { fault: reason("SILENT") };
+export const NOTHING_LISTENS = { fault: reason("NOTHING_LISTENS") };
 
 // One phase, off-peak tariff; 1840 VA of 6900, which is 27 %.
 export function input(changes = {}) {
@@ -126,10 +146,11 @@ export function stale(age = 95, known = input(), why = EVICTED, byteAge = age) {
   const { fields, tariff, phases, injection } = known;
   const last = { age, fields, tariff, phases, injection };
   const silent = (minute) => 60 * (1440 - minute) < age;
-  const powers = powersOfADay().map((power, minute) => silent(minute) ? null : power);
+  const minutes = known.history.minutes.map(([power, lost, cheap], minute) =>
+    [silent(minute) ? null : power, lost, cheap]);
   return input({ state: "stale", age, byte_age: byteAge, mode: known.mode,
     fields: null, tariff: null, phases: null,
-    today: null, last, history: historyOf(powers, undefined, isCheap), ...why });
+    today: null, last, history: { ...known.history, minutes }, ...why });
 }
 
 export function waiting() {
@@ -175,7 +196,8 @@ export function threePhase() {
     mode: "standard",
     phases: 3,
     tariff: BASE_TARIFF,
-    today: { since: "14:20", energy: { BASE: 23450 } },
+    history: PLAIN_DAY,
+    today: { since: "09:20", energy: { BASE: 23450 } },
     fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
       ISOUSC: 20, PAPP: 11900,
       IINST1: 11, IINST2: 17, IINST3: 24, IMAX1: 60, IMAX2: 60, IMAX3: 60, ADPS: 24,
@@ -184,8 +206,9 @@ export function threePhase() {
 }
 
 export function injecting(power = 1230) {
+  const sun = (minute) => minute > 1000 ? Math.sin((minute - 1000) / 180) : 0;
   const sunny = powersOfADay().map((each, minute) =>
-    Math.round(each - 2600 * Math.max(0, Math.sin((minute - 850) / 180))));
+    Math.round(each - 2600 * sun(minute)));
   return input({
     mode: "standard",
     tariff: BASE_TARIFF,
@@ -213,6 +236,7 @@ export function standard(power = 1840, changes = {}) {
     mode: "standard",
     labels: { NGTF: "BASE" },
     tariff: BASE_TARIFF,
+    history: PLAIN_DAY,
     today: { since: "", energy: { BASE: 13210 } },
     fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
       ISOUSC: 30,
