@@ -1652,7 +1652,8 @@ INCOMPLETE = Reason(LINKY, "des groupes manquent (%s), %s")
 NEVER_SENT = Reason(
     ESP,
     "aucun ou presque n'est abîmé",
-    "dans ESPEasy mettre RX buffer size à 2048, sinon le compteur ne les envoie pas",
+    "dans ESPEasy mettre RX buffer size à 2048 ; si rien ne change, le compteur ne les"
+    " envoie pas",
 )
 CUT_SHORT = Reason(
     ESP,
