@@ -4204,7 +4204,7 @@ class CheckTests(InputCase, ProgramCase):
             (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
         ):
             # The clock advances as the program looks at it: no machine is too slow.
-            clock = map(float, itertools.count())
+            clock = itertools.count(0.0, 0.1)
             port = self.esp(script).port
             with self.subTest(words), mock.patch("time.monotonic", clock.__next__):
                 code, text = self.check(esp_ini(port))
@@ -4717,7 +4717,7 @@ class MainTests(ProgramCase):
             copy = shutil.copy(PROGRAM, folder)
             written("[teleinfo1]\nhots = x\n", folder, "ecolinky.ini")
             with mock.patch("sys.stderr", io.StringIO()) as out:
-                self.assertEqual(2, self.run_copy(copy))
+                self.assertEqual(2, self.run_copy(copy, "--check"))
         self.assertIn("clé inconnue", out.getvalue())
 
     def run_copy(self, path, *arguments):
