@@ -358,9 +358,7 @@ class GuardTests(MeterCase):
 
     def assertKeeps(self, groups):
         """Fail if a label is known with other data than these groups have."""
-        said = data_by_label(groups)
-        for label, data in self.known().items():
-            self.assertEqual(said[label], data, label)
+        self.assertLessEqual(self.known().items(), data_by_label(groups).items())
 
     # Rule 1.
 
@@ -429,7 +427,7 @@ class GuardTests(MeterCase):
             with self.fed(*[groups] * 3, case=groups[0][1], groups=len(groups)):
                 truth = data_by_label(groups)
                 last = self.known()
-                for _ in range(150):
+                for _ in range(100):
                     groups = grown(groups, rng)
                     truth = data_by_label(groups)
                     stream = [groups]
@@ -460,18 +458,6 @@ class GuardTests(MeterCase):
         for count in range(1, 11):  # 18 kW, all at once after 20 seconds
             self.feed(historic(base="%09d" % (63207 + 10 * count)), step=0.01)
             self.assertServes(BASE=63207 + 10 * max(0, count - 2))
-
-    def test_a_text_changes_once_three_readings_in_a_row_agree(self):
-        for label, data in pairs("ISOUSC 45|IMAX 090|HHPHC Y|MOTDETAT 000001"):
-            with self.subTest(label):
-                shown = data if label in TEXTS else int(data)
-                self.afresh(*[historic()] * 3)
-                new = historic(**{label: data})
-                for count in (1, 2):
-                    self.feed(*[new] * count, historic())
-                    self.assertNotEqual(shown, self.served(label))
-                self.feed(*[new] * 3)
-                self.assertEqual(shown, self.served(label))
 
     def test_readings_more_than_ninety_seconds_apart_do_not_agree(self):
         for gap, shown in ((89.0, 45), (91.0, 30)):
@@ -729,42 +715,6 @@ class GuardTests(MeterCase):
                         self.assertLessEqual(self.served("BASE"), energy)
                 self.assertTrue(least <= served[0] <= most, served[0])
 
-    def test_an_index_does_not_fall_after_a_reconnection(self):
-        for silence in (0.0, 60.0):
-            with self.fed(*[historic()] * 3, silence=silence):
-                self.meter.disconnected()
-                self.now += silence
-                self.feed(*[historic(base="000063107")] * 3)
-                self.assertServesNothing()
-                self.feed(*[historic(base="000063209")] * 3)
-                self.assertServes(BASE=63209)
-
-    def test_a_contract_name_altered_by_damage_changes_nothing(self):
-        tempo, hc = "     TEMPO      ", "H PLEINE/CREUSE "
-        # Bit 6 of a padding space flips: the checksum does not see it.
-        for clean, false in (
-            (standard(NGTF=tempo), standard(NGTF="     TEMPO`     ")),
-            (standard(NGTF=hc), standard(NGTF="H PLEINE/CREUSE`")),
-            (historic(OPTARIF="BASE"), historic(OPTARIF="HC..")),
-        ):
-            with self.subTest(next(each for each in false if each not in clean)):
-                self.afresh(*[clean] * 3)
-                before = self.meter.fields(self.now)
-                for count in (1, 2, 3, 50):
-                    self.feed(*[false] * count)
-                    self.assertIn(self.meter.fields(self.now), (before, None))
-                    self.feed(clean)
-                    self.assertEqual(before, self.meter.fields(self.now))
-
-    def test_a_damaged_tariff_or_period_changes_nothing(self):
-        for label, right in (("OPTARIF", "BASE"), ("PTEC", "TH..")):
-            for wrong in ("XXXX", "BASD", "HX..", "    ", "BB..", "EJPX"):
-                with self.fed(*[historic()] * 3, label=label, wrong=wrong):
-                    self.feed(*[historic(**{label: wrong})] * 10)
-                    self.assertServes(**{label: right, "BASE": 63207})
-                    self.feed(*[historic()] * 2)
-                    self.assertServes(**{label: right, "BASE": 63207})
-
     def test_a_new_contracts_period_is_never_served_with_the_old_contract(self):
         hc = changed(HC, ADCO="027811420827")
         for before, after in ((historic(), hc), (hc, historic())):
@@ -876,7 +826,7 @@ class GuardTests(MeterCase):
             with self.subTest(pulses=pulses):
                 served, sent = [], []
                 self.afresh(*[historic(papp="00790")] * 3)
-                for _ in range(200):
+                for _ in range(120):
                     drawing = ["%05d" % (1150 + 10 * rng.randrange(10))] * pulses[0]
                     for power in drawing + ["00000"] * pulses[1]:
                         self.feed(historic(papp=power, IINST="005"))
@@ -964,14 +914,6 @@ class RebuildTests(unittest.TestCase):
             for labels in self.relayed_labels([half, *lossy, *[data] * 4]):
                 self.assertEqual("ADCO", labels[0])
 
-    def test_a_returning_label_keeps_the_meters_order(self):
-        groups = historic()
-        groups.insert(6, ("ADPS", "031"))
-        lossy = without("HHPHC", encoded(groups))
-        stream = [encoded(historic())] * 3 + [lossy] * 2 + [encoded(groups)]
-        in_order = [each[0] for each in groups]
-        self.assertEqual([in_order] * 3, self.relayed_labels(stream)[-3:])
-
     def test_a_relayed_index_is_the_trusted_one_of_two_frames_earlier(self):
         stream = [encoded(historic(base="%09d" % (63207 + n))) for n in range(6)]
         sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
@@ -1050,11 +992,6 @@ class RebuildTests(unittest.TestCase):
                     sent += relayed_by(meter.feed(chunk, now))
                 self.assertEqual([data] * count, [*frames_in(sent)], silence)
 
-    def test_an_alert_in_a_damaged_first_frame_does_not_delay_the_relay(self):
-        alert = without("IMAX", encoded(historic(ADPS="033")))
-        stream = [alert] + [encoded(historic())] * 6
-        self.assertEqual(4, len(relayed_frames(relay_of(stream))))
-
     def test_no_frame_is_relayed_without_the_injected_energy_that_comes(self):
         for label, is_relayed in (("ERQ1", False), ("ERQ2", True), ("IRMS1", True)):
             with self.subTest(label):
@@ -1114,12 +1051,6 @@ class RebuildTests(unittest.TestCase):
         self.assertEqual(b"", relay_of([lossy] * 60))
         self.assertEqual(data * 16, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
 
-    def test_half_frames_never_make_the_relay_begin(self):
-        labels = [each[0] for each in standard()]
-        lossy = without("PCOUP", encoded(standard()))
-        halves = split_at(labels.index("SINSTS"), lossy)
-        self.assertEqual(b"", relay_of([halves] * 10))
-
     def test_a_stream_without_marks_is_relayed(self):
         data = encoded(historic()).strip(b"\x02\x03")
         found = frames_in(relay_of([data] * 6))
@@ -1142,14 +1073,6 @@ class RebuildTests(unittest.TestCase):
             with self.subTest(gap=gap):
                 stream = ([always] + [lossy] * gap) * 10
                 self.assertEqual(count, len([*frames_in(relay_of(stream))]))
-
-    def test_a_label_read_late_is_awaited_for_a_minute(self):
-        always = without("SMAXSN", encoded(SUN))
-        lossy = without("PREF", always)
-        labels = [each[0] for each in SUN if each[0] != "SMAXSN"]
-        stream = [lossy] * 28 + [always] + [lossy] * 4 + [always] * 3
-        found = self.relayed_labels(stream)
-        self.assertEqual([labels] * len(found), found)
 
 
 ######## Translate #####################################################################
@@ -1435,7 +1358,7 @@ class TranslateTests(MeterCase):
 
     def test_each_counter_grows_exactly_by_the_energy_counted(self):
         rng = random.Random(366)
-        for name, option, _ in list(self.contracts(rng))[:24]:
+        for name, option, _ in list(self.contracts(rng))[:22]:
             for seconds in (2, 1800, 86400):
                 with self.subTest(name, seconds=seconds):
                     self.live_through(name, option, seconds, rng)
@@ -1444,7 +1367,7 @@ class TranslateTests(MeterCase):
         """Feed a meter for some steps; the running index changes at each."""
         meter, now, last = ecolinky.Meter(), 100.0, None
         indexes = [index % 1000000 for index in self.INDEXES]
-        for _ in range(18):
+        for _ in range(15):
             running = rng.randrange(10)
             stge = rng.randrange(64) << 24 | running << 10
             ltarf = rng.choice(self.WORDS)
@@ -1646,7 +1569,7 @@ class MeterTests(MeterCase):
             ([still, drew, drew, drew], without("PAPP", drew), None),
         ):
             with self.fed(*good, power=power, bad=bad[:20]):
-                for _ in range(300):
+                for _ in range(160):
                     self.feed(bad)
                     self.assertIn(self.served("PAPP"), (None, 0, 690))
                 self.assertEqual(power, self.served("PAPP"))
@@ -1700,7 +1623,7 @@ class MeterTests(MeterCase):
         for damage in (False, True):
             with self.fed(*[frame(THREE_PHASES)] * 3, damage=damage):
                 energy = 63207.0
-                for cycle in range(60):
+                for cycle in range(32):
                     for _ in range(20):
                         self.feed(short, step=0.65)
                         self.assertServes(ADPS=24, IINST1=24, PAPP=18400)
@@ -3297,7 +3220,7 @@ class RelayTests(EspCase):
         relay.send([HC_FRAME], 1.0)
         for client in clients[:16]:
             self.assertEqual(HC_FRAME + b"\x02\n", client.recv(65536))
-        clients[16].settimeout(0.05)
+        clients[16].settimeout(0.02)
         with self.assertRaises(socket.timeout):
             clients[16].recv(1)
         clients[0].close()
@@ -3344,7 +3267,7 @@ class RelayTests(EspCase):
 
     def test_a_reader_that_reconnects_at_once_finds_no_connection_in_an_outage(self):
         esp = self.esp(frames(HC_FRAME, 0.02))
-        self.read(esp.port, relay=self.relay(0.3, time.monotonic()), timeout=0.3)
+        self.read(esp.port, relay=self.relay(0.2, time.monotonic()), timeout=0.2)
         wait_for(lambda: self.client().recv(1) == b"\x02")
         esp.close()
         wait_for(self.is_refused)
@@ -3470,7 +3393,7 @@ class ReaderTests(EspCase):
         self.read(esp.port)
         wait_for(lambda: esp.connections > 3)
         before = len(os.listdir("/proc/self/fd"))
-        wait_for(lambda: esp.connections > 24)
+        wait_for(lambda: esp.connections > 16)
         self.assertLess(len(os.listdir("/proc/self/fd")), before + 8)
 
     def test_bytes_without_a_frame_are_published_once_a_tick(self):
@@ -4114,7 +4037,7 @@ class CheckTests(InputCase, ProgramCase):
         self.assertNotIn("\r", out.getvalue())
 
     def test_check_shows_arriving_groups_on_a_terminal(self):
-        settings = self.settings(esp_ini(self.esp(frames(HC_FRAME, every=0.06)).port))
+        settings = self.settings(esp_ini(self.esp(frames(HC_FRAME, every=0.02)).port))
         size = os.terminal_size((50, 24))
         with mock.patch("sys.stdout", io.StringIO()) as out:
             with mock.patch("shutil.get_terminal_size", return_value=size):
@@ -4145,7 +4068,7 @@ class CheckTests(InputCase, ProgramCase):
             (once(HC_FRAME[:60]), "un autre programme lit cet ESP"),
         ):
             # The clock advances as the program looks at it: no machine is too slow.
-            clock = itertools.count(0.0, 0.1)
+            clock = itertools.count(0.0, 0.3)
             port = self.esp(script).port
             with self.subTest(words), mock.patch("time.monotonic", clock.__next__):
                 code, text = self.check(esp_ini(port))
@@ -5311,6 +5234,7 @@ def misread(group, rng):
             return (label, wrong, *stamp)
 
 
+@functools.lru_cache(maxsize=None)
 def is_index(label):
     """Return whether the label is that of an index."""
     return bool(re.match("BASE|HCH|EJP|BBR|EA|ERQ", label))
@@ -5695,7 +5619,7 @@ def once(*chunks, reset=False, silent=False):
 class QuickReader(ecolinky.Reader):
     """A reader with shortened times."""
 
-    SILENCE, TICK, PAUSE = 0.15, 0.05, 0.01
+    SILENCE, TICK, PAUSE = 0.1, 0.05, 0.01
 
 
 ######## What a relay sends ############################################################
