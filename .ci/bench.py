@@ -449,7 +449,7 @@ def running(*arguments):
     """Run the real program, ended afterwards."""
     program = Program(*arguments)
     try:
-        wait_for(program.answers, 20)
+        wait_for(program.answers)
         yield program
     finally:
         program.end()
@@ -472,7 +472,7 @@ def bench_http():
     """Compare requests a second with a bare http.server, and memory after the first."""
     paths = ["/status.xml", T1]
     with bare_server() as (bare, other), running("", "--demo", "standard") as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
+        wait_for(DomoticzClient(program.port).poll)
         print(
             "memory after the first polls %8.1f MiB, bare http.server %.1f"
             % (resident(program.process), resident(other))
@@ -593,7 +593,7 @@ def bench_cpu(seconds=120):
     """Print the processor time that a meter polled each two seconds takes."""
     esp = FakeEsp(at_line_rate(House("standard", random.Random(1))))
     with running(esp_ini(esp.port)) as program:
-        wait_for(DomoticzClient(program.port).poll, 20)
+        wait_for(DomoticzClient(program.port).poll)
 
         def used():
             with open("/proc/%d/stat" % program.process.pid) as file:
@@ -777,7 +777,7 @@ def bench_soak(minutes, every=60):
     with running(ini.replace("timeout = 5", "timeout = 30")) as program:
         ports = (program.port, program.second)
         for port in ports:
-            wait_for(DomoticzClient(port).poll, 30)
+            wait_for(DomoticzClient(port).poll)
         threads = []
         for name, record in (
             ("Domoticz", recording_domoticz),

@@ -80,7 +80,7 @@ class PageTests(ProgramCase):
 
     def test_a_browser_shows_the_served_values(self):
         program = self.start("[teleinfo2]\ninjection = yes\n", "--demo", "tempo")
-        wait_for(DomoticzClient(program.port).poll, 20)
+        wait_for(DomoticzClient(program.port).poll)
         dom = self.dom(program.port)
         for words in (
             'data-ready="1"',
@@ -98,8 +98,8 @@ class PageTests(ProgramCase):
 
     def test_a_browser_shows_why_nothing_is_live(self):
         program = self.start(esp_ini(free_port()))
-        wait_for(program.answers, 10)
-        wait_for(lambda: "transmise" in program.output(), 10)
+        wait_for(program.answers)
+        wait_for(lambda: "transmise" in program.output())
         dom = self.dom(program.port)
         self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
         self.assertTrue("en attente du compteur" in dom)
