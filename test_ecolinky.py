@@ -557,7 +557,7 @@ class GuardTests(MeterCase):
             losses = list(joined_losses(groups))
             for label in filter(is_index, data_by_label(groups)):
                 of_label = [each for name, each in losses if name == label]
-                for lossy in rng.sample(of_label, min(len(of_label), 3)):
+                for lossy in rng.sample(of_label, min(len(of_label), 2)):
                     with self.fed(*[groups] * 3, case=groups[0][1], lossy=lossy):
                         for data in [lossy] * 4 + [groups]:
                             self.feed(data)
@@ -4629,7 +4629,7 @@ class MainTests(ProgramCase):
             wait_for(lambda: ask(port, "/status.xml").status == 200)
             long_path = "/" + "x" * 15000
             # More than the 64 KiB of a pipe, in long lines and then in short ones.
-            for path in [long_path] * 100 + ["/status.xml"] * 200:
+            for path in [long_path] * 80 + ["/status.xml"] * 100:
                 self.assertIn(ask(port, path).status, (200, 404))
             process.terminate()
             self.assertEqual(0, process.wait(LONG))
@@ -5255,7 +5255,8 @@ def joined_losses(groups):
 
     The index has the first digits of its own and the last ones of a later group; the
     groups in between are gone.  Its checksum is right, by chance.  Not here: what no
-    one can see, that the notice PEJP alone is swallowed.
+    one can see, that the notice PEJP alone is swallowed, and 1 Wh in the last EASF,
+    which the sum allows.
     """
     for first, (label, data, *_) in enumerate(groups):
         if not is_index(label):
@@ -5265,6 +5266,7 @@ def joined_losses(groups):
                 tail = groups[last][1][kept - 9 :]
                 joined = data[:kept] + tail
                 is_seen = last > first + 1 or groups[last][0] != "PEJP"
+                is_seen = is_seen and (label, joined) != ("EASF10", "000000001")
                 if is_seen and re.fullmatch("[0-9]{9}", joined) and joined != data:
                     yield label, [*groups[:first], (label, joined), *groups[last + 1 :]]
 
