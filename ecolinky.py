@@ -132,7 +132,7 @@ class Kind(NamedTuple):
     name: str
     keep: float  # seconds for which a reading is served
     is_at_once: bool = False  # a reading is trusted at once
-    is_lasting: bool = False  # a reading must follow the trusted one
+    is_lasting: bool = False  # a reading must be able to follow the trusted one
 
 
 KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300
@@ -248,6 +248,21 @@ def labels_of(*kinds: Kind) -> tuple[str, ...]:
     return tuple(name for name, label in KNOWN_LABELS.items() if label.kind in kinds)
 
 
+# Registers: indexes that belong together, and the label that each meter sends behind
+# them.
+EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
+TOTAL = ("EAST", *EASF)  # EAST is the sum of the EASF
+REGISTERS = {
+    ("BASE",): "PTEC",
+    ("HCHC", "HCHP"): "PTEC",
+    ("EJPHN", "EJPHPM"): "PTEC",
+    tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"): "PTEC",
+    TOTAL: "EASD01",
+    ("EASD01", "EASD02", "EASD03", "EASD04"): "IRMS1",
+    ("EAIT",): "ERQ1",
+    ("ERQ1", "ERQ2", "ERQ3", "ERQ4"): "IRMS1",
+}
+REGISTER_OF = {label: register for register in REGISTERS for label in register}
 IDENTITIES = labels_of(IDENTITY)
 CURRENTS = frozenset(labels_of(CURRENT))
 OVERLOADS = labels_of(OVERLOAD)
@@ -532,24 +547,24 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    So a register is read only from a frame with all its labels, and with the label
 #    behind them, see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  A
 #    loss may leave no trace: PEJP, which comes and goes, can be joined to EJPHPM.
-#    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST within 1 Wh,
-#    because an index may advance while the frame is sent.  If a frame has EAST, and at
-#    least as many damaged groups as it lacks EASF, these were damaged, not lost: take
-#    each from the last frame that had it.  An old EASF gets no slack: then the sum must
-#    be exact, unless nothing has changed (the trusted sum may itself be 1 Wh off).
+#    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST.  So a
+#    missing EASF is replaced by the last that came, if the frame has EAST, and at least
+#    as many damaged groups as it lacks EASF: they were damaged, not lost in the buffer.
+#    Nothing else is proved by an inexact sum, except that it may be 1 Wh off if all EASF
+#    and EASD01 are in the frame: an index may advance while the frame is sent.
 # 3. Dispute      Series.take(), Series.is_disputed
-#    Identity, contract and registers last: readings that agree with each other must
-#    also agree with the trusted one, however old this is.  Three in a row that do not
-#    begin a dispute, and neither side is served.  It ends when readings agree with the
-#    trusted one again, or when the others have agreed for two more minutes: meter,
-#    contract or index was replaced.  While no identity is trusted, or it is disputed,
-#    nothing is served.  A new identity begins with nothing known.
+#    For identity, contract and registers, one more thing is asked: readings must also
+#    be able to follow the trusted one, however old this is.  If three in a row cannot, a
+#    dispute begins, and neither side is served.  One reading that can follow ends it.
+#    So do two more minutes in which the other side agrees with itself: then the meter,
+#    its contract or an index was replaced.  While no identity is trusted, or it is
+#    disputed, nothing is served.  A new identity begins with nothing known.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
 #    identity was read in the last 20 s, and no other since.  Until an identity is
 #    trusted, each that differs from the one before it begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
-#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
+#    Currents, voltages, the powers of single phases, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
 #    which are brief, and a power of 0 or near 230 V times all currents of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
@@ -564,19 +579,6 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
-EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
-TOTAL = ("EAST", *EASF)
-REGISTERS = {  # the label behind each (rule 2)
-    ("BASE",): "PTEC",
-    ("HCHC", "HCHP"): "PTEC",
-    ("EJPHN", "EJPHPM"): "PTEC",
-    tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"): "PTEC",
-    TOTAL: "",  # the sum is the proof
-    ("EASD01", "EASD02", "EASD03", "EASD04"): "IRMS1",
-    ("EAIT",): "ERQ1",
-    ("ERQ1", "ERQ2", "ERQ3", "ERQ4"): "IRMS1",
-}
-REGISTER_OF = {label: register for register in REGISTERS for label in register}
 ALONE = KNOWN_LABELS.keys() - REGISTER_OF.keys() - set(IDENTITIES)
 
 
@@ -594,14 +596,16 @@ def balanced_reading(frame: Frame, latest: Groups, trusted: Any) -> Groups | Non
 
     latest: the last group of each label, with those of this frame.
     """
-    lost = len(set(EASF).difference(frame.groups))
+    replaced = len(set(EASF).difference(frame.groups))
     reading = {label: latest[label] for label in TOTAL if label in latest}
-    if lost > frame.damaged or len(reading) < len(TOTAL):
+    if replaced > frame.damaged or len(reading) < len(TOTAL):
         return None
-    slack = 0 if lost else 1  # Wh
+    is_whole = replaced == 0 and REGISTERS[TOTAL] in frame.groups
     total = sum([int(reading[label].data) for label in EASF])
-    is_balanced = abs(int(reading["EAST"].data) - total) <= slack
-    return reading if is_balanced or reading == trusted else None
+    error = abs(int(reading["EAST"].data) - total)  # Wh
+    is_proved = error == 0 or (error == 1 and is_whole)
+    # The trusted reading may itself be 1 Wh off.
+    return reading if is_proved or reading == trusted else None
 
 
 class Series:
@@ -616,8 +620,9 @@ class Series:
         self.read_time = -math.inf  # when the trusted reading last came
         # The last readings that agree, with their times; none while it stands still.
         self.row: list[tuple[Any, float]] = []
-        self._agreed_since = -math.inf  # since when the row agrees, in this dispute
+        self._row_began = -math.inf
         self._against = 0  # readings in a row that cannot follow the trusted one
+        self._dispute_began = -math.inf
         self.is_disputed = False  # the trusted reading is not served (rule 3)
 
     def trust(self, reading: Any, now: float) -> None:
@@ -629,35 +634,44 @@ class Series:
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
         self._add_to_row(reading, now)
-        # If the first of the row follows the trusted one, so do the others.
+        # The row is judged by its first reading.  The last may follow the trusted one
+        # though the first does not: more time has passed, or the first was too low.
         row_follows = self._can_follow_trusted(*self.row[0])
         can_follow = row_follows or self._can_follow_trusted(reading, now)
-        self._against = 0 if can_follow else self._against + 1
-        if self._against == IN_A_ROW:
-            self._agreed_since = now  # the two minutes begin with the dispute
+        self._count_against(can_follow, now)
         if len(self.row) == IN_A_ROW:
-            is_over = self.is_disputed and now - self._agreed_since >= DISPUTE_LASTS
-            if row_follows or is_over:
+            if row_follows or self._is_dispute_over(now):
                 self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
-                self._against = 0
-            del self.row[0]
-        self.is_disputed = self._against >= IN_A_ROW
+                self._count_against(True, now)
+            del self.row[0]  # the next reading makes three again
         if reading == self.trusted:
             self.read_time = now
             if reading == self.row[0][0]:
-                self.row.clear()  # the label stands still
+                self.row.clear()  # it stands still
         return can_follow
 
     def _add_to_row(self, reading: Any, now: float) -> None:
-        """Add a reading to the row; if it does not agree with the last, begin anew."""
+        """Add a reading to the row; begin another row if it does not agree."""
         if self.row:
             last, time = self.row[-1]
             is_late = now - time > AGREE_WITHIN
             if is_late or not self._follows(reading, last, now - time):
                 self.row.clear()
         if not self.row:
-            self._agreed_since = now
+            self._row_began = now
         self.row.append((reading, now))
+
+    def _count_against(self, can_follow: bool, now: float) -> None:
+        """Count readings that cannot follow the trusted one; three begin a dispute."""
+        self._against = 0 if can_follow else self._against + 1
+        if self._against == IN_A_ROW:
+            self._dispute_began = now
+        self.is_disputed = self._against >= IN_A_ROW
+
+    def _is_dispute_over(self, now: float) -> bool:
+        """Return whether the row has lasted for two minutes of a dispute."""
+        began = max(self._row_began, self._dispute_began)
+        return self.is_disputed and now - began >= DISPUTE_LASTS
 
     def _can_follow_trusted(self, reading: Any, time: float) -> bool:
         if self.trusted is None or not self.is_lasting:
@@ -666,7 +680,8 @@ class Series:
 
     def _follows(self, new: Any, old: Any, _seconds: float) -> bool:
         """Return whether the meter can have sent `new` so many seconds after `old`."""
-        # Not the raw bytes: their timestamp may change.
+        # Not the raw bytes: their timestamp may change.  The label of an identity tells
+        # the mode.
         return bool(new.label == old.label and new.data == old.data)
 
 
@@ -695,7 +710,8 @@ class RegisterSeries(Series):
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
     # A current in whole amperes is up to an ampere too low, in each phase.  The mains
-    # may have 250 V, so a twelfth of the power is not in 230 V times the current.
+    # may have 250 V, so a twelfth of the power is not in 230 V times the current.  Two
+    # powers in a row may differ as much: one appliance more.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
@@ -756,7 +772,7 @@ class Guard:
         self._note_frame(groups, now)
         for label, group in groups.items():
             series = self.series.get(label)
-            # The fast way, for a label that stands still, so is not disputed:
+            # The fast way, for a label that stands still: no row, so no dispute.
             # decode_group()'s cache returns the same object.
             if series is not None and series.trusted is group and not series.row:
                 series.read_time = now
@@ -780,7 +796,7 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # A row: another identity came last.
+            # Once an identity is trusted, a row is of another, which came last.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         identity.take(group, now)
         owner = identity.trusted or group
@@ -866,7 +882,7 @@ class Rebuilder:
         return [known[label] for label in order if label in known]
 
     def _is_short(self, labels: set[str]) -> bool:
-        # Without an alert, a full frame of which only these are intact.
+        # Without an alert, it is a full frame of which only these are intact.
         has_alert = not labels.isdisjoint(OVERLOADS)
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
