@@ -544,18 +544,19 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    of a later group, and the groups in between are gone.
 #        sent         HCHC 014945678 2    HCHP 001089012 (    PTEC HC.. S
 #        received     HCHC 0149                    89012 (    PTEC HC.. S
-#    So a register is read only from a frame with all its labels, and with the label
-#    behind them, see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  A
-#    loss may leave no trace: PEJP, which comes and goes, can be joined to EJPHPM.
-#    EAST and EASF01 to EASF10 have a better proof: the EASF add up to EAST.  So a
-#    missing EASF is replaced by the last that came, if the frame has EAST, and at least
-#    as many damaged groups as it lacks EASF: they were damaged, not lost in the buffer.
-#    Nothing else is proved by an inexact sum, except that it may be 1 Wh off if all EASF
-#    and EASD01 are in the frame: an index may advance while the frame is sent.
+#    A register is read if one of these proves that nothing has vanished:
+#    a. The frame has all its labels, and the label behind them, see REGISTERS; behind
+#       EASD04 this is EAIT if the frame has SINSTI.  One loss is not seen: PEJP, which
+#       comes and goes, can be joined to EJPHPM.
+#    b. EAST and the ten EASF: they add up, or within 1 Wh if a. is true as well: an
+#       index may advance while the frame is sent.
+#    c. EAST, but not all EASF: the frame has at least as many damaged groups, so they
+#       were damaged, not lost.  Each EASF is taken from the last frame that had it, and
+#       they add up exactly, or the reading equals the trusted one.
 # 3. Dispute      Series.take(), Series.is_disputed
 #    For identity, contract and registers, one more thing is asked: readings must also
-#    be able to follow the trusted one, however old this is.  If three in a row cannot, a
-#    dispute begins, and neither side is served.  One reading that can follow ends it.
+#    be able to follow the trusted one, however old it is.  When three in a row cannot,
+#    a dispute begins, and neither side is served.  A reading that can follow ends it.
 #    So do two more minutes in which the other side agrees with itself: then the meter,
 #    its contract or an index was replaced.  While no identity is trusted, or it is
 #    disputed, nothing is served.  A new identity begins with nothing known.
@@ -596,16 +597,14 @@ def balanced_reading(frame: Frame, latest: Groups, trusted: Any) -> Groups | Non
 
     latest: the last group of each label, with those of this frame.
     """
-    replaced = len(set(EASF).difference(frame.groups))
+    missing = len(set(EASF).difference(frame.groups))
     reading = {label: latest[label] for label in TOTAL if label in latest}
-    if replaced > frame.damaged or len(reading) < len(TOTAL):
+    if missing > frame.damaged or len(reading) < len(TOTAL):
         return None
-    is_whole = replaced == 0 and REGISTERS[TOTAL] in frame.groups
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)  # Wh
-    is_proved = error == 0 or (error == 1 and is_whole)
-    # The trusted reading may itself be 1 Wh off.
-    return reading if is_proved or reading == trusted else None
+    most = 0 if reading_in(frame.groups, TOTAL) is None else 1
+    return reading if error <= most or reading == trusted else None
 
 
 class Series:
@@ -634,8 +633,8 @@ class Series:
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
         self._add_to_row(reading, now)
-        # The row is judged by its first reading.  The last may follow the trusted one
-        # though the first does not: more time has passed, or the first was too low.
+        # A row of three is judged by its first reading, which becomes the trusted one.
+        # The last may follow the trusted one though the first, too low, does not.
         row_follows = self._can_follow_trusted(*self.row[0])
         can_follow = row_follows or self._can_follow_trusted(reading, now)
         self._count_against(can_follow, now)
@@ -643,7 +642,7 @@ class Series:
             if row_follows or self._is_dispute_over(now):
                 self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
                 self._count_against(True, now)
-            del self.row[0]  # the next reading makes three again
+            del self.row[0]  # so the next reading makes three again
         if reading == self.trusted:
             self.read_time = now
             if reading == self.row[0][0]:
@@ -680,8 +679,7 @@ class Series:
 
     def _follows(self, new: Any, old: Any, _seconds: float) -> bool:
         """Return whether the meter can have sent `new` so many seconds after `old`."""
-        # Not the raw bytes: their timestamp may change.  The label of an identity tells
-        # the mode.
+        # Not the raw bytes: their timestamp may change.
         return bool(new.label == old.label and new.data == old.data)
 
 
@@ -711,7 +709,7 @@ def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
     # A current in whole amperes is up to an ampere too low, in each phase.  The mains
     # may have 250 V, so a twelfth of the power is not in 230 V times the current.  Two
-    # powers in a row may differ as much: one appliance more.
+    # powers in a row may differ as much.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
@@ -799,6 +797,7 @@ class Guard:
             # Once an identity is trusted, a row is of another, which came last.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         identity.take(group, now)
+        # Until an identity is trusted, each is the owner.
         owner = identity.trusted or group
         if owner != self._owner:
             self._begin_meter(owner)
@@ -851,8 +850,8 @@ class Rebuilder:
     Domoticz stores 0 for an index that its first frame lacks.
     """
 
-    # An undamaged frame shows all the meter's labels.  If none comes in this time, the
-    # labels that have come are taken for all.
+    # An undamaged frame shows all the meter's labels.  Without such a frame, the labels
+    # that have come in this time are taken for all.
     ALL_COME_WITHIN = 60  # seconds
     AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
     # The indexes that readers store: not those of the grid operator, nor the reactive.
@@ -882,7 +881,7 @@ class Rebuilder:
         return [known[label] for label in order if label in known]
 
     def _is_short(self, labels: set[str]) -> bool:
-        # Without an alert, it is a full frame of which only these are intact.
+        # A damaged full frame can have these left; a short frame has an alert, too.
         has_alert = not labels.isdisjoint(OVERLOADS)
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
@@ -897,14 +896,14 @@ class Rebuilder:
         return any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, labels: list[str], is_undamaged: bool) -> None:
-        """Learn the labels of a frame; a frame that lacks none gives the order."""
+        """Learn the labels of a frame; if it has as many as are known, their order."""
         lasting = set(labels).difference(ALERTS)
         is_full = len(lasting) >= len(set(self._order).difference(ALERTS))
         if is_full:
             self._order = merged(labels, self._order)
         else:
             self._order = merged(self._order, labels)
-        # A frame that lacks its identity lacks its beginning.
+        # A frame without its identity has lost groups, though none is damaged.
         if is_full and is_undamaged and not lasting.isdisjoint(IDENTITIES):
             self._all_have_come = True
 
@@ -2074,7 +2073,7 @@ class Minute(NamedTuple):
     """A complete minute."""
 
     power: int | None  # mean VA, below 0 if the house injected; None: not known
-    is_cheap: bool  # its last power was measured in cheap hours
+    is_cheap: bool  # its last power was measured in cheap hours; no power: False
     lost: int  # percent of its groups
     counts: Counts  # of the decoder, at the end of the minute
 
@@ -2136,6 +2135,7 @@ class History:
             lost = self._counts.since(self._counts_before).lost_percent()
             self._minutes.append(Minute(mean, self._is_cheap, lost, self._counts))
             self._powers = []
+            self._is_cheap = False
             self._counts_before = self._counts
             self._running += 1
 
@@ -2253,6 +2253,11 @@ class Snapshot(NamedTuple):
         return self.view._replace(labels={}, fields=None, missing=[], injection=None)
 
 
+# Faults that are logged even while values are served: two programs that evict each
+# other go on for ever, and a bug should be told.
+URGENT = (EVICTED.template, BUG.template)
+
+
 class Input:
     """All that is known of one input, and the lines to log about it.
 
@@ -2275,7 +2280,7 @@ class Input:
         now: float,
     ) -> None:
         self.patience = patience  # seconds until missing values are a fault
-        # A remark comes after so many frames: before, a label may just be late.
+        # Before, a label may just be late.  A frame takes two seconds at most.
         self._frames_until_remark = patience / 2
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
@@ -2300,7 +2305,7 @@ class Input:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
         self._all_known_at = now
-        self.reason = NOT_YET_CONNECTED  # shown when the first byte comes
+        self.reason = NOT_YET_CONNECTED  # published with the first byte
 
     def feed(self, data: bytes, now: float, wall: float) -> list[View]:
         """Take bytes; return the views of the frames that end in them.
@@ -2310,19 +2315,15 @@ class Input:
         """
         self.link.last_byte = now
         views = self.meter.feed(data, now)
-        if self._take_counts(now):
-            self.link.restart_wait(now)
-            self._take_views(views, now, wall)
-        else:
+        if not self._take_frames(views, now, wall):
             self.link.note_bytes(data)
-            if self.link.claim_report(self.patience, now):
+            if self.link.claim_report(min(self.patience, self.meter.timeout), now):
                 self._report(diagnose(self.link.sample), now)
         return views
 
-    def failed(self, error: Exception, now: float) -> None:
+    def failed(self, error: Exception, now: float, wall: float) -> None:
         """Note that the connection ended, or could not be opened."""
-        self.meter.disconnected()
-        self._take_counts(now)
+        self._take_frames(self.meter.disconnected(), now, wall)
         self._set_view(self.meter.view(now), now)
         reason = reason_of(error)
         self.link.end(reason, now)
@@ -2333,31 +2334,38 @@ class Input:
         else:
             self._report(reason, now)
 
-    def _take_counts(self, now: float) -> bool:
-        """Take what the meter has counted; return whether a frame has ended."""
+    def _take_frames(self, views: list[View], now: float, wall: float) -> bool:
+        """Take what the meter has counted, and its views; return whether frames ended.
+
+        Frames of another meter, or without an intact identity, give no view.
+        """
         before = self._counts
         self._counts = self.meter.counts()
         self.history.note_counts(self._counts, now)
-        return self._counts.frames > before.frames
+        if self._counts.frames == before.frames:
+            return False
+        self.link.restart_wait(now)
+        self._take_view(views[-1] if views else None, now, wall)
+        return True
 
     def _has_had_tic(self) -> bool:
         """Return whether a group has come, or the beginning of a first group."""
         is_begun = LABEL_IN_STREAM.search(self.link.sample)
         return self._counts.groups > 0 or is_begun is not None
 
-    def _take_views(self, views: list[View], now: float, wall: float) -> None:
-        """Take the values after new frames, or the reason why there are none."""
-        # Frames of another meter, or without an intact identity, give no view.
-        view = views[-1] if views else self.meter.view(now)
-        self._set_view(view, now)
-        if self.reason == DISPUTED and not view.is_disputed:
+    def _take_view(self, view: View | None, now: float, wall: float) -> None:
+        """Take the view of a frame; None: the frame is not of this meter."""
+        was_disputed = self.view.is_disputed
+        self._set_view(view or self.meter.view(now), now)
+        if was_disputed and not self.view.is_disputed:
             self._all_known_at = now  # decided: what is missing is awaited anew
-        if views and view.fields is not None:
+        if view is not None and view.fields is not None:
             self._take_fields(view, view.fields, now, wall)
         elif now - self._all_known_at > self.patience:
             self._report(self._why_incomplete(now), now)
-        elif view.fields is None:
-            self.reason = DISPUTED if view.is_disputed else TO_BE_CONFIRMED
+        elif self.view.fields is None:
+            self.reason = DISPUTED if self.view.is_disputed else TO_BE_CONFIRMED
+        # Otherwise the last values are still fresh: nothing changes.
 
     def _take_fields(self, view: View, fields: Fields, now: float, wall: float) -> None:
         """Take the fields of a view that serves values."""
@@ -2401,8 +2409,7 @@ class Input:
         """Note a fault; log it if no values are served any more, or if it is urgent."""
         self.reason = reason
         is_serving = self._is_serving(now)
-        # Two programs that evict each other go on for ever.
-        if not is_serving or reason == EVICTED:
+        if not is_serving or reason.template in URGENT:
             self.journal.fault(reason, now, is_serving)
 
     def _is_serving(self, now: float) -> bool:
@@ -3386,7 +3393,7 @@ class Reader(threading.Thread):
     def _report_failure(self, error: Exception) -> None:
         now = time.monotonic()
         try:
-            self._input.failed(error, now)
+            self._input.failed(error, now, time.time())
             self._publish()
             # In the pause the thread cannot close the relay: it does so before.
             self._poll_relay(now + self.PAUSE)

@@ -1712,7 +1712,7 @@ class InputCase(unittest.TestCase):
             self.input.feed(chunk, self.now, self.boot + self.now)
 
     def lose(self, error):
-        self.input.failed(error, self.now)
+        self.input.failed(error, self.now, self.boot + self.now)
 
     def said(self, least=logging.INFO):
         """Return the texts logged since the last call, from a level on."""
@@ -2066,6 +2066,30 @@ class LinkTests(InputCase):
         content = self.described()
         self.assertEqual((13.0, 1.0), (content["age"], content["byte_age"]))
 
+    def test_values_that_an_unfinished_frame_confirms_are_served_and_logged(self):
+        self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-1])
+        self.said()
+        self.lose(CLOSED)
+        snapshot = self.snapshot()
+        self.assertEqual(live(), snapshot.last_view.fields)
+        self.assertEqual(self.now, snapshot.last_time)
+        self.assertIsNotNone(snapshot.today)
+        self.assertIn("ses valeurs sont transmises", self.said()[0])
+
+    def test_a_bug_is_logged_even_while_values_are_served(self):
+        self.connect(*[HC_FRAME] * 3)
+        self.said()
+        self.lose(ZeroDivisionError("x"))
+        (said,) = self.said(logging.WARNING)
+        self.assertIn("ZeroDivisionError", said)
+        self.assertNotIn("aucune valeur", said)
+
+    def test_with_a_short_timeout_noise_is_named_as_soon_as_nothing_is_served(self):
+        self.begin(timeout=5.0)
+        self.connect(*[HC_FRAME] * 3, *[b"\xa5\x13zz" * 10] * 3)
+        self.assertEqual("stale", self.shown().state)
+        self.assertIn("du bruit", str(self.snapshot().reason))
+
     def test_the_end_of_a_connection_counts_its_unfinished_frame_at_once(self):
         self.connect(*[HC_FRAME] * 3, HC_FRAME[:-9])
         self.lose(CLOSED)
@@ -2328,7 +2352,7 @@ class InputTests(InputCase):
         lost = [0, math.ceil(100 / 55), math.ceil(100 / 11), 0]
         self.assertEqual(lost, [minute.lost for minute in minutes])
         is_cheap = [minute.is_cheap for minute in minutes]
-        self.assertEqual([False, False, True], is_cheap[:3])
+        self.assertEqual([False, False, True, False], is_cheap)  # the last: no power
 
     def test_the_history_tells_the_age_of_its_last_minute(self):
         self.now = 6000.0
