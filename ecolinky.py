@@ -1372,7 +1372,7 @@ class Meter:
         self.guard = Guard(timeout)
         self._rebuilder = Rebuilder() if is_relayed else None
         self._last_byte = -math.inf  # when the last bytes came
-        self._can_inject = False  # the currents may flow out
+        self._can_inject = False  # this meter has shown that currents may flow out
 
     def feed(self, data: bytes, now: float) -> list[View]:
         """Take bytes that came at `now` seconds.
@@ -1390,12 +1390,13 @@ class Meter:
         views = []
         for frame in frames:
             if self.guard.take(frame, now):
-                is_new = self.guard.frames == 1
-                can_inject = self._can_inject and not is_new
-                self._can_inject = can_inject or shows_injection(frame.groups)
+                if self.guard.frames == 1:  # of a new meter
+                    self._can_inject = False
+                self._can_inject = self._can_inject or shows_injection(frame.groups)
                 view = self.view(now)
                 if self._rebuilder is not None:
                     groups = self._rebuilder.take(frame, self.guard, now)
+                    # Half a frame stands for no frame: the next one is relayed.
                     view = relay_view(view, groups if frame.whole else [])
                 views.append(view)
         return views
@@ -1452,8 +1453,8 @@ class Meter:
             lacking = [label for label in needed if label not in labels]
             # Either label of a period may give it: name the first.
             missing += lacking[:1] if tag == "PTEC" else lacking
-        # If some do not come at all, name these alone: without them others, that come,
-        # are not trusted.
+        # If some do not come at all, name these alone: a register that comes without
+        # the label behind it is not trusted, but lacks nothing itself.
         absent = [label for label in missing if not self.guard.comes(label, now)]
         return list(dict.fromkeys(absent or missing))
 
@@ -1496,7 +1497,8 @@ class Meter:
 def shows_injection(groups: Groups) -> bool:
     """Return whether a frame shows that the house can inject.
 
-    It has a label of injection, or a power of 0 beside a current.
+    It has a label of injection, or a power of 0 beside a current.  SINST1 is left out:
+    of three phases, it is that of the first alone.
     """
     if not groups.keys().isdisjoint(INJECTION_LABELS):
         return True
