@@ -544,7 +544,7 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    of a later group, and the groups in between are gone.
 #        sent         HCHC 014945678 2    HCHP 001089012 (    PTEC HC.. S
 #        received     HCHC 0149                    89012 (    PTEC HC.. S
-#    A register is read if one of these proves that nothing has vanished:
+#    A register is read if a. is true; EAST and the ten EASF, if b. or c. is:
 #    a. The frame has all its labels, and the label behind them, see REGISTERS; behind
 #       EASD04 this is EAIT if the frame has SINSTI.  One loss is not seen: PEJP, which
 #       comes and goes, can be joined to EJPHPM.
@@ -562,16 +562,16 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    disputed, nothing is served.  A new identity begins with nothing known.
 # 4. Owner        Guard._is_ours()
 #    A frame with another identity is refused.  A frame without identity is ours if our
-#    identity was read in the last 20 s, and no other since.  Until an identity is
+#    identity is trusted, was read in the last 20 s, and no other since.  Until one is
 #    trusted, each that differs from the one before it begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
-#    Currents, voltages, the powers of single phases, and DATE are trusted at once, as
+#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
 #    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
 #    which are brief, and a power of 0 or near 230 V times all currents of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
-#    (the rest).  The identity stays until rule 3 ends it.
+#    (the rest).  Rule 3 ends the identity; Meter.labels() ends all when it is silent.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -633,8 +633,8 @@ class Series:
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
         self._add_to_row(reading, now)
-        # A row of three is judged by its first reading, which becomes the trusted one.
-        # The last may follow the trusted one though the first, too low, does not.
+        # The row's first reading decides, as it is trusted next; the others follow it.
+        # If it is too low, the last can still follow the trusted one: no dispute then.
         row_follows = self._can_follow_trusted(*self.row[0])
         can_follow = row_follows or self._can_follow_trusted(reading, now)
         self._count_against(can_follow, now)
@@ -645,8 +645,8 @@ class Series:
             del self.row[0]  # so the next reading makes three again
         if reading == self.trusted:
             self.read_time = now
-            if reading == self.row[0][0]:
-                self.row.clear()  # it stands still
+            if reading == self.row[0][0]:  # not a moving power: its row must go on
+                self.row.clear()
         return can_follow
 
     def _add_to_row(self, reading: Any, now: float) -> None:
@@ -794,7 +794,7 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # Once an identity is trusted, a row is of another, which came last.
+            # take() clears the row of the trusted identity; other identities leave one.
             return not identity.row and now - identity.read_time <= IDENTITY_LASTS
         identity.take(group, now)
         # Until an identity is trusted, each is the owner.
@@ -881,7 +881,7 @@ class Rebuilder:
         return [known[label] for label in order if label in known]
 
     def _is_short(self, labels: set[str]) -> bool:
-        # A damaged full frame can have these left; a short frame has an alert, too.
+        # These labels can be left of a damaged full frame, but without an alert.
         has_alert = not labels.isdisjoint(OVERLOADS)
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
@@ -1396,7 +1396,7 @@ class Meter:
                 view = self.view(now)
                 if self._rebuilder is not None:
                     groups = self._rebuilder.take(frame, self.guard, now)
-                    # Half a frame stands for no frame: the next one is relayed.
+                    # Instead of half a frame, the next frame is relayed.
                     view = relay_view(view, groups if frame.whole else [])
                 views.append(view)
         return views
@@ -1453,8 +1453,8 @@ class Meter:
             lacking = [label for label in needed if label not in labels]
             # Either label of a period may give it: name the first.
             missing += lacking[:1] if tag == "PTEC" else lacking
-        # If some do not come at all, name these alone: a register that comes without
-        # the label behind it is not trusted, but lacks nothing itself.
+        # If some do not come at all, name these alone.  Without PTEC, for example,
+        # indexes come, but are not trusted (rule 2).
         absent = [label for label in missing if not self.guard.comes(label, now)]
         return list(dict.fromkeys(absent or missing))
 
@@ -1479,7 +1479,7 @@ class Meter:
         return has_had_time and not self.guard.comes(label, now)
 
     def _power_of_currents(self, fields: Fields, labels: Labels) -> int | None:
-        """Return the drawn power, VA, of the currents; None: they may flow out.
+        """Return the drawn power, VA, of the currents; None: it cannot be told.
 
         Old meters send no power, and damage can hit the same power in each frame.
         """
@@ -2282,7 +2282,7 @@ class Input:
         now: float,
     ) -> None:
         self.patience = patience  # seconds until missing values are a fault
-        # Before, a label may just be late.  A frame takes two seconds at most.
+        # About those of `patience`; before, a label may just be late.
         self._frames_until_remark = patience / 2
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
@@ -2298,15 +2298,16 @@ class Input:
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
         self._last_view = self.view  # as in Snapshot
         self._last_time = -math.inf
-        # When all fields were last known, or when the connection began.
-        self._all_known_at = now
+        # Since when fields are awaited: all were last known, the connection began, or a
+        # dispute ended.
+        self._awaiting_since = now
         self._change: Reason | None = None  # the last change of the meter
         self._change_time = -math.inf
 
     def connected(self, now: float) -> None:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
-        self._all_known_at = now
+        self._awaiting_since = now
         self.reason = NOT_YET_CONNECTED  # published with the first byte
 
     def feed(self, data: bytes, now: float, wall: float) -> list[View]:
@@ -2326,7 +2327,7 @@ class Input:
     def failed(self, error: Exception, now: float, wall: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self._take_frames(self.meter.disconnected(), now, wall)
-        self._set_view(self.meter.view(now), now)
+        self._set_view(self.view, now)  # remarks end with time
         reason = reason_of(error)
         self.link.end(reason, now)
         if not self._has_had_tic():
@@ -2360,10 +2361,10 @@ class Input:
         was_disputed = self.view.is_disputed
         self._set_view(view or self.meter.view(now), now)
         if was_disputed and not self.view.is_disputed:
-            self._all_known_at = now  # decided: what is missing is awaited anew
+            self._awaiting_since = now  # decided: what is missing is awaited anew
         if view is not None and view.fields is not None:
             self._take_fields(view, view.fields, now, wall)
-        elif now - self._all_known_at > self.patience:
+        elif now - self._awaiting_since > self.patience:
             self._report(self._why_incomplete(now), now)
         elif self.view.fields is None:
             self.reason = DISPUTED if self.view.is_disputed else TO_BE_CONFIRMED
@@ -2372,9 +2373,9 @@ class Input:
     def _take_fields(self, view: View, fields: Fields, now: float, wall: float) -> None:
         """Take the fields of a view that serves values."""
         self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
-        self._all_known_at = now
+        self._awaiting_since = now
         self._last_view = view
-        self._last_time = now
+        self._last_time = view.time
         power = fields["PAPP"]
         indexes = indexes_of(fields)
         if view.injection is not None:
@@ -2386,7 +2387,8 @@ class Input:
             self._change = change
             self._change_time = now
             self.journal.change(change)
-        self._log(meter, now)
+        if self._is_serving(now):
+            self._log(meter, now)
 
     def _log(self, meter: tuple[str, str], now: float) -> None:
         """Log what is served, and the remarks."""
@@ -2402,7 +2404,8 @@ class Input:
             return DISPUTED
         counts = self.history.recent(A_FEW_MINUTES, now)
         if now - self.view.time > self.patience:
-            # Frames come, but none of this meter; another meter would be disputed.
+            # Frames come, but none of this meter.  If they were of another meter, its
+            # identity would be disputed.
             return why_missing("le numéro du compteur", counts, {})
         is_unbalanced = now - self.view.unbalanced_time <= self.patience
         return why_incomplete(self.view, counts, is_unbalanced)

@@ -2066,6 +2066,27 @@ class LinkTests(InputCase):
         content = self.described()
         self.assertEqual((13.0, 1.0), (content["age"], content["byte_age"]))
 
+    def test_the_last_values_are_served_for_the_timeout_whether_the_link_fails(self):
+        for fails in (False, True):
+            self.begin(timeout=600.0)
+            self.connect(*[HC_FRAME] * 3)
+            if fails:
+                self.now += 60
+                self.lose(socket.timeout())
+            self.now += 540 if fails else 600
+            self.assertEqual("live", self.shown().state, fails)
+            self.now += 0.1
+            self.assertEqual("stale", self.shown().state, fails)
+
+    def test_the_age_of_values_is_that_of_their_frame_even_if_it_was_unfinished(self):
+        self.begin(timeout=5.0)
+        self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-1])
+        self.said()
+        self.now += 10
+        self.lose(socket.timeout())
+        self.assertEqual(self.now - 10, self.snapshot().last_time)
+        self.assertNotIn("sont transmises", "".join(self.said()))
+
     def test_values_that_an_unfinished_frame_confirms_are_served_and_logged(self):
         self.connect(HC_FRAME, HC_FRAME, HC_FRAME[:-1])
         self.said()
