@@ -2760,8 +2760,11 @@ def describe(
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
-        relay = {"relay_port": settings.inputs[number].relay_port}
-        inputs.append({"input": number, **describe_input(snapshot, now), **relay})
+        ports = {
+            "ports": settings.ports_of(number),
+            "relay_port": settings.inputs[number].relay_port,
+        }
+        inputs.append({"input": number, **describe_input(snapshot, now), **ports})
     clients = [
         {**client._asdict(), "reads": reads, "age": age_of(last, now)}
         for client, (reads, last) in store.clients().items()
@@ -2962,6 +2965,12 @@ class Settings(NamedTuple):
         if self.second == NO_INPUT:
             return [self.http.port]
         return [self.http.port, self.http.second_port]
+
+    def ports_of(self, number: int) -> list[int]:
+        """Return the HTTP ports of an input that reads an ESP8266."""
+        if self.second == METER:
+            return [self.ports[number - 1]]
+        return self.ports  # the second port is for the injection of the same meter
 
     @property
     def named_ports(self) -> dict[str, int]:
@@ -4599,11 +4608,11 @@ function html(strings, ...values) {
 // `seen`: the answer and the histories, when they came (at, historyAt), the time (now),
 // and whether the program answers (connected; if not, nothing is live).
 function meterOf(input, index, seen) {
-  const { inputs, ports } = seen.answer;
-  const known = { ...input, ...input.last, age: input.age };
+  const { fields, injection, tariff, phases, age: servedAge } = input.last || input;
+  const known = { ...input, fields, injection, tariff, phases };
   const live = seen.connected && input.state === "live";
   const { since, energy } = (live && input.today) || { energy: {} };
-  const indexes = known.tariff ? known.tariff.indexes : [];
+  const indexes = tariff ? tariff.indexes : [];
   const total = indexes.reduce((sum, { tag }) => sum + energy[tag], 0);
   const timeOf = (age) => age === null ? 0 : seen.at - age * 1000;
   return {
@@ -4617,8 +4626,7 @@ function meterOf(input, index, seen) {
     energy: { ...energy, total },  // of today, Wh; empty if it may be yesterday's
     frameAt: timeOf(input.age),
     byteAt: timeOf(input.byte_age),
-    servedAt: timeOf(input.last ? input.last.age : input.age),
-    boxes: ports.filter((_, i) => Math.min(i, inputs.length - 1) === index),
+    servedAt: timeOf(servedAge),
     history: seen.history.inputs[index],
   };
 }
@@ -4666,11 +4674,11 @@ function readersOf(port, live, seen) {
     mark !== "warn" || name !== SOMEBODY || readers.length === 1);
 }
 
-// The readers of each box and of the relay, or that it has no reader.
+// The readers of each port of a meter, and of its relay, or that it has no reader.
 function readerStations(meter, seen) {
   const { ports, clients } = seen.answer;
   const where = (port) => ports[1] || port !== ports[0] ? ` (port${NBSP}${port})` : "";
-  return [...meter.boxes, meter.relay_port].filter(Boolean).flatMap((port) => {
+  return [...meter.ports, meter.relay_port].filter(Boolean).flatMap((port) => {
     const readers = readersOf(port, meter.live, seen);
     const tried = clients.find((client) => client.port === port);
     const fact = tried ? `seulement essayé par ${tried.address}` : "pas encore lu";
@@ -4696,7 +4704,7 @@ function stationsOf(meter, seen) {
     isHeard || meter.byte_age === null ? "" : byte}`;
   const running = meter.fault.station === "ecolinky" ? "en défaut"
     : "en marche depuis " + duration(uptime);
-  const ports = meter.boxes.map((port) => `port ${port}, `).join("");
+  const ports = meter.ports.map((port) => `port ${port}, `).join("");
   return [
     station("linky", "Linky", meter.isRead, meter.age === null ? "pas entendu" : frame),
     station("esp", "ESP8266", isHeard, esp),
@@ -4997,19 +5005,20 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// The boxes that nobody reads though values come.  Other programs than Domoticz read
-// both inputs at the first box, or the relay.
-function unreadBoxes(meter, seen) {
+// The ports of a live meter that nobody reads, though somebody should.
+function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const isRead = namesAt(meter.relay_port).length
-    || namesAt(seen.answer.ports[0]).some((name) => name !== "Domoticz");
-  return meter.boxes.filter((port) => meter.live && !isRead && !namesAt(port).length);
+  const isRelayRead = namesAt(meter.relay_port).length > 0;
+  // Other programs than Domoticz read both inputs at the first port.
+  const isReadByOther = namesAt(seen.answer.ports[0]).some((name) => name !== "Domoticz");
+  if (!meter.live || isRelayRead || isReadByOther) return [];
+  return meter.ports.filter((port) => !namesAt(port).length);
 }
 
 // What is to be entered in Domoticz: open and first until it is done, then folded.
 function showPlaces(meters, seen) {
   const { inputs, ports, uptime } = seen.answer;
-  const unread = meters.flatMap((meter) => unreadBoxes(meter, seen));
+  const unread = meters.flatMap((meter) => unreadPorts(meter, seen));
   const isToDo = unread.length > 0;
   const wait = "Attendre une minute si Domoticz est déjà réglé. Sinon, dans";
   const begin = isToDo && uptime * 1000 < MINUTE_MS ? wait : "Dans";

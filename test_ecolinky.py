@@ -3062,8 +3062,10 @@ class SettingsTests(unittest.TestCase):
                     self.assertIn("`%s`" % key, readme)
         one = re.sub("(?m)^host = 192.168.1.51\n", "", bare)
         self.assertTrue(self.read(one).teleinfo2.injection)
+        self.assertEqual([4000, 4001], self.read(one).ports_of(1))
         other = re.sub("(?m)^injection = yes\n", "", bare)
         self.assertEqual(self.read(other).teleinfo2.host, "192.168.1.51")
+        self.assertEqual([4001], self.read(other).ports_of(2))
 
     def test_every_value_is_read_in_any_encoding_notepad_saves(self):
         text = (
@@ -3636,6 +3638,7 @@ class ServerTests(HttpCase):
         self.assertEqual(("live", live()), (first["state"], first["fields"]))
         self.assertEqual(("stale", None), (second["state"], second["fields"]))
         self.assertEqual((8889, None), (first["relay_port"], second["relay_port"]))
+        self.assertEqual(([self.port], [4001]), (first["ports"], second["ports"]))
         cause, remedy = "l\u2019ESP\u00a0: rien", "mettre l\u2019IP"
         self.assertEqual("%s, %s" % (cause, remedy), second["reason"])
         fault = {"station": "esp", "cause": cause, "remedy": remedy}

@@ -477,18 +477,20 @@ describe("the readers", () => {
       [[`Domoticz ${at(4000)} good`], [`Domotique ${at(4001)} soft`, relay]]);
     same(stations(reader({ port: 4001 })),
       [[`Domotique ${at(4000)} soft`], [`Domoticz ${at(4001)} good`, relay]]);
-    same(last([reader()], { ports: [4000, 4001] }),
-      [[`Domoticz ${at(4000)}`, "good", `lu par 192.168.1.10 il y a 4${NBSP}s`],
-        [`Domotique ${at(4001)}`, "soft", "pas encore lu"]]);
-    const both = cardOf(samples.input(), { ports: [4000, 4001], clients: [] });
-    assert.match(facts(both)[2], /^port 4000, port 4001, en marche/);
+    const both = { ports: [4000, 4001] };
+    const injects = (clients) => cardOf(samples.input(both), { clients, ...both });
+    same(injects([reader()]).stations.slice(3), [
+      { name: `Domoticz ${at(4000)}`, mark: "good",
+        fact: `lu par 192.168.1.10 il y a 4${NBSP}s` },
+      { name: `Domotique ${at(4001)}`, mark: "soft", fact: "pas encore lu" }]);
+    assert.match(facts(injects([]))[2], /^port 4000, port 4001, en marche/);
   });
 
   test("are missing until each box is read", () => {
     const unread = (inputs, clients, changes) => {
       const seen = seenOf(inputs, { clients, ...changes });
       return inputs.flatMap((input, i) =>
-        [...script.unreadBoxes(script.meterOf(input, i, seen), seen)]);
+        [...script.unreadPorts(script.meterOf(input, i, seen), seen)]);
     };
     const one = [samples.input()];
     same(unread(one, []), [4000]);

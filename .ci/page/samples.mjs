@@ -113,6 +113,7 @@ export function input(changes = {}) {
       refused: { checksum: 4321, form: 12, implausible: 3 },
       connections: 7,
     },
+    ports: [4000],
     relay_port: null,
     history: history(),
     ...changes,
@@ -217,6 +218,7 @@ export function injecting(power = 1230) {
     fields: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
       ISOUSC: 30, IMAX: 30, PAPP: 0,
       BASE: 45678901 }),
+    ports: [4000, 4001],
     injection: fieldsOf({ ADCO: "041876123456", OPTARIF: "BASE", PTEC: "TH..",
       ISOUSC: 30, PAPP: power,
       BASE: 1234567, IINST: 5 }),
@@ -225,7 +227,7 @@ export function injecting(power = 1230) {
 
 export function twoInputs() {
   const source = "192.168.1.51:8888";
-  const second = { ...tempo(), input: 2, source, relay_port: 8890 };
+  const second = { ...tempo(), input: 2, source, ports: [4001], relay_port: 8890 };
   return answer([input(), second], { ports: [4000, 4001],
     clients: [reader(), reader({ port: 4001 })] });
 }
