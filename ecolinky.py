@@ -4382,13 +4382,15 @@ body {
 }
 @media print { body { --page: #fff; print-color-adjust: exact; } }
 
-/* The marks of a state.  Values that are not live are grey, but easy to read. */
+/* A state is a class of a pill, a problem, a station, a gauge or a phase: --mark is its
+   colour.  The values of a card that is not live are grey, but easy to read. */
 .good { --mark: var(--good); }
 .warn { --mark: var(--warn); }
 .bad { --mark: var(--bad); }
 .soft { --mark: var(--soft); }
+.notice { --mark: var(--ink); }
 .pill, .problem b, .limit b, .row b, .bad span, .warn span { color: var(--mark); }
-.old .values { --good: var(--soft); --mark: var(--soft); color: var(--soft); }
+.old .values { --good: var(--soft); color: var(--soft); }
 
 /* The page. */
 * { box-sizing: border-box; margin: 0; }
@@ -4397,11 +4399,10 @@ body {
   padding: min(20px, 3vw); font: .9375rem/1.45 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
 }
-header { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; }
+header { display: flex; flex-wrap: wrap; align-items: center; gap: 12px; }
 h1, h2 { flex: auto; margin: 8px 0; font-size: 1.25rem; }
-.pill { margin: 8px 0; font-size: .875rem; }
 a { color: inherit; }
-code { font-size: .85em; }
+code, .pill { font-size: .875em; }
 small, .way, .limit, .sum, thead, .report, summary, .caption {
   color: var(--soft); font-size: .8125rem; font-weight: 400;
 }
@@ -4426,8 +4427,8 @@ main { display: flex; flex-direction: column; }
 .report { white-space: pre-line; user-select: all; }
 
 /* The way of the values: the stations, each with its sign. */
-.way { display: grid; gap: 6px 18px; list-style: none; padding: 10px 0; }
-.way, .row, tr { border-top: 1px solid var(--line); }
+.way { display: grid; gap: 6px 18px; list-style: none; }
+.way, .row, tr { border-top: 1px solid var(--line); padding: 7px 0; }
 .way li { display: flex; flex-wrap: wrap; align-content: start; gap: 0 8px; }
 .way b { min-width: 6.6rem; color: var(--ink); }
 .way span { flex: 1 1 7rem; }
@@ -4452,7 +4453,6 @@ path { fill: none; stroke: var(--line); }
 
 /* Rows: a name on the left, values on the right. */
 .row, tr { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 8px; }
-.row, th, td { padding: 7px 0; }
 table, thead, tbody { display: block; }
 tr > * { flex: 0 0 6rem; margin-left: auto; font-weight: inherit; text-align: right; }
 tr > :first-child { flex: 1 0 5rem; text-align: left; }
@@ -4489,6 +4489,7 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 .va { top: var(--at); right: calc(100% + 8px); transform: translateY(-50%); }
 .at { left: var(--at); top: 104%; transform: translateX(-50%); }
 .limit-name { left: 6px; top: var(--at); margin-top: -1.6em; background: var(--card); }
+/* At 0 % a name begins at its place, at 100 % it ends there: it stays in the chart. */
 .name { left: var(--at); bottom: 100%; transform: translateX(calc(-1 * var(--at))); }
 
 @media (min-width: 56em) {
@@ -4522,7 +4523,8 @@ const PATIENCE_MS = 10000;  // an older answer is not live: the computer was asl
 const LATE_MS = 8000;  // a frame lasts 3 s at most, and an answer is 2 s old at most
 const MINUTE_MS = 60000;
 const READ_LATELY_MS = 10 * MINUTE_MS;  // Domoticz reads at least once a minute
-const DAY_MS = 1440 * MINUTE_MS;
+const MINUTES = 1440;  // of the chart: a day
+const DAY_MS = MINUTES * MINUTE_MS;
 
 // The meter compares the power with PREF, which is ISOUSC times 200 V, in standard mode
 // (Enedis-NOI-CPT_54E), and the current with ISOUSC, at 230 V, in historic mode.
@@ -4542,8 +4544,8 @@ const NBSP = "\u00a0";  // the space before : ; ? ! and a unit in French
 const MODES = { historic: "historique", standard: "standard" };
 const SIGNS = { good: ["✓", "en ordre"], warn: ["!", "à vérifier"],
   bad: ["!", "en défaut"], soft: ["?", "pas connu"] };
-const LOOK_AFTER_IT = "vérifier qu’il tourne et que son matériel est activé, s’il a"
-  + " été remplacé redémarrer ecolinky";
+const REVIVE = "vérifier qu’il tourne et que son matériel est activé. Si ce"
+  + " programme a été remplacé, redémarrer ecolinky";
 const IF_HERE = " (si Domoticz est sur cette machine, sinon l’adresse de celle-ci)";
 const UNREADABLE = "donne une réponse illisible, recharger la page";
 
@@ -4599,8 +4601,10 @@ function markup(value) {
   return String(value).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
 
-function html(strings, ...values) {
-  return new Markup(String.raw({ raw: strings }, ...values.map(markup)));
+// Each part of the template is followed by its value, except the last part.
+function html(parts, ...values) {
+  const texts = [...values.map(markup), ""];
+  return new Markup(parts.map((part, i) => part + texts[i]).join(""));
 }
 
 //////// A meter: an input, and what several parts of its card need ///////////////////
@@ -4608,7 +4612,8 @@ function html(strings, ...values) {
 // `seen`: the answer and the histories, when they came (at, historyAt), the time (now),
 // and whether the program answers (connected; if not, nothing is live).
 function meterOf(input, index, seen) {
-  const { fields, injection, tariff, phases, age: servedAge } = input.last || input;
+  const served = input.last || input;  // what was served last, or is served now
+  const { fields, injection, tariff, phases } = served;
   const known = { ...input, fields, injection, tariff, phases };
   const live = seen.connected && input.state === "live";
   const { since, energy } = (live && input.today) || { energy: {} };
@@ -4626,17 +4631,17 @@ function meterOf(input, index, seen) {
     energy: { ...energy, total },  // of today, Wh; empty if it may be yesterday's
     frameAt: timeOf(input.age),
     byteAt: timeOf(input.byte_age),
-    servedAt: timeOf(servedAge),
+    servedAt: timeOf(served.age),
     history: seen.history.inputs[index],
   };
 }
 
-// In VA: the power, below 0 if the house injects, and the limit, 0 if not known; the
-// share is of the power if one phase is limited by it, else of the highest current.
+// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.  The
+// share of the limit is that of the power, or that of the highest current.
 function powerOf({ state, fields, injection, mode, phases }) {
   if (!fields && state !== "live") return { power: null, limit: 0, digits: DASH };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
-  if (!Number.isFinite(power)) throw new Error("fields without a power");
+  if (!Number.isFinite(power)) throw new Error("UNREADABLE: better than a wrong power");
   const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;
   const currents = [fields.IINST1, fields.IINST2, fields.IINST3];
   const amperes = Math.max(fields.IINST, ...currents);
@@ -4654,12 +4659,12 @@ function loadOf(share) {
 
 //////// The way of the values, and what is wrong with it /////////////////////////////
 
-// The programs that read a port, as stations: of each name the one that read last.
+// The programs that read a port, as stations: of each name the first, who read last.
 function readersOf(port, live, seen) {
   const readers = [];
   for (const client of seen.answer.clients.filter((each) => each.port === port)) {
     const { name, least } = PROGRAMS.find(({ agent }) => agent.test(client.agent));
-    const isNew = readers.every((reader) => reader.name !== name);
+    const isListed = readers.some((reader) => reader.name === name);
     const time = seen.at - client.age * 1000;
     let mark = live ? "good" : "soft";
     let fact = `lu par ${client.address} ${ago(time, seen.now)}`;
@@ -4667,11 +4672,11 @@ function readersOf(port, live, seen) {
       mark = "warn";
       fact = `ne lit plus depuis ${clockTime(time, seen.now)} (${client.address})`;
     }
-    if (isNew && client.reads >= least) readers.push({ name, mark, fact });
+    if (client.reads >= least && !isListed) readers.push({ name, mark, fact });
   }
-  // Who has no name is not missed where somebody else reads.
-  return readers.filter(({ name, mark }) =>
-    mark !== "warn" || name !== SOMEBODY || readers.length === 1);
+  if (readers.length === 1) return readers;
+  // Besides others, a program without a name that has gone is not missed.
+  return readers.filter(({ name, mark }) => name !== SOMEBODY || mark !== "warn");
 }
 
 // The readers of each port of a meter, and of its relay, or that it has no reader.
@@ -4715,14 +4720,11 @@ function stationsOf(meter, seen) {
 }
 
 // ADPS: the subscription is exceeded.  PEJP: dear hours (EJP) are near.
-function alertsOf({ fields, mode, phase, power, limit }) {
-  let excess = `${quantity(fields.ADPS, "A")} pour ${quantity(fields.ISOUSC, "A")}`;
-  if (mode === "standard") excess = `${number(power)} pour ${quantity(limit, "VA")}`;
-  if (phase) excess = `trop de puissance sur la ${phase}`;
+function alertsOf({ fields }) {
   return [
-    { is: fields.ADPS > 0, mark: "bad", cause: `Dépassement${NBSP}: ${excess}`,
+    { is: fields.ADPS > 0, mark: "bad", cause: "dépassement de l’abonnement",
       remedy: "éteindre un appareil, sinon le compteur coupe" },
-    { is: fields.PEJP > 0, mark: "soft",
+    { is: fields.PEJP > 0, mark: "notice",
       cause: "pointe mobile dans " + quantity(fields.PEJP, "min"),
       remedy: "les heures chères commencent, reporter les gros appareils" },
   ].filter(({ is }) => is);
@@ -4730,22 +4732,21 @@ function alertsOf({ fields, mode, phase, power, limit }) {
 
 // Why nothing is live, or what is near and what could be better; in grey a short wait.
 function problemsOf(meter, seen) {
-  const { live, faultMark, defects, source } = meter;
+  const { live, faultMark, defects } = meter;
   if (!seen.connected) return [];
-  const port = `le port${NBSP}${source.replace(/.*:/, "")}`;
   const problems = defects.filter(({ station }) => station || !live)
-    .map((each) => ({ ...each, mark: each.station ? faultMark : "soft",
-      cause: each.cause.replace("ce port", port) }));
+    .map((each) => ({ ...each, mark: each.station ? faultMark : "soft" }));
   if (!live) return problems;
   const gone = readerStations(meter, seen).filter(({ mark }) => mark === "warn")
-    .map(({ name, mark, fact }) =>
-      ({ mark, cause: `${name} ${fact}`, remedy: LOOK_AFTER_IT }));
+    .map((each) => ({ ...each, cause: `${each.name} ${each.fact}`, remedy: REVIVE }));
   return [...alertsOf(meter), ...gone, ...problems];
 }
 
 function problemHtml({ mark, station, cause, remedy }, { live, isRead }) {
-  const steps = remedy.split(/, (?=puis )/).map(sentence);
-  if (station && live && !isRead) steps.unshift("Attendre une minute.");
+  // While the last values are still served, a fault of a station may end by itself.
+  const mayEnd = station && remedy && live && !isRead;
+  const wait = mayEnd ? "attendre une minute, si cela dure " : "";
+  const steps = (wait + remedy).split(/, (?=puis )/).map(sentence);
   if (station && isRead && remedy) steps.push("Les valeurs transmises restent justes.");
   return html`<div class="problem ${mark}"><b>${sentence(cause)}</b>
     ${steps.map((step) => html`<p>${step}</p>`)}</div>`;
@@ -4762,20 +4763,20 @@ function stationHtml({ name, mark, fact }) {
 function limitText({ fields, live, power, limit, share, phase, mode }) {
   if (!live || !limit) return "";
   if (power < 0) return "injectés sur le réseau";
-  const near = loadOf(share) === "warn" ? ", proche du maximum" : "";
+  const near = loadOf(share) === "warn" ? ", ne rien allumer de plus" : "";
   if (phase) return `sur la ${phase}${near}`;
   if (mode === "standard") return `de ${quantity(limit / 1000, "kVA")}${near}`;
   return `${quantity(fields.IINST, "A")} sur ${quantity(fields.ISOUSC, "A")}${near}`;
 }
 
-// Two thirds of a circle; a dash colours the share of it.
+// Two thirds of a circle, of length 1: a dash as long as the share, then a gap.
 function gaugeHtml(meter) {
   const { input: n, power, limit, live } = meter;
   const share = live && limit && power >= 0 ? meter.share : 0;
   const percent = share ? quantity(100 * share, "%") : "";
   const arc = "M33.4 160A100 100 0 1 1 206.6 160";
   const value = html`<path class="value" d="${arc}"
-    stroke-dasharray="${419 * Math.min(1, share)} 999"/>`;
+    pathLength="1" stroke-dasharray="${Math.min(1, share)} 1"/>`;
   return html`<div class="gauge ${loadOf(share)}"><div>
     <svg viewBox="0 0 240 184" role="img"
       aria-label="Jauge${NBSP}: ${percent || "part inconnue"}">
@@ -4809,7 +4810,7 @@ function daysHtml({ tariff }) {
 
 function rowHtml({ input: n, live, tariff, energy }, { tag, name, reading }) {
   const isRunning = live && tag === tariff.period.tag;
-  const mark = isRunning ? html`<small>en\u00a0cours</small>` : "";
+  const mark = isRunning ? html`<small>en${NBSP}cours</small>` : "";
   const kWh = number(reading / 1000, 3);
   return html`<tr class="${isRunning ? "running" : ""}">
     <th scope="row">${name} ${mark}</th>
@@ -4828,10 +4829,11 @@ function energyHtml(meter) {
     <tbody>${rows.map((row) => rowHtml(meter, row))}</tbody></table>`;
 }
 
-//////// Chart: 24 hours in minutes from the left, percent from the top ///////////////
+//////// Chart: 24 hours, in percent from the left and from the top ///////////////////
 
 const LEAST_POWER = 400;  // VA at the top, at least: a quiet night is no mountain
-const POWER_STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000];
+const MOST_STEPS = 4;  // beside the chart: the texts of more would be too close
+const STEPS = [100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000];  // VA
 
 // The minutes, then now; a power is null if unknown, and below 0 if the house injects.
 function pointsOf(meter, seen) {
@@ -4849,16 +4851,16 @@ function axesOf(points, now, limit) {
   const isNear = limit > 0 && Math.max(...powers) > limit / 2;
   const highest = Math.max(LEAST_POWER, ...powers, isNear ? 1.1 * limit : 0);
   const lowest = Math.min(0, ...powers);
-  const step = POWER_STEPS.find((each) => 4.2 * each >= highest - lowest) || 50000;
+  const step = STEPS.find((each) => each * MOST_STEPS >= highest - lowest);
   const top = Math.ceil(highest / step);
   const bottom = Math.floor(lowest / step);
-  const tenths = (value) => Math.round(10 * value) / 10;
+  const percent = (part, whole) => Math.round(10000 * part / whole) / 100;
   return {
     now,
     isNear,
     powers: Array.from({ length: top - bottom + 1 }, (_, i) => (top - i) * step),
-    x: (time) => tenths((time - now + DAY_MS) / MINUTE_MS),
-    y: (power) => tenths(100 * (top - power / step) / (top - bottom)),
+    x: (time) => percent(time - now + DAY_MS, DAY_MS),
+    y: (power) => percent(top - power / step, top - bottom),
   };
 }
 
@@ -4897,7 +4899,6 @@ function describePoint({ time, power }) {
   return `${clockTime(time)}${NBSP}: ${value}`;
 }
 
-// A text beside the picture; a name stays within the width.
 function labelHtml(kind, percent, text) {
   return html`<span class="${kind}" style="--at: ${percent}%">${text}</span>`;
 }
@@ -4909,7 +4910,7 @@ function gapName(gaps, { live, servedAt }, { x }) {
   const [from, to] = [gap[0].time, gap[gap.length - 1].time];
   const text = live ? `pas de données ${clockTime(from)}–${clockTime(to)}`
     : `plus de données depuis ${clockTime(servedAt)}`;
-  return labelHtml("name", (x(from) + x(to)) / 28.8, text);
+  return labelHtml("name", (x(from) + x(to)) / 2, text);
 }
 
 // The powers, and times that are round where the reader lives.
@@ -4918,7 +4919,7 @@ function textsHtml({ now, x, y, powers }) {
   const last = date.setHours(date.getHours() - date.getHours() % 4, 0, 0, 0);
   const times = [5, 4, 3, 2, 1, 0].map((steps) => last - steps * 240 * MINUTE_MS);
   return [...powers.map((power) => labelHtml("va", y(power), number(power))),
-    ...times.map((time) => labelHtml("at", x(time) / 14.4, clockTime(time)))];
+    ...times.map((time) => labelHtml("at", x(time), clockTime(time)))];
 }
 
 // The slider over the picture is for the pointer, a finger and the keys.
@@ -4934,20 +4935,19 @@ function chartHtml(meter, points, now) {
   const point = nearest(points, time);
   const gaps = runsOf(points, ({ power }) => power === null)
     .filter((gap) => gap.length >= 10 || gap.includes(points[points.length - 1]));
-  const line = (power, kind) => html`<path class="${kind}" d="M0 ${y(power)}h1440"/>`;
+  const line = (power, kind) => html`<path class="${kind}" d="M0 ${y(power)}h100"/>`;
   const pointed = html`<path class="pointed" d="M${x(point.time)} 0v100"/>`;
-  const dot = html`<path class="curve now" d="M1440 ${y(powerNow)}h0"/>`;
+  const dot = html`<path class="curve now" d="M100 ${y(powerNow)}h0"/>`;
   return html`<div class="chart">
-    <input type="range" max="1440" value="1440" id="chart-${n}"
+    <input type="range" max="${MINUTES}" value="${MINUTES}" id="chart-${n}"
       aria-label="Courbe de 24 heures" aria-valuetext="${describePoint(point)}">
-    <svg viewBox="0 0 1440 100" preserveAspectRatio="none" aria-hidden="true">
+    <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">
     ${runsOf(points, ({ cheap }) => cheap).map((run) => shadeHtml(run, "cheap", axes))}
     ${gaps.map((gap) => shadeHtml(gap, "gap", axes))}
-    ${powers.map((power) => line(power, ""))}
-    ${isNear ? line(limit, "limit-line") : ""}
+    ${powers.map((power) => line(power, ""))}${isNear ? line(limit, "limit-line") : ""}
     ${curveHtml(points, axes)}${live ? dot : ""}${isChosen ? pointed : ""}</svg>
     <div>${isNear ? labelHtml("limit-name", y(limit), "limite de l’abonnement") : ""}
-    ${isChosen ? labelHtml("name", x(point.time) / 14.4, describePoint(point))
+    ${isChosen ? labelHtml("name", x(point.time), describePoint(point))
     : gapName(gaps, meter, axes)}${textsHtml(axes)}</div></div>`;
 }
 
@@ -4995,7 +4995,7 @@ function cardHtml(meter, seen) {
     <ol class="way">${stationsOf(meter, seen).map(stationHtml)}</ol>
     <div class="columns"><div><div id="reason-${n}"
       role="status">${problems.map((problem) => problemHtml(problem, meter))}</div>
-    <div>${live || !seen.connected ? gaugeHtml(meter) : ""}${currentsHtml(meter)}
+    <div>${meter.state === "live" ? gaugeHtml(meter) : ""}${currentsHtml(meter)}
     ${daysHtml(meter)}</div></div>
     <div class="values"><p class="caption">Puissance (VA)
     ${points.some((point) => point.cheap) ? legend : ""}</p>
@@ -5008,10 +5008,10 @@ function cardHtml(meter, seen) {
 // The ports of a live meter that nobody reads, though somebody should.
 function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const isRelayRead = namesAt(meter.relay_port).length > 0;
-  // Other programs than Domoticz read both inputs at the first port.
-  const isReadByOther = namesAt(seen.answer.ports[0]).some((name) => name !== "Domoticz");
-  if (!meter.live || isRelayRead || isReadByOther) return [];
+  // Other programs than Domoticz read the relay, or both inputs at the first port.
+  const others = [meter.relay_port, seen.answer.ports[0]].flatMap(namesAt)
+    .filter((name) => name !== "Domoticz");
+  if (!meter.live || others.length) return [];
   return meter.ports.filter((port) => !namesAt(port).length);
 }
 
@@ -5026,11 +5026,12 @@ function showPlaces(meters, seen) {
   const where = /^(127\.|localhost$)/.test(location.hostname) ? IF_HERE : "";
   const places = (isToDo ? unread : ports).map((port) => html`<p>
     ${port === ports[0] ? "" : `Pour ${second} un second matériel${NBSP}: `}adresse
-    <code>${location.hostname}</code>${where}, port <code>${port}</code></p>`);
+    <code>${location.hostname}</code>${where}, port <code>${port}</code>${
+    port === ports[0] ? ", de même pour Home Assistant et Jeedom" : ""}</p>`);
   show("places-title", isToDo ? "Il reste à faire" : "À mettre dans Domoticz");
   show("places", html`<p>${begin} Domoticz, Configuration, Matériel, ajouter un matériel
     de type «&nbsp;Eco Devices&nbsp;», modèle «&nbsp;EcoDevices&nbsp;»&nbsp;:</p>
-    ${places}<p>Home Assistant, Jeedom&nbsp;: même adresse, port ${ports[0]}.</p>`);
+    ${places}`);
   const folding = document.getElementById("domoticz");
   if (folding.classList.contains("to-do") !== isToDo) folding.open = isToDo;
   folding.classList.toggle("to-do", isToDo);
@@ -5059,7 +5060,7 @@ function patch(old, fresh) {
   } else if (old.nodeType === Node.TEXT_NODE) {
     old.data = fresh.data;
   } else {
-    for (const { name, value } of fresh.attributes) {
+    for (const { name, value } of fresh.attributes) {  // the user's "open" stays
       if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
     patchChildren(old, fresh);
@@ -5075,7 +5076,7 @@ function choose(slider) {
 function onPointer({ target, clientX }) {
   if (target.type === "range") {
     const { left, width } = target.getBoundingClientRect();
-    target.value = 1440 * (clientX - left - 8) / (width - 16);  // as in the style
+    target.value = MINUTES * (clientX - left - 8) / (width - 16);  // as in the style
     choose(target);
   } else if (page.chosen.id) {
     choose(null);
@@ -5148,7 +5149,6 @@ async function poll() {
 
 document.getElementById("logo").src = document.getElementById("icon").href;
 document.addEventListener("visibilitychange", poll);
-addEventListener("pageshow", poll);
 addEventListener("pointermove", onPointer);
 addEventListener("input", ({ target }) => choose(target));
 addEventListener("keydown", ({ key }) => key === "Escape" && choose(null));

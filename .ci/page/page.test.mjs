@@ -90,6 +90,9 @@ function cardOf(input, changes = {}) {
 const marks = (card) => card.stations.map(({ mark }) => mark);
 const facts = (card) => card.stations.map(({ fact }) => fact);
 
+const EXCESS = "Dépassement de l’abonnement. Éteindre un appareil, sinon le compteur"
+  + " coupe.";
+
 describe("the card of an input", () => {
   test("says what could be better while values come, and not later", () => {
     const remarks = [samples.reason("OFTEN_DAMAGED")];
@@ -130,8 +133,7 @@ describe("the card of an input", () => {
       assert.equal(card.at("share-1"), `120${NBSP}%`);
       assert.equal(card.at("limit-1"), "sur la phase 3");
       assert.match(card.html, /class="gauge bad"/);
-      same(card.problems, [`Dépassement${NBSP}: trop de puissance sur la phase 3.`
-        + " Éteindre un appareil, sinon le compteur coupe."]);
+      same(card.problems, [EXCESS]);
     }
   });
 
@@ -151,15 +153,14 @@ describe("the card of an input", () => {
     });
     assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
     assert.equal(cardOf(samples.tempo()).at("limit-1"),
-      `40${NBSP}A sur 45${NBSP}A, proche du maximum`);
+      `40${NBSP}A sur 45${NBSP}A, ne rien allumer de plus`);
   });
 
   test("limits a standard meter at its kVA, and does not contradict itself", () => {
     const card = cardOf(samples.overloaded("standard"));  // 6 kVA, 6300 VA, 27 A
     assert.equal(card.at("share-1"), `105${NBSP}%`);
     assert.equal(card.at("limit-1"), `de 6${NBSP}kVA`);
-    same(card.problems, [`Dépassement${NBSP}: 6${THIN}300 pour 6${THIN}000${NBSP}VA.`
-      + ` Éteindre un appareil, sinon le compteur coupe.`]);
+    same(card.problems, [EXCESS]);
     assert.equal(meterOf(samples.standard()).limit, 6000);
     assert.equal(meterOf(samples.input()).limit, 6900);
     const stale = { ...samples.stale(60, samples.standard()) };
@@ -168,8 +169,8 @@ describe("the card of an input", () => {
 
   test("announces an excess, and the dear hours that are near", () => {
     const card = cardOf(samples.overloaded());
-    same(card.problems, [`Dépassement${NBSP}: 34${NBSP}A pour 30${NBSP}A. Éteindre un`
-      + " appareil, sinon le compteur coupe."]);
+    same(card.problems, [EXCESS]);
+    assert.equal(card.at("limit-1"), `34${NBSP}A sur 30${NBSP}A`);
     same([card.state, card.mark], ["dépassement", "bad"]);
     const ejp = samples.input();
     ejp.fields.PEJP = 30;
@@ -177,6 +178,7 @@ describe("the card of an input", () => {
     const dear = " Les heures chères commencent, reporter les gros appareils.";
     same([near.problems, near.mark],
       [[`Pointe mobile dans 30${NBSP}min.${dear}`], "good"]);
+    assert.match(near.html, /class="problem notice"/);  // not the grey of a short wait
   });
 
   test("keeps the currents of the phases in order", () => {
@@ -242,7 +244,9 @@ describe("the card of an input", () => {
     assert.equal(facts(card)[2], "pas encore de réponse");
     const problem = "ne répond pas";
     assert.equal(facts(cardOf(samples.input(), { ...UNSEEN, problem }))[2], problem);
-    assert.equal(cardOf(samples.waiting(), UNSEEN).state, "aucune donnée");
+    const waiting = cardOf(samples.waiting(), UNSEEN);
+    assert.equal(waiting.state, "aucune donnée");
+    assert.doesNotMatch(waiting.text, /kWh/, "it tells the energy of no meter");
   });
 
   test("tells the date of data that are older than a day", () => {
@@ -317,7 +321,10 @@ describe("the card of an input", () => {
   test("says to wait while the values before are still served", () => {
     const changes = { ...samples.SILENT, age: 12.4, byte_age: 12.2 };
     same(cardOf(samples.input(changes)).problems, ["Plus aucun octet ne vient de l’ESP."
-      + " Attendre une minute. Vérifier son alimentation et son Wi\u2011Fi."]);
+      + " Attendre une minute, si cela dure vérifier son alimentation et son"
+      + " Wi\u2011Fi."]);
+    const wordless = { ...changes, fault: samples.reason("FAILED_CONNECTION", "?") };
+    same(cardOf(samples.input(wordless)).problems, ["La connexion échoue (?)."]);
   });
 
   test("links to the page of the ESP", () => {
@@ -331,7 +338,7 @@ describe("the card of an input", () => {
 
   test("names the port at which nothing listens", () => {
     const card = cardOf({ ...samples.waiting(), source: "linky.local:2323" });
-    assert.match(card.problems[0], /rien n’écoute sur le port\u00a02323\. Vérifier/);
+    same(card.stations[1], { name: "ESP8266", mark: "bad", fact: "linky.local:2323" });
   });
 
   test("does not say that ecolinky runs well while it is at fault", () => {
@@ -434,7 +441,9 @@ describe("the readers", () => {
     same(names([HOME_ASSISTANT, gone]),
       [["Home Assistant", "good"], ["Domoticz", "warn"]]);
     const card = cardOf(samples.input(), { clients: [HOME_ASSISTANT, gone] });
-    assert.match(card.problems[0], /^Domoticz ne lit plus depuis 13:47 \(192/);
+    const [problem] = card.problems;
+    assert.match(problem, /^Domoticz ne lit plus depuis 13:47 \(192.* activé\. Si ce/);
+    assert.match(problem, /Si ce programme a été remplacé, redémarrer ecolinky\.$/);
     assert.equal(card.mark, "warn");
     same(names([gone], UNSEEN), [["Domoticz", "soft"]]);
     same(cardOf(samples.stale(), { clients: [gone] }).problems.length, 1);
@@ -532,7 +541,7 @@ describe("the chart", () => {
   test("is always 24 hours wide, now at its right", () => {
     for (const minutes of [3, 1440, 2000]) {
       const axes = axesOf(Array(minutes).fill(500));
-      same([axes.x(NOW), axes.x(NOW - 86400000)], [1440, 0]);
+      same([axes.x(NOW), axes.x(NOW - 86400000)], [100, 0]);
       const points = pointsOf(inputOf(Array(minutes).fill(500)));
       assert.ok(points.every(({ time }) => axes.x(time) >= 0), "left of the chart");
     }
@@ -604,7 +613,7 @@ describe("the chart", () => {
   });
 
   test("ends at the power of now", () => {
-    const now = (chart) => chart.match(/class="curve now" d="M1440 (.*?)h0"/)?.[1];
+    const now = (chart) => chart.match(/class="curve now" d="M100 (.*?)h0"/)?.[1];
     assert.equal(now(chartOf(inputOf([500, 500, 500]))), "8");  // 1840 of 2000
     assert.equal(now(chartOf(samples.stale())), undefined);
   });
@@ -623,9 +632,9 @@ describe("the chart", () => {
     const calm = { history: samples.historyOf(Array(60).fill(3400)) };
     const busy = { history: samples.historyOf(Array(60).fill(3500)) };
     assert.equal(limitOf(samples.input(calm)), undefined);  // of 6900
-    assert.equal(limitOf(samples.input(busy)), "13.7");  // of 8000
+    assert.equal(limitOf(samples.input(busy)), "13.75");  // of 8000
     assert.match(chartOf(samples.input(busy)),
-      /class="limit-name" style="--at: 13.7%">limite de l’abonnement</);
+      /class="limit-name" style="--at: 13.75%">limite de l’abonnement</);
     for (const input of [samples.tempo(), samples.overloaded("standard")]) {
       assert.ok(limitOf(input) > 5, "no room for the name");
     }
@@ -930,14 +939,14 @@ describe("the page in a browser", { concurrency: false }, () => {
     assert.match(footer, /matériel de type « Eco Devices », modèle « EcoDevices »/);
     const place = "adresse 127.0.0.1 (si Domoticz est sur cette machine, sinon"
       + " l’adresse de celle-ci), port ";
-    assert.ok(footer.includes(` : ${place}4000`), footer);
+    assert.ok(footer.includes(` : ${place}4000, de même pour Home Assistant`), footer);
     assert.ok(footer.includes(`Pour le compteur 2 un second matériel : ${place}4001`));
     assert.match(await text("cards"), /Lecteur TIC \(port\u00a08890\)/);
     answer.clients.pop();
     await refresh();
     const toDo = (await text("places")).replace(/\s+/g, " ");
     assert.match(toDo, / : Pour le compteur 2 un second matériel : adresse 127/);
-    assert.doesNotMatch(toDo, /celle-ci\), port 4000/);
+    assert.doesNotMatch(toDo, /4000|Jeedom/, "it is about the second box");
   });
 
   test("says nothing of a relay that there is not", async () => {
