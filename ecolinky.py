@@ -4763,7 +4763,7 @@ function stationHtml({ name, mark, fact }) {
 function limitText({ fields, live, power, limit, share, phase, mode }) {
   if (!live || !limit) return "";
   if (power < 0) return "injectés sur le réseau";
-  const near = loadOf(share) === "warn" ? ", ne rien allumer de plus" : "";
+  const near = loadOf(share) === "warn" ? ", ne rien ajouter" : "";
   if (phase) return `sur la ${phase}${near}`;
   if (mode === "standard") return `de ${quantity(limit / 1000, "kVA")}${near}`;
   return `${quantity(fields.IINST, "A")} sur ${quantity(fields.ISOUSC, "A")}${near}`;

@@ -153,7 +153,7 @@ describe("the card of an input", () => {
     });
     assert.deepEqual(loads, ["good", "warn", "warn", "bad"]);
     assert.equal(cardOf(samples.tempo()).at("limit-1"),
-      `40${NBSP}A sur 45${NBSP}A, ne rien allumer de plus`);
+      `40${NBSP}A sur 45${NBSP}A, ne rien ajouter`);
   });
 
   test("limits a standard meter at its kVA, and does not contradict itself", () => {
