@@ -4636,8 +4636,8 @@ function meterOf(input, index, seen) {
   };
 }
 
-// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.  The
-// share of the limit is that of the power, or that of the highest current.
+// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.  Its
+// share is that of the power (standard mode, one phase), else of the highest current.
 function powerOf({ state, fields, injection, mode, phases }) {
   if (!fields && state !== "live") return { power: null, limit: 0, digits: DASH };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
