@@ -534,25 +534,25 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
 #    So an index is two readings late.  Powers agree if is_near() says so, and the last
-#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
-#    because Tempo's indexes and PTEC come together once in 17 frames, or 34 s, if a
-#    third of the groups is damaged.  No rule stops a false index that comes three times
-#    and is neither below the trusted one, nor further above it than 36 kVA allow.
+#    of three is trusted.  A single reading equal to the trusted one renews it, and the
+#    count begins anew.  90 s, because Tempo's indexes and PTEC come together once in
+#    34 s if a third of the groups is damaged.  No rule stops a false index that comes
+#    three times, neither below the trusted one nor above what 36 kVA allow.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
 #    of a later group, and the groups in between are gone.
 #        sent         HCHC 014945678 2    HCHP 001089012 (    PTEC HC.. S
 #        received     HCHC 0149                    89012 (    PTEC HC.. S
-#    A register is read if a. is true; EAST and the ten EASF, if b. or c. is:
+#    A register is read if a. is true; EAST with the ten EASF only if b. or c. is:
 #    a. The frame has all its labels, and the label behind them, see REGISTERS; behind
 #       EASD04 this is EAIT if the frame has SINSTI.  One loss is not seen: PEJP, which
 #       comes and goes, can be joined to EJPHPM.
-#    b. EAST and the ten EASF: they add up, or within 1 Wh if a. is true as well: an
-#       index may advance while the frame is sent.
-#    c. EAST, but not all EASF: the frame has at least as many damaged groups, so they
-#       were damaged, not lost.  Each EASF is taken from the last frame that had it, and
-#       they add up exactly, or the reading equals the trusted one.
+#    b. All add up; or within 1 Wh, if a. is true as well: an index may advance while
+#       the frame is sent.
+#    c. EAST came, but not all EASF.  The frame has as many damaged groups as it lacks
+#       EASF, or more: so they were damaged, not lost.  With the last EASF that came in
+#       their place, all add up exactly, or equal the trusted reading.
 # 3. Dispute      Series.take(), Series.is_disputed
 #    For identity, contract and registers, one more thing is asked: readings must also
 #    be able to follow the trusted one, however old it is.  When three in a row cannot,
@@ -561,13 +561,13 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    its contract or an index was replaced.  While no identity is trusted, or it is
 #    disputed, nothing is served.  A new identity begins with nothing known.
 # 4. Owner        Guard._is_ours()
-#    A frame with another identity is refused.  A frame without identity is ours if our
-#    identity is trusted, was read in the last 20 s, and no other since.  Until one is
-#    trusted, each that differs from the one before it begins with nothing known.
+#    A frame with another identity is refused: ADSC is another than ADCO.  A frame
+#    without identity is ours if our identity is trusted, was read in the last 20 s, and
+#    no other since.  Until one is trusted, another one begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
-#    Currents, voltages, the powers of phases 2 and 3, and DATE are trusted at once, as
-#    they change all the time, and no client adds them up.  So are ADPS, ADIR and PEJP,
-#    which are brief, and a power of 0 or near 230 V times all currents of the last 6 s.
+#    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
+#    as they change all the time, and no client adds them up.  So are the brief ADPS,
+#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s.
 # 6. Silence      Guard.known(), Kind.keep
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
@@ -603,8 +603,8 @@ def balanced_reading(frame: Frame, latest: Groups, trusted: Any) -> Groups | Non
         return None
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)  # Wh
-    most = 0 if reading_in(frame.groups, TOTAL) is None else 1
-    return reading if error <= most or reading == trusted else None
+    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # 1 if a. is true as well
+    return reading if error <= allowed or reading == trusted else None
 
 
 class Series:
@@ -633,8 +633,8 @@ class Series:
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
         self._add_to_row(reading, now)
-        # The row's first reading decides, as it is trusted next; the others follow it.
-        # If it is too low, the last can still follow the trusted one: no dispute then.
+        # An index trusts the row's first, so this must follow; the others follow it.
+        # After 100, read 90 101 101: the first is too low, the last is not: no dispute.
         row_follows = self._can_follow_trusted(*self.row[0])
         can_follow = row_follows or self._can_follow_trusted(reading, now)
         self._count_against(can_follow, now)
@@ -645,7 +645,7 @@ class Series:
             del self.row[0]  # so the next reading makes three again
         if reading == self.trusted:
             self.read_time = now
-            if reading == self.row[0][0]:  # not a moving power: its row must go on
+            if reading == self.row[0][0]:  # the row has nothing else: it stands still
                 self.row.clear()
         return can_follow
 
@@ -740,8 +740,8 @@ class Guard:
     def is_disputed(self, now: float) -> bool:
         """Return whether readings that come are disputed (rule 3)."""
         labels = [label for label, each in self.series.items() if each.is_disputed]
-        comes = any(self.comes(label, now) for label in labels)
-        return comes or self.identity.is_disputed
+        is_any = any(self.comes(label, now) for label in labels)
+        return is_any or self.identity.is_disputed
 
     def comes(self, label: str, now: float) -> bool:
         """Return whether a label has come lately, trusted or not."""
@@ -846,8 +846,8 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    No frame is relayed while a label is awaited: a reader may begin with any frame, and
-    Domoticz stores 0 for an index that its first frame lacks.
+    No frame is relayed while a label is awaited: Domoticz stores 0 for an index that
+    its first frame lacks.  Short frames do no harm: without OPTARIF, it stores nothing.
     """
 
     # An undamaged frame shows all the meter's labels.  Without such a frame, the labels
@@ -881,7 +881,7 @@ class Rebuilder:
         return [known[label] for label in order if label in known]
 
     def _is_short(self, labels: set[str]) -> bool:
-        # These labels can be left of a damaged full frame, but without an alert.
+        # An alert tells it from a full frame of which only these groups are intact.
         has_alert = not labels.isdisjoint(OVERLOADS)
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
