@@ -976,34 +976,33 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # the PTEC while index 1, 2, ... runs
-    # The same for the others of the ten indexes in standard mode.  They may hold the
-    # energy of a former contract, and the client's total must be EAST.
-    unused: tuple[str, ...]
+    # The PTEC of each of the ten indexes of standard mode.  An index that the tariff
+    # does not need counts with another: it may hold the energy of a former contract,
+    # and the client's total must be EAST.
+    numbered: tuple[str, ...]
 
     @property
-    def numbered(self) -> tuple[str, ...]:
-        """The PTEC of each of the ten indexes."""
-        return self.periods + self.unused
+    def periods(self) -> list[str]:
+        """The PTEC of each period."""
+        return list(dict.fromkeys(self.numbered))
 
     def indexes(self) -> list[str]:
         """Return the tags of the tariff's indexes."""
         return [PERIODS[ptec].tag for ptec in self.periods]
 
 
-BASE = Tariff("BASE", "Base", ("TH..",), ("TH..",) * 9)
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."), ("HC..", "HP..") * 4)
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."), ("HN..",) * 8)
+BASE = Tariff("BASE", "Base", ("TH..",) * 10)
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP..") * 5)
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM..") + ("HN..",) * 8)
 TEMPO = Tariff(
     "BBR(",
     "Tempo",
-    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"),
-    ("HCJB", "HPJB") * 2,
+    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR") + ("HCJB", "HPJB") * 2,
 )
 # By the start of OPTARIF, because its end may vary.  An input without a meter is shown
 # as Base.
 TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
-NOT_YET_KNOWN = Tariff("", "", (), ())
+NOT_YET_KNOWN = Tariff("", "", ())
 
 
 def tariff_of(option: str) -> Tariff:
@@ -1086,7 +1085,8 @@ def translate_historic(labels: Labels) -> Fields:
 
     Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
-    and a space), PTEC (not known while it is of another tariff).
+    and a space), PEJP (0 while the peak runs), PTEC (not known while it is of another
+    tariff).
     """
     tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
     # Leave out other indexes: the guard knows those of a former contract for a while.
@@ -1148,8 +1148,9 @@ class Contract(NamedTuple):
     used: int  # number of indexes in use, for --check; ten if it is not known
 
 
-# A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
-# or POINTE is another supplier's contract, with other indexes.
+# A name with a word of cheap or dear hours, and without the words in (?!...): a name
+# that merely contains TEMPO, EJP or POINTE is another supplier's contract, with other
+# indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
@@ -1158,7 +1159,8 @@ DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).
 #                    known (period_label is LTARF).  Odd indexes are assumed to be
 #                    cheap, as in all known calendars.
 UNKNOWN = Contract(".*", BASE, "NTARF", 10)
-CONTRACTS = (  # behind each, where it was met: a capture of .ci/captures, or whose code
+# Behind each row: the capture of .ci/captures, or the project, that has the name.
+CONTRACTS = (
     Contract("BASE", BASE, "NTARF", 1),  # standard-1ph-base-1
     Contract("PRODUCTEUR", BASE, "NTARF", 10),  # standard-1ph-prod-1
     Contract("TEMPO", TEMPO, "NTARF", 6),  # standard-3ph-tempo-1
@@ -1183,41 +1185,47 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP = r"(?=.*(\bHS?C\b|CREUSE|WEEK.?END))"  # HSC: heures super creuses
-DEAR = r"(?=.*(\bHP\b|PLEINE|POINTE))"
-WORDS = {  # by PTEC: how LTARF begins, as text_of() returns it
-    "TH..": "",
-    "HC..": CHEAP,
-    "HP..": DEAR,
-    "HN..": "(?!.*POINTE).",
-    "PM..": ".*POINTE",
-    "HCJB": CHEAP + ".*BLEU",
-    "HPJB": DEAR + ".*BLEU",
-    "HCJW": CHEAP + ".*BLAN",
-    "HPJW": DEAR + ".*BLAN",
-    "HCJR": CHEAP + ".*ROUG",
-    "HPJR": DEAR + ".*ROUG",
+CHEAP = r"\bHS?C\b|CREUSE|WEEK.?END"  # HSC: heures super creuses
+DEAR = r"\bHP\b|PLEINE|POINTE"
+NO_PEAK = "^(?!.*POINTE)."  # some text, but not this word
+# By PTEC: what LTARF, as text_of() returns it, must contain, anywhere.
+WORDS = {
+    "TH..": (),
+    "HC..": (CHEAP,),
+    "HP..": (DEAR,),
+    "HN..": (NO_PEAK,),
+    "PM..": ("POINTE",),
+    "HCJB": (CHEAP, "BLEU"),
+    "HPJB": (DEAR, "BLEU"),
+    "HCJW": (CHEAP, "BLAN"),
+    "HPJW": (DEAR, "BLAN"),
+    "HCJR": (CHEAP, "ROUG"),
+    "HPJR": (DEAR, "ROUG"),
 }
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     """Return the PTEC that the words of LTARF name; None: they name none, or two."""
-    named = [ptec for ptec in tariff.periods if re.match(WORDS[ptec], ltarf)]
+    named = [
+        ptec
+        for ptec in tariff.periods
+        if all(re.search(word, ltarf) for word in WORDS[ptec])
+    ]
     return named[0] if len(named) == 1 else None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
     """Return the PTEC of a standard-mode meter; None: it is not known.
 
-    Take LTARF's words if the contract is read by its words, or if no running index is
-    known.  Otherwise take the period of the running index, so that period and growing
-    index agree: some meters send an old LTARF.
+    Prefer the period of the running index: some meters send an old LTARF.  Prefer
+    LTARF's words if the contract is read by its words.
     """
     tariff = contract.tariff
     by_number = running_period(tariff, labels)
-    if by_number is None or contract.period_label == "LTARF":
-        return period_in_words(tariff, text_of(labels, "LTARF")) or by_number
-    return by_number
+    by_words = period_in_words(tariff, text_of(labels, "LTARF"))
+    if contract.period_label == "LTARF":
+        return by_words or by_number
+    return by_number or by_words
 
 
 def running_period(tariff: Tariff, labels: Labels) -> str | None:
