@@ -1672,8 +1672,8 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# Its words: the missing labels, and the cause of their loss.
-INCOMPLETE = Reason(LINKY, "des groupes manquent (%s), %s")
+# The template of a cause of loss, with the missing labels before it.
+INCOMPLETE = "des groupes manquent (%s), %s"
 NEVER_SENT = Reason(
     ESP,
     "aucun ou presque n'est abîmé",
@@ -1705,11 +1705,10 @@ UNKNOWN_CONTRACT = Reason(
     "à signaler sur la page GitHub d'ecolinky (Issues)",
 )
 PHASE_UNKNOWN = Reason(
-    LINKY, "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
+    LINKY, "le courant d'une phase n'arrive pas intact (%s), 0 est transmis"
 )
 SUBSCRIPTION_UNKNOWN = Reason(
-    LINKY,
-    "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis",
+    LINKY, "l'abonnement n'arrive pas intact (%s), le maximum du compteur est transmis"
 )
 DOES_NOT_INJECT = Reason(
     LINKY,
@@ -1744,14 +1743,11 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "est un dossier",
 }
 
-# A stream without an intact group may still hold labels.  A label with its separator
-# behind it proves that the ESP does not replace separators.
-LABEL_IN_STREAM = re.compile(
-    b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
-)
-GROUP_IN_STREAM = re.compile(
-    b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
-)
+# A stream without an intact group may still hold labels, of either mode.  A label with
+# its separator behind it proves that the ESP does not replace separators.
+IN_STREAM = (b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP", b"ADSC|NGTF|LTARF|EAST|SINSTS")
+LABEL_IN_STREAM = re.compile(b"|".join(IN_STREAM))
+GROUP_IN_STREAM = re.compile(b"(%b) |(%b)\t" % IN_STREAM)
 # A single sign of these is enough.  Look for HTTP before the ESP8266's log: the header
 # lines of HTTP have the same form.
 SIGNS = (
@@ -1764,10 +1760,10 @@ MUCH_TELNET = 0.05  # commands per byte
 ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
+TOO_FEW = 4  # bytes: another client may take the ESP8266 after the first ones
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
-A_FEW_MINUTES = 3  # to find out why groups are missing now
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1813,10 +1809,14 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
 
 def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    instead = diagnose(sample)
-    is_text = instead in (NOT_TIC, ESP_LOGS)
+    if 0 < len(sample) < TOO_FEW:
+        return reason
+    diagnosis = diagnose(sample)
+    # The other side has ended it, or waits for an answer to its text: the bytes say who
+    # it is.  Other reasons, as a refused connection, say more than the bytes.
+    is_text = diagnosis in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
-        return instead
+        return diagnosis
     return reason
 
 
@@ -1847,7 +1847,7 @@ def words_of(error: OSError) -> str:
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
-    counts: of the last hour; labels: trusted now.
+    counts: of the last hour or minutes; labels: trusted now.
     Test the causes in this order: a cause also shows the symptoms of later causes.
     """
     if counts.spaces_replaced:
@@ -1894,7 +1894,7 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 
 
 def remarks_on_replaced(labels: Labels) -> list[Reason]:
-    """Return the labels that never come, and the values that replace them."""
+    """Return the labels that are not known, and the values that replace them."""
     remarks = []
     unknown = [label for label in labels_of_current(labels) if label not in labels]
     if unknown:
@@ -1923,13 +1923,14 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
 
 
 def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
-    """Return why some groups never come; counts: of the last minutes."""
+    """Return why some groups do not come; counts: of the last minutes."""
     cause = cause_of_loss(counts, labels)
     if cause == ALL_WELL:
-        # The same group is damaged in most frames; no other group need be.
+        # One damaged group in every other frame is few of all groups, but enough if it
+        # is always the missing one.
         is_damaged = counts.damaged > counts.frames / 2
         cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
-    return cause._replace(template=INCOMPLETE.template, words=(missing, cause.cause))
+    return cause._replace(template=INCOMPLETE, words=(missing, cause.cause))
 
 
 def has_values(labels: Labels) -> bool:
@@ -1945,16 +1946,16 @@ class Link:
 
     BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
-    FLOOD = 65536  # bytes without an intact group; no meter sends so many
+    FLOOD = 65536  # bytes without a frame; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
         self.connections = 0
         self.brief_connections = 0  # brief connections in a row, up to the last one
-        self.sample = b""  # the last bytes since the last intact group
-        self._byte_count = 0  # number of bytes since the last intact group
-        # When the last intact group came, or when its absence was last reported.
-        self._waiting_since = 0.0
+        # Since the last frame, or since the connection began:
+        self.sample = b""  # the end of the bytes
+        self._byte_count = 0  # how many they are
+        self._wait_began = 0.0  # the wait for a frame; a report begins another
         self._connected_at = 0.0
         self.last_byte = -math.inf  # when it came
 
@@ -1965,8 +1966,8 @@ class Link:
         self.restart_wait(now)
 
     def restart_wait(self, now: float) -> None:
-        """Count the wait for a group anew: a frame has come, or a connection begins."""
-        self._waiting_since = now
+        """Wait for the next frame: a frame has come, or a connection begins."""
+        self._wait_began = now
         self.sample = b""
         self._byte_count = 0
 
@@ -1981,10 +1982,10 @@ class Link:
             raise LinkError(diagnose(self.sample))
 
     def claim_report(self, patience: float, now: float) -> bool:
-        """Return whether to report that no group came for `patience` s; wait again."""
-        if now - self._waiting_since <= patience:
+        """Return whether no frame came for `patience` seconds; if so, wait again."""
+        if now - self._wait_began <= patience:
             return False
-        self._waiting_since = now
+        self._wait_began = now
         return True
 
     def is_contested(self, now: float) -> bool:
@@ -2075,6 +2076,7 @@ METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
+A_FEW_MINUTES = 3  # of the history: to find out why groups are missing now
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
 METER_PARTS = ("le compteur", "le contrat")  # identity and tariff
 

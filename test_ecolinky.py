@@ -1895,6 +1895,17 @@ class DiagnosisTests(InputCase):
         expected = "(le numéro du compteur), le journal de l'ESP se mêle à la TIC, dans"
         self.assertIn(expected, str(self.snapshot().reason))
 
+    def test_the_few_bytes_of_a_connection_that_ends_prove_nothing(self):
+        for data in (b"\n", b"\0", b"1\r\n"):
+            for ending in (ecolinky.CUT_BY_ESP, ecolinky.SILENT):
+                with self.heard(data, 1, data=data, ending=ending):
+                    self.lose(ecolinky.LinkError(ending))
+                    self.assertEqual(ending, self.snapshot().reason)
+
+    def test_a_label_that_no_longer_comes_is_not_said_to_come_never(self):
+        self.connect(*[HC_FRAME] * 25, *[without("IINST", HC_FRAME)] * 17)
+        self.assertIn("n'arrive pas intact (IINST)", "".join(self.remarks()))
+
     def test_a_missing_phase_current_is_reported(self):
         three_phases = encoded(standard(**THREE_LINKY))
         for label, data in (("IRMS2", three_phases), ("IINST", HC_FRAME)):
