@@ -86,6 +86,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
@@ -116,8 +117,8 @@ if __name__ == "__main__":
 log = logging.getLogger("ecolinky")
 
 Labels = Dict[str, str]  # label of the TIC -> data
-# Tag of the Eco-Devices -> int or str, as in JSON; None: not known yet.
-Fields = Dict[str, Any]
+Fields = Dict[str, Any]  # tag of the Eco-Devices -> int or str; None: not known yet
+Json = Dict[str, Any]  # an object of JSON
 
 MAINS_VOLTS = 230
 CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
@@ -2005,7 +2006,7 @@ class Link:
             self.brief_connections = 0
 
 
-######## Journal: the log of an input #################################################
+######## Journal: the log of an input ##################################################
 
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
@@ -2253,7 +2254,7 @@ class Snapshot(NamedTuple):
     reason: Reason  # the last fault, even while values are still served; or ALL_WELL
     brief_connections: int  # in a row, as in Link
     remarks: list[Reason]  # defects of a link that works, and changes of the meter
-    counters: Fields  # since the start, for /ecolinky.json
+    counters: Json  # since the start, for /ecolinky.json
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
     running_minute: int  # the number of the minute after them
     today: DayEnergy | None  # None until values are served
@@ -2708,7 +2709,7 @@ def as_xml(tags: Fields) -> bytes:
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
 
 
-def as_json(content: Fields, status: int = 200) -> Answer:
+def as_json(content: Json, status: int = 200) -> Answer:
     """Return an answer in JSON."""
     text = json.dumps(content, separators=(",", ":"))
     return Answer(status, "application/json", text.encode("ascii"))
@@ -2766,7 +2767,7 @@ def answer_document(
 
 def describe(
     settings: Settings, hostname: str, store: Store, started: float, now: float
-) -> Fields:
+) -> Json:
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
@@ -2789,7 +2790,7 @@ def describe(
     }
 
 
-def describe_histories(store: Store, now: float) -> Fields:
+def describe_histories(store: Store, now: float) -> Json:
     """Return /history.json: the last 24 hours of each input, minute by minute."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
@@ -2797,7 +2798,8 @@ def describe_histories(store: Store, now: float) -> Fields:
             (minute.power, minute.lost, int(minute.is_cheap))
             for minute in snapshot.minutes
         ]
-        age = age_of(snapshot.running_minute * History.STEP, now)  # of the last minute
+        # The last minute ended when the running minute began, see History.
+        age = age_of(snapshot.running_minute * History.STEP, now)
         inputs.append(
             {"input": number, "step": History.STEP, "age": age, "minutes": minutes}
         )
@@ -2815,7 +2817,7 @@ def french(text: str) -> str:
     return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
 
 
-def describe_reason(reason: Reason) -> Fields:
+def describe_reason(reason: Reason) -> Json:
     """Return the parts of a reason, for the page."""
     return {
         "station": reason.station,
@@ -2824,9 +2826,12 @@ def describe_reason(reason: Reason) -> Fields:
     }
 
 
-def describe_input(snapshot: Snapshot, now: float) -> Fields:
+def describe_input(snapshot: Snapshot, now: float) -> Json:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
+    reason = snapshot.reason
+    if reason == ALL_WELL and view.fields is None:
+        reason = SILENT  # stale before the Reader takes the silence for a failure
     state = "waiting"
     today = None
     last = None  # the values that were served last
@@ -2840,8 +2845,8 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     return {
         "source": snapshot.source,
         "state": state,
-        "reason": french(str(snapshot.reason)),
-        "fault": describe_reason(snapshot.reason),
+        "reason": french(str(reason)),
+        "fault": describe_reason(reason),
         "remarks": [describe_reason(remark) for remark in snapshot.remarks],
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
@@ -2853,9 +2858,9 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     }
 
 
-def describe_values(view: View, time: float, now: float) -> Fields:
+def describe_values(view: View, time: float, now: float) -> Json:
     """Return the values of a view, and their age; they are None if it has no fields."""
-    values: Fields = {
+    values: Json = {
         "age": age_of(time, now),
         "phases": None,
         "fields": view.fields,
@@ -2873,7 +2878,7 @@ COLOURS = {"B": "bleu", "W": "blanc", "R": "rouge"}
 COLOURS.update({"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"})
 
 
-def describe_tariff(fields: Fields) -> Fields:
+def describe_tariff(fields: Fields) -> Json:
     """Return the page's names for a tariff and its periods."""
     tariff = tariff_of(fields["OPTARIF"])
     running = fields["PTEC"]
@@ -3012,6 +3017,7 @@ ADDRESS_PATTERN = (
 )
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
 # What users write around an address: a scheme before it, a port or a path behind it.
+# (An address has three characters or more, the 02:00 of a MAC address has not.)
 NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
@@ -3066,7 +3072,8 @@ def parse_settings(text: str) -> Settings:
         items = parser.items(section)
         sections[section] = _with_values(section, sections[section], items)
     settings = Settings(**sections)
-    for complaint in _contradictions(settings):
+    complaint = next(_contradictions(settings), None)
+    if complaint is not None:
         raise ConfigError(complaint)
     if "teleinfo2" in parser and not {"host", "injection"} & set(parser["teleinfo2"]):
         raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
@@ -3166,6 +3173,7 @@ def _syntax_complaint(error: configparser.Error) -> str:
         if missing:
             twice = f"{error.option} est deux fois dans [{error.section}]"
             advice = f"{missing}, sinon {twice}"
+    # A ParsingError has a list of errors instead, each a line number and the line.
     line = words.get("lineno") or words["errors"][0][0]
     return f"ligne {line}, {advice}"
 
@@ -3233,19 +3241,18 @@ def lasting_mac(port: int) -> str:
     return ":".join(re.findall("..", digits))
 
 
-######## Relay: the trusted TIC for other readers ######################################
+######## Relay: the trusted TIC for other programs #####################################
 
 
-# linkytic and serial-teleinfo notice the end of a frame only when the next frame
-# starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the
-# relay gets the next frame only when it has ended, a second or two later.  So each
-# piece that the relay sends ends with the start of the next frame (START, STX LF):
-#     opening of a new reader    piece                     next piece
-#     STX LF                     groups CR ETX, STX LF     groups CR ETX, STX LF
+# linkytic and serial-teleinfo take a frame when they see the start of the next frame,
+# and wait a second for it, at most.  The relay has the next frame only a second or two
+# later, so it sends the start of that frame (START, STX LF) at once.  A receiver gets:
+#     first, its opening    STX LF
+#     with each frame       groups CR ETX STX LF
 START = STX + b"\n"
 
 
-class RelayReader:
+class Receiver:
     """A program that reads the relay."""
 
     SEND_BUFFER = 32768  # bytes in the kernel: more than half a minute of frames
@@ -3262,7 +3269,7 @@ class RelayReader:
     def send(self, piece: bytes) -> bool:
         """Send a piece, as drawn above, for one frame or more, without waiting.
 
-        Return whether the kernel took all of it; if not, the reader is stuck or gone.
+        Return whether the kernel took all of it; if not, the receiver is stuck or gone.
         """
         data = self._opening + piece
         self._opening = b""
@@ -3290,20 +3297,20 @@ def listen(address: str, port: int, backlog: int = 1) -> socket.socket:
 
 
 class Relay:
-    """The readers of one input's trusted TIC; only the input's thread calls it.
+    """The receivers of one input's trusted TIC; only the input's thread calls it.
 
     The port is open from the start, and closed while no values are served.  To end the
     connections would not be enough: linkytic connects again at once, and shows its last
     values as live for as long as it is connected.
     """
 
-    MOST_READERS = 16
+    MOST_RECEIVERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
         self.port = port
         self.timeout = timeout  # seconds without values; then close the port
         self._address = address
-        self._readers: list[RelayReader] = []
+        self._receivers: list[Receiver] = []
         self._last_served = now
         self._hourly = Limiter(HOUR)
         self._listener: socket.socket | None = None  # None: closed
@@ -3311,13 +3318,13 @@ class Relay:
 
     def _open(self) -> None:
         """Open the port; raises OSError."""
-        self._listener = listen(self._address, self.port, self.MOST_READERS)
+        self._listener = listen(self._address, self.port, self.MOST_RECEIVERS)
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> list[str]:
-        """Send trusted frames to all readers; return the readers' IP addresses.
+        """Send trusted frames to all receivers; return the receivers' IP addresses.
 
-        A new reader gets whole frames only.
+        A new receiver gets whole frames only.
         frames: empty while the values are served, but a label is still awaited.
         """
         self._last_served = now
@@ -3326,11 +3333,11 @@ class Relay:
         if not frames:
             return []
         piece = b"".join(frame[len(START) :] + START for frame in frames)
-        for reader in list(self._readers):
-            if not reader.send(piece):
-                self._readers.remove(reader)
-                reader.connection.close()
-        return [reader.address for reader in self._readers]
+        for receiver in list(self._receivers):
+            if not receiver.send(piece):
+                self._receivers.remove(receiver)
+                receiver.connection.close()
+        return [receiver.address for receiver in self._receivers]
 
     def _reopen(self, now: float) -> None:
         """Open the port again; if another program has it, the next frame tries."""
@@ -3341,15 +3348,15 @@ class Relay:
                 log.warning(PORT_IS_TAKEN, self.port, words_of(error))
 
     def poll(self, now: float) -> None:
-        """Accept new readers; close the port if no values are served any more."""
+        """Accept new receivers; close the port if no values are served any more."""
         if self.seconds_left(now) < 0:
             self.close()
-        # accept() raises BlockingIOError when no reader waits.  Other errors of a new
-        # reader must not disturb the meter either.
+        # accept() raises BlockingIOError when no receiver waits.  Other errors of a new
+        # receiver must not disturb the meter either.
         with contextlib.suppress(OSError):
-            while self._listener and len(self._readers) < self.MOST_READERS:
+            while self._listener and len(self._receivers) < self.MOST_RECEIVERS:
                 connection, address = self._listener.accept()
-                self._readers.append(RelayReader(connection, address[0]))
+                self._receivers.append(Receiver(connection, address[0]))
 
     def seconds_left(self, now: float) -> float:
         """Return after how many seconds without values the port must be closed."""
@@ -3362,12 +3369,18 @@ class Relay:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for reader in self._readers:
-            reader.connection.close()
-        self._readers.clear()
+        for receiver in self._receivers:
+            receiver.connection.close()
+        self._receivers.clear()
 
 
 ######## Reader: the thread that reads one ESP8266 #####################################
+
+
+def log_bug(name: str) -> None:
+    """Log the last calls of the bug that is handled now, at level DEBUG."""
+    # A line of the log has no room for all calls, see LogHandler.
+    log.debug("%s : %s", name, traceback.format_exc(limit=-4))
 
 
 class Reader(threading.Thread):
@@ -3416,12 +3429,15 @@ class Reader(threading.Thread):
 
     def _report_failure(self, error: Exception) -> None:
         now = time.monotonic()
+        if not isinstance(error, (OSError, LinkError)):
+            log_bug(self.name)
         try:
             self._input.failed(error, now, time.time())
             self._publish()
             # In the pause the thread cannot close the relay: it does so before.
             self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
+            log_bug(self.name)
             self._input.journal.fault(BUG.with_words(repr(bug)), now)
 
     def _poll_relay(self, now: float) -> None:
@@ -3498,14 +3514,15 @@ REFUSALS = {
 # The head of a request is its first line and its headers; an empty line ends it.
 END_OF_HEAD = re.compile(b"\n\r?\n")
 LONGEST_HEAD = 16384  # bytes
-PATIENCE = 30.0  # seconds for the head; for the answer, the time that is left
+PATIENCE = 30.0  # seconds, for the head
 
 
 def read_head(connection: socket.socket) -> bytes | None:
     """Return the head of a request, or None if it is too long.
 
     Bytes of a body can follow the head.  If the client ends the connection, return what
-    it has sent.  Raises socket.timeout.
+    it has sent.  Raises socket.timeout.  The time-out that the connection has at the
+    end also limits each sending of the answer.
     """
     head = b""
     deadline = time.monotonic() + PATIENCE
@@ -3558,8 +3575,9 @@ class Server(socketserver.ThreadingTCPServer):
             return answer_document(name, self.device, inputs, time.localtime())
         except Exception as bug:  # noqa: BLE001
             text = str(BUG.with_words(repr(bug)))
+            log_bug(name)
             if self._hourly.claim("bug", now):
-                log.info("%s : %s", name, text)
+                log.warning("%s : %s", name, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
     def _answer_page(self, path: str, now: float) -> Answer:
@@ -3711,10 +3729,17 @@ def tell(text: str, stream: TextIO, end: str = "\n") -> None:
         print(text, file=stream, end=end, flush=True)
 
 
+def terminal_width() -> int:
+    """Return the width for a line, 0 if standard output is no terminal."""
+    if not sys.stdout.isatty():
+        return 0
+    return shutil.get_terminal_size().columns - 1  # a full line would scroll
+
+
 def tell_for_now(text: str) -> None:
     """Show a line until the next line, on a terminal only; an empty text wipes it."""
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+    width = terminal_width()
+    if width:
         tell("\r" + text[:width].ljust(width), sys.stdout, end="\r")
 
 
@@ -3734,8 +3759,8 @@ class Finding(NamedTuple):
 def show(finding: Finding) -> None:
     """Print a finding; on a terminal, broken at words to fit its width."""
     line = finding.line
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1
+    width = terminal_width()
+    if width:
         line = textwrap.fill(line, width, subsequent_indent=" " * 10)  # the verdict's
     tell(line, sys.stdout)
 
@@ -3792,13 +3817,14 @@ def is_decided(snapshot: Snapshot) -> bool:
     if snapshot.brief_connections:  # after the first, wait for another program
         return snapshot.brief_connections >= ENOUGH_EVICTIONS
     if snapshot.counters["frames"] == 0:
-        return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
+        # The first failure is enough: it has another reason.
+        return snapshot.reason != NOT_YET_CONNECTED
     is_served = snapshot.view.fields is not None
     return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
 
 
 def judge(
-    name: str, snapshot: Snapshot, used: Container[object] = ()
+    name: str, snapshot: Snapshot, used: Container[str] = ()
 ) -> Iterator[Finding]:
     """Yield the findings about an input; the last one is the verdict.
 
@@ -3852,13 +3878,18 @@ TAKEN_BY_ECOLINKY = (
 )
 
 
-def used_by_ecolinky(http: HttpSettings) -> set[object]:
+def named(port: int) -> str:
+    """Return the name of a port in a finding."""
+    return f"port {port}"
+
+
+def used_by_ecolinky(http: HttpSettings) -> set[str]:
     """Return what the ecolinky that answers on [http] port uses; empty: none answers.
 
-    That is its ports, and host:port of each ESP8266.
+    That is its ports, by name, and host:port of each ESP8266.
     Another program may answer, or another version of ecolinky: expect anything.
     """
-    used: set[object] = set()
+    used = set()
     address = http.address
     if address == "0.0.0.0":
         address = "127.0.0.1"
@@ -3870,12 +3901,12 @@ def used_by_ecolinky(http: HttpSettings) -> set[object]:
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
             if answer.getheader("Server", "").startswith("ecolinky"):
-                used.add(http.port)
+                used.add(named(http.port))
                 content = json.loads(answer.read().decode())
-                used.update(content["ports"])
+                used.update(map(named, content["ports"]))
                 for source in content["inputs"]:
                     used.add(source["source"])
-                    used.add(source["relay_port"])  # not in version 1.1.0
+                    used.add(named(source["relay_port"]))  # not in version 1.1.0
     return used
 
 
@@ -3892,13 +3923,15 @@ def fault_of_port(error: OSError, name: str) -> str:
     return f"{words_of(error)}, {remedy}"
 
 
-def check_port(name: str, address: str, port: int) -> Finding:
-    """Try to listen on a port; name: of its key."""
-    about = f"port {port}"
+def check_port(key: str, address: str, port: int, used: Container[str] = ()) -> Finding:
+    """Try to listen on the port of a key; used: as of used_by_ecolinky()."""
+    about = named(port)
+    if about in used:  # a relay's port may be closed just now
+        return Finding(WARNING, about, TAKEN_BY_ECOLINKY)
     try:
         listen(address, port).close()
     except OSError as error:
-        return Finding(FAILED, about, fault_of_port(error, name))
+        return Finding(FAILED, about, fault_of_port(error, key))
     return Finding(OK, about, "libre")
 
 
@@ -3928,14 +3961,11 @@ def check_all(settings: Settings, seconds: float) -> Iterator[Finding]:
     yield from check_ports(settings, used)
 
 
-def check_ports(settings: Settings, used: Container[object]) -> Iterator[Finding]:
+def check_ports(settings: Settings, used: Container[str]) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
     usable = []
-    for name, port in settings.named_ports.items():
-        if port in used:  # a relay's port may be closed just now
-            finding = Finding(WARNING, f"port {port}", TAKEN_BY_ECOLINKY)
-        else:
-            finding = check_port(name, settings.http.address, port)
+    for key, port in settings.named_ports.items():
+        finding = check_port(key, settings.http.address, port, used)
         yield finding
         if finding.verdict != FAILED:
             usable.append(port)
@@ -4321,8 +4351,8 @@ def serve(settings: Settings, demo: bool) -> NoReturn:
             in_background(server.serve_forever)
         if settings.ecodevice.discovery:
             in_background(answer_discovery, servers[0].device)
-        # This thread, which runs the signals' handler, does nothing else: Python drops
-        # an exit that is raised while it calls a destructor.
+        # Python calls stop() in this thread.  If the thread ran a destructor just then,
+        # Python would ignore the exit: so this thread only sleeps.
         while True:
             time.sleep(1)
     finally:
