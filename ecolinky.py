@@ -1186,32 +1186,27 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP = r"\bHS?C\b|CREUSE|WEEK.?END"  # HSC: heures super creuses
-DEAR = r"\bHP\b|PLEINE|POINTE"
-NO_PEAK = "^(?!.*POINTE)."  # some text, but not this word
-# By PTEC: what LTARF, as text_of() returns it, must contain, anywhere.
-WORDS = {
-    "TH..": (),
-    "HC..": (CHEAP,),
-    "HP..": (DEAR,),
-    "HN..": (NO_PEAK,),
-    "PM..": ("POINTE",),
-    "HCJB": (CHEAP, "BLEU"),
-    "HPJB": (DEAR, "BLEU"),
-    "HCJW": (CHEAP, "BLAN"),
-    "HPJW": (DEAR, "BLAN"),
-    "HCJR": (CHEAP, "ROUG"),
-    "HPJR": (DEAR, "ROUG"),
+# The words of LTARF, anywhere in it: for the hours, by the first two characters of
+# PTEC, and for the colour, by the last character.
+HOURS = {
+    "TH": "",
+    "HC": r"\bHS?C\b|CREUSE|WEEK.?END",  # HSC: heures super creuses
+    "HP": r"\bHP\b|PLEINE|POINTE",
+    "HN": "^(?!.*POINTE).",  # some text, but not this word
+    "PM": "POINTE",
 }
+COLOURS = {".": "", "B": "BLEU", "W": "BLAN", "R": "ROUG"}
+
+
+def can_mean(ltarf: str, ptec: str) -> bool:
+    """Return whether the words of LTARF, as of text_of(), are those of a period."""
+    patterns = (HOURS[ptec[:2]], COLOURS[ptec[-1]])
+    return all(re.search(pattern, ltarf) for pattern in patterns)
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     """Return the PTEC that the words of LTARF name; None: they name none, or two."""
-    named = [
-        ptec
-        for ptec in tariff.periods
-        if all(re.search(word, ltarf) for word in WORDS[ptec])
-    ]
+    named = [ptec for ptec in tariff.periods if can_mean(ltarf, ptec)]
     return named[0] if len(named) == 1 else None
 
 
@@ -1778,9 +1773,7 @@ class LinkError(Exception):
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a sample that holds no intact group, or nothing."""
-    if not sample:
-        return CLOSED_AT_ONCE
+    """Diagnose a sample that holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     for sign, reason in SIGNS:
         if sign.search(text):
@@ -1810,7 +1803,9 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
 
 def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    if 0 < len(sample) < TOO_FEW:
+    if not sample and reason == CUT_BY_ESP:
+        return CLOSED_AT_ONCE
+    if len(sample) < TOO_FEW:
         return reason
     diagnosis = diagnose(sample)
     # The other side has ended it, or waits for an answer to its text: the bytes say who
@@ -2873,9 +2868,8 @@ def describe_values(view: View, time: float, now: float) -> Json:
     return values
 
 
-# The colours of Tempo, as PTEC and DEMAIN name them.
-COLOURS = {"B": "bleu", "W": "blanc", "R": "rouge"}
-COLOURS.update({"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"})
+# A colour of Tempo, as DEMAIN names it -> for the page.
+COLOUR_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
 
 
 def describe_tariff(fields: Fields) -> Json:
@@ -2885,8 +2879,8 @@ def describe_tariff(fields: Fields) -> Json:
     days = None
     if tariff is TEMPO:
         days = {
-            "today": COLOURS.get(running[3:]),
-            "tomorrow": COLOURS.get(fields["DEMAIN"]),
+            "today": COLOUR_NAMES[COLOURS[running[-1]]],
+            "tomorrow": COLOUR_NAMES.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
