@@ -3539,7 +3539,7 @@ class Server(socketserver.ThreadingTCPServer):
     up the name of this machine, which can hang.)
     """
 
-    MOST_CONNECTIONS = 64  # of all servers: each takes a thread and a file descriptor
+    MOST_CONNECTIONS = 32  # each takes a thread and a file descriptor
     REFUSAL_WAITS = 1.0  # seconds, so that guessing a password is slow
     request_queue_size = 128  # connections that wait in the kernel
     allow_reuse_address = True  # the port of a server that has just ended is free
@@ -3550,7 +3550,6 @@ class Server(socketserver.ThreadingTCPServer):
         self._hourly = Limiter(HOUR)  # of all threads: at worst a line comes twice
         self._settings = settings
         self._started = time.monotonic()
-        self._most_connections = self.MOST_CONNECTIONS // len(settings.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
         super().__init__((settings.http.address, device.port), Handler)
@@ -3610,7 +3609,7 @@ class Server(socketserver.ThreadingTCPServer):
         """
         # A negative file descriptor: the connection's own thread has closed it.
         still_open = [known for known in self._connections if known.fileno() >= 0]
-        if len(still_open) >= self._most_connections:
+        if len(still_open) >= self.MOST_CONNECTIONS:
             oldest = still_open.pop(0)
             with contextlib.suppress(OSError):  # it has just been closed
                 oldest.shutdown(socket.SHUT_RDWR)  # this ends its thread
@@ -3872,15 +3871,10 @@ TAKEN_BY_ECOLINKY = (
 )
 
 
-def named(port: int) -> str:
-    """Return the name of a port in a finding."""
-    return f"port {port}"
-
-
 def used_by_ecolinky(http: HttpSettings) -> set[str]:
     """Return what the ecolinky that answers on [http] port uses; empty: none answers.
 
-    That is its ports, by name, and host:port of each ESP8266.
+    That is its ports, as "port 4000", and host:port of each ESP8266.
     Another program may answer, or another version of ecolinky: expect anything.
     """
     used = set()
@@ -3895,12 +3889,12 @@ def used_by_ecolinky(http: HttpSettings) -> set[str]:
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
             if answer.getheader("Server", "").startswith("ecolinky"):
-                used.add(named(http.port))
+                used.add(f"port {http.port}")
                 content = json.loads(answer.read().decode())
-                used.update(map(named, content["ports"]))
+                used.update(f"port {port}" for port in content["ports"])
                 for source in content["inputs"]:
                     used.add(source["source"])
-                    used.add(named(source["relay_port"]))  # not in version 1.1.0
+                    used.add(f"port {source['relay_port']}")  # not in version 1.1.0
     return used
 
 
@@ -3919,7 +3913,7 @@ def fault_of_port(error: OSError, name: str) -> str:
 
 def check_port(key: str, address: str, port: int, used: Container[str] = ()) -> Finding:
     """Try to listen on the port of a key; used: as of used_by_ecolinky()."""
-    about = named(port)
+    about = f"port {port}"
     if about in used:  # a relay's port may be closed just now
         return Finding(WARNING, about, TAKEN_BY_ECOLINKY)
     try:
