@@ -3851,9 +3851,8 @@ def summary(view: View, fields: Fields) -> Iterator[str]:
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
     line = f"mode {MODE_NAMES[view.mode]}, {phases}"
     yield f"compteur {fields['ADCO']}, {contract}, {now}, {line}"
-    tariff = tariff_of(fields["OPTARIF"])
-    for tag in tariff.indexes():
-        yield f"index {tag} = {fields[tag]} Wh"
+    for tag, index in indexes_of(fields).items():
+        yield f"index {tag} = {index} Wh"
     kwh = old_contracts(view.labels) // 1000
     if kwh:
         yield f"dont {kwh} kWh d'anciens contrats, que l'écran ne montre pas"
