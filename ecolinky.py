@@ -86,6 +86,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
@@ -116,8 +117,8 @@ if __name__ == "__main__":
 log = logging.getLogger("ecolinky")
 
 Labels = Dict[str, str]  # label of the TIC -> data
-# Tag of the Eco-Devices -> int or str, as in JSON; None: not known yet.
-Fields = Dict[str, Any]
+Fields = Dict[str, Any]  # tag of the Eco-Devices -> int or str; None: not known yet
+Json = Dict[str, Any]  # an object of JSON
 
 MAINS_VOLTS = 230
 CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
@@ -976,34 +977,33 @@ class Tariff(NamedTuple):
 
     option: str  # OPTARIF
     name: str  # for the user
-    periods: tuple[str, ...]  # the PTEC while index 1, 2, ... runs
-    # The same for the others of the ten indexes in standard mode.  They may hold the
-    # energy of a former contract, and the client's total must be EAST.
-    unused: tuple[str, ...]
+    # The PTEC of each of the ten indexes of standard mode.  An index that the tariff
+    # does not need counts with another: it may hold the energy of a former contract,
+    # and the client's total must be EAST.
+    numbered: tuple[str, ...]
 
     @property
-    def numbered(self) -> tuple[str, ...]:
-        """The PTEC of each of the ten indexes."""
-        return self.periods + self.unused
+    def periods(self) -> list[str]:
+        """The PTEC of each period."""
+        return list(dict.fromkeys(self.numbered))
 
     def indexes(self) -> list[str]:
         """Return the tags of the tariff's indexes."""
         return [PERIODS[ptec].tag for ptec in self.periods]
 
 
-BASE = Tariff("BASE", "Base", ("TH..",), ("TH..",) * 9)
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP.."), ("HC..", "HP..") * 4)
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM.."), ("HN..",) * 8)
+BASE = Tariff("BASE", "Base", ("TH..",) * 10)
+HC = Tariff("HC..", "Heures creuses", ("HC..", "HP..") * 5)
+EJP = Tariff("EJP.", "EJP", ("HN..", "PM..") + ("HN..",) * 8)
 TEMPO = Tariff(
     "BBR(",
     "Tempo",
-    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR"),
-    ("HCJB", "HPJB") * 2,
+    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR") + ("HCJB", "HPJB") * 2,
 )
 # By the start of OPTARIF, because its end may vary.  An input without a meter is shown
 # as Base.
 TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
-NOT_YET_KNOWN = Tariff("", "", (), ())
+NOT_YET_KNOWN = Tariff("", "", ())
 
 
 def tariff_of(option: str) -> Tariff:
@@ -1086,7 +1086,8 @@ def translate_historic(labels: Labels) -> Fields:
 
     Most are taken unchanged from the labels.  The exceptions: IINST and IMAX (by
     phase), ADPS (the highest alert), PPOT (hexadecimal), OPTARIF (some meters send EJP
-    and a space), PTEC (not known while it is of another tariff).
+    and a space), PEJP (0 while the peak runs), PTEC (not known while it is of another
+    tariff).
     """
     tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
     # Leave out other indexes: the guard knows those of a former contract for a while.
@@ -1148,8 +1149,9 @@ class Contract(NamedTuple):
     used: int  # number of indexes in use, for --check; ten if it is not known
 
 
-# A name with the words of cheap and dear hours.  A name that merely contains TEMPO, EJP
-# or POINTE is another supplier's contract, with other indexes.
+# A name with a word of cheap or dear hours, and without the words in (?!...): a name
+# that merely contains TEMPO, EJP or POINTE is another supplier's contract, with other
+# indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
@@ -1158,7 +1160,8 @@ DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).
 #                    known (period_label is LTARF).  Odd indexes are assumed to be
 #                    cheap, as in all known calendars.
 UNKNOWN = Contract(".*", BASE, "NTARF", 10)
-CONTRACTS = (  # behind each, where it was met: a capture of .ci/captures, or whose code
+# Behind each row: the capture of .ci/captures, or the project, that has the name.
+CONTRACTS = (
     Contract("BASE", BASE, "NTARF", 1),  # standard-1ph-base-1
     Contract("PRODUCTEUR", BASE, "NTARF", 10),  # standard-1ph-prod-1
     Contract("TEMPO", TEMPO, "NTARF", 6),  # standard-3ph-tempo-1
@@ -1183,41 +1186,42 @@ def contract_of(labels: Labels) -> Contract | None:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-CHEAP = r"(?=.*(\bHS?C\b|CREUSE|WEEK.?END))"  # HSC: heures super creuses
-DEAR = r"(?=.*(\bHP\b|PLEINE|POINTE))"
-WORDS = {  # by PTEC: how LTARF begins, as text_of() returns it
-    "TH..": "",
-    "HC..": CHEAP,
-    "HP..": DEAR,
-    "HN..": "(?!.*POINTE).",
-    "PM..": ".*POINTE",
-    "HCJB": CHEAP + ".*BLEU",
-    "HPJB": DEAR + ".*BLEU",
-    "HCJW": CHEAP + ".*BLAN",
-    "HPJW": DEAR + ".*BLAN",
-    "HCJR": CHEAP + ".*ROUG",
-    "HPJR": DEAR + ".*ROUG",
+# The words of LTARF, anywhere in it: for the hours, by the first two characters of
+# PTEC, and for the colour, by the last character.
+HOURS = {
+    "TH": "",
+    "HC": r"\bHS?C\b|CREUSE|WEEK.?END",  # HSC: heures super creuses
+    "HP": r"\bHP\b|PLEINE|POINTE",
+    "HN": "^(?!.*POINTE).",  # some text, but not this word
+    "PM": "POINTE",
 }
+COLOURS = {".": "", "B": "BLEU", "W": "BLAN", "R": "ROUG"}
+
+
+def can_mean(ltarf: str, ptec: str) -> bool:
+    """Return whether the words of LTARF, as of text_of(), are those of a period."""
+    patterns = (HOURS[ptec[:2]], COLOURS[ptec[-1]])
+    return all(re.search(pattern, ltarf) for pattern in patterns)
 
 
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     """Return the PTEC that the words of LTARF name; None: they name none, or two."""
-    named = [ptec for ptec in tariff.periods if re.match(WORDS[ptec], ltarf)]
+    named = [ptec for ptec in tariff.periods if can_mean(ltarf, ptec)]
     return named[0] if len(named) == 1 else None
 
 
 def standard_period(contract: Contract, labels: Labels) -> str | None:
     """Return the PTEC of a standard-mode meter; None: it is not known.
 
-    Take LTARF's words if the contract is read by its words, or if no running index is
-    known.  Otherwise take the period of the running index, so that period and growing
-    index agree: some meters send an old LTARF.
+    Prefer the period of the running index: some meters send an old LTARF.  Prefer
+    LTARF's words if the contract is read by its words.
     """
     tariff = contract.tariff
     by_number = running_period(tariff, labels)
-    if by_number is None or contract.period_label == "LTARF":
-        return period_in_words(tariff, text_of(labels, "LTARF")) or by_number
-    return by_number
+    by_words = period_in_words(tariff, text_of(labels, "LTARF"))
+    if contract.period_label == "LTARF":
+        return by_words or by_number
+    return by_number or by_words
 
 
 def running_period(tariff: Tariff, labels: Labels) -> str | None:
@@ -1664,8 +1668,8 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# Its words: the missing labels, and the cause of their loss.
-INCOMPLETE = Reason(LINKY, "des groupes manquent (%s), %s")
+# The template of a cause of loss, with the missing labels before it.
+INCOMPLETE = "des groupes manquent (%s), %s"
 NEVER_SENT = Reason(
     ESP,
     "aucun ou presque n'est abîmé",
@@ -1697,11 +1701,10 @@ UNKNOWN_CONTRACT = Reason(
     "à signaler sur la page GitHub d'ecolinky (Issues)",
 )
 PHASE_UNKNOWN = Reason(
-    LINKY, "le courant d'une phase n'arrive jamais intact (%s), 0 est transmis"
+    LINKY, "le courant d'une phase n'arrive pas intact (%s), 0 est transmis"
 )
 SUBSCRIPTION_UNKNOWN = Reason(
-    LINKY,
-    "l'abonnement n'arrive jamais intact (%s), le maximum du compteur est transmis",
+    LINKY, "l'abonnement n'arrive pas intact (%s), le maximum du compteur est transmis"
 )
 DOES_NOT_INJECT = Reason(
     LINKY,
@@ -1736,14 +1739,11 @@ SYSTEM_ERRORS = {
     errno.EISDIR: "est un dossier",
 }
 
-# A stream without an intact group may still hold labels.  A label with its separator
-# behind it proves that the ESP does not replace separators.
-LABEL_IN_STREAM = re.compile(
-    b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP|ADSC|NGTF|LTARF|EAST|SINSTS"
-)
-GROUP_IN_STREAM = re.compile(
-    b"(ADCO|OPTARIF|ISOUSC|PTEC|PAPP)[ ]|(ADSC|NGTF|LTARF|EAST|SINSTS)\t"
-)
+# A stream without an intact group may still hold labels, of either mode.  A label with
+# its separator behind it proves that the ESP does not replace separators.
+IN_STREAM = (b"ADCO|OPTARIF|ISOUSC|PTEC|PAPP", b"ADSC|NGTF|LTARF|EAST|SINSTS")
+LABEL_IN_STREAM = re.compile(b"|".join(IN_STREAM))
+GROUP_IN_STREAM = re.compile(b"(%b) |(%b)\t" % IN_STREAM)
 # A single sign of these is enough.  Look for HTTP before the ESP8266's log: the header
 # lines of HTTP have the same form.
 SIGNS = (
@@ -1756,10 +1756,10 @@ MUCH_TELNET = 0.05  # commands per byte
 ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
+TOO_FEW = 4  # bytes: another client may take the ESP8266 after the first ones
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
-A_FEW_MINUTES = 3  # to find out why groups are missing now
 
 MODE_NAMES = {HISTORIC: "historique", STANDARD: "standard", None: "inconnu"}
 
@@ -1773,9 +1773,7 @@ class LinkError(Exception):
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a sample that holds no intact group, or nothing."""
-    if not sample:
-        return CLOSED_AT_ONCE
+    """Diagnose a sample that holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     for sign, reason in SIGNS:
         if sign.search(text):
@@ -1805,10 +1803,16 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
 
 def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     """Return why a connection ended, if no TIC has ever come; sample: what came."""
-    instead = diagnose(sample)
-    is_text = instead in (NOT_TIC, ESP_LOGS)
+    if not sample and reason == CUT_BY_ESP:
+        return CLOSED_AT_ONCE
+    if len(sample) < TOO_FEW:
+        return reason
+    diagnosis = diagnose(sample)
+    # The other side has ended it, or waits for an answer to its text: the bytes say who
+    # it is.  Other reasons, as a refused connection, say more than the bytes.
+    is_text = diagnosis in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
-        return instead
+        return diagnosis
     return reason
 
 
@@ -1839,7 +1843,7 @@ def words_of(error: OSError) -> str:
 def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     """Return why many groups are lost, and the remedy; ALL_WELL if few are lost.
 
-    counts: of the last hour; labels: trusted now.
+    counts: of the last hour or minutes; labels: trusted now.
     Test the causes in this order: a cause also shows the symptoms of later causes.
     """
     if counts.spaces_replaced:
@@ -1886,7 +1890,7 @@ def remarks_on(counts: Counts, view: View) -> list[Reason]:
 
 
 def remarks_on_replaced(labels: Labels) -> list[Reason]:
-    """Return the labels that never come, and the values that replace them."""
+    """Return the labels that are not known, and the values that replace them."""
     remarks = []
     unknown = [label for label in labels_of_current(labels) if label not in labels]
     if unknown:
@@ -1915,13 +1919,14 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
 
 
 def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
-    """Return why some groups never come; counts: of the last minutes."""
+    """Return why some groups do not come; counts: of the last minutes."""
     cause = cause_of_loss(counts, labels)
     if cause == ALL_WELL:
-        # The same group is damaged in most frames; no other group need be.
+        # One damaged group in every other frame is few of all groups, but enough if it
+        # is always the missing one.
         is_damaged = counts.damaged > counts.frames / 2
         cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
-    return cause._replace(template=INCOMPLETE.template, words=(missing, cause.cause))
+    return cause._replace(template=INCOMPLETE, words=(missing, cause.cause))
 
 
 def has_values(labels: Labels) -> bool:
@@ -1937,16 +1942,16 @@ class Link:
 
     BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
-    FLOOD = 65536  # bytes without an intact group; no meter sends so many
+    FLOOD = 65536  # bytes without a frame; no meter sends so many
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
         self.connections = 0
         self.brief_connections = 0  # brief connections in a row, up to the last one
-        self.sample = b""  # the last bytes since the last intact group
-        self._byte_count = 0  # number of bytes since the last intact group
-        # When the last intact group came, or when its absence was last reported.
-        self._waiting_since = 0.0
+        # Since the last frame, or since the connection began:
+        self.sample = b""  # the end of the bytes
+        self._byte_count = 0  # how many they are
+        self._wait_began = 0.0  # the wait for a frame; a report begins another
         self._connected_at = 0.0
         self.last_byte = -math.inf  # when it came
 
@@ -1957,8 +1962,8 @@ class Link:
         self.restart_wait(now)
 
     def restart_wait(self, now: float) -> None:
-        """Count the wait for a group anew: a frame has come, or a connection begins."""
-        self._waiting_since = now
+        """Wait for the next frame: a frame has come, or a connection begins."""
+        self._wait_began = now
         self.sample = b""
         self._byte_count = 0
 
@@ -1973,10 +1978,10 @@ class Link:
             raise LinkError(diagnose(self.sample))
 
     def claim_report(self, patience: float, now: float) -> bool:
-        """Return whether to report that no group came for `patience` s; wait again."""
-        if now - self._waiting_since <= patience:
+        """Return whether no frame came for `patience` seconds; if so, wait again."""
+        if now - self._wait_began <= patience:
             return False
-        self._waiting_since = now
+        self._wait_began = now
         return True
 
     def is_contested(self, now: float) -> bool:
@@ -1996,7 +2001,7 @@ class Link:
             self.brief_connections = 0
 
 
-######## Journal: the log of an input #################################################
+######## Journal: the log of an input ##################################################
 
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
@@ -2067,6 +2072,7 @@ METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
+A_FEW_MINUTES = 3  # of the history: to find out why groups are missing now
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
 METER_PARTS = ("le compteur", "le contrat")  # identity and tariff
 
@@ -2243,7 +2249,7 @@ class Snapshot(NamedTuple):
     reason: Reason  # the last fault, even while values are still served; or ALL_WELL
     brief_connections: int  # in a row, as in Link
     remarks: list[Reason]  # defects of a link that works, and changes of the meter
-    counters: Fields  # since the start, for /ecolinky.json
+    counters: Json  # since the start, for /ecolinky.json
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
     running_minute: int  # the number of the minute after them
     today: DayEnergy | None  # None until values are served
@@ -2698,7 +2704,7 @@ def as_xml(tags: Fields) -> bytes:
     return "\r\n".join(lines).encode("latin-1", "xmlcharrefreplace")
 
 
-def as_json(content: Fields, status: int = 200) -> Answer:
+def as_json(content: Json, status: int = 200) -> Answer:
     """Return an answer in JSON."""
     text = json.dumps(content, separators=(",", ":"))
     return Answer(status, "application/json", text.encode("ascii"))
@@ -2756,7 +2762,7 @@ def answer_document(
 
 def describe(
     settings: Settings, hostname: str, store: Store, started: float, now: float
-) -> Fields:
+) -> Json:
     """Return /ecolinky.json; the README describes its contents."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
@@ -2779,7 +2785,7 @@ def describe(
     }
 
 
-def describe_histories(store: Store, now: float) -> Fields:
+def describe_histories(store: Store, now: float) -> Json:
     """Return /history.json: the last 24 hours of each input, minute by minute."""
     inputs = []
     for number, snapshot in sorted(store.read().items()):
@@ -2787,7 +2793,8 @@ def describe_histories(store: Store, now: float) -> Fields:
             (minute.power, minute.lost, int(minute.is_cheap))
             for minute in snapshot.minutes
         ]
-        age = age_of(snapshot.running_minute * History.STEP, now)  # of the last minute
+        # The last minute ended when the running minute began, see History.
+        age = age_of(snapshot.running_minute * History.STEP, now)
         inputs.append(
             {"input": number, "step": History.STEP, "age": age, "minutes": minutes}
         )
@@ -2805,7 +2812,7 @@ def french(text: str) -> str:
     return re.sub(" (?=[:;?!»])|(?<=«) ", "\u00a0", text)
 
 
-def describe_reason(reason: Reason) -> Fields:
+def describe_reason(reason: Reason) -> Json:
     """Return the parts of a reason, for the page."""
     return {
         "station": reason.station,
@@ -2814,9 +2821,12 @@ def describe_reason(reason: Reason) -> Fields:
     }
 
 
-def describe_input(snapshot: Snapshot, now: float) -> Fields:
+def describe_input(snapshot: Snapshot, now: float) -> Json:
     """Return the description of one input in /ecolinky.json."""
     view = snapshot.view_at(now)
+    reason = snapshot.reason
+    if reason == ALL_WELL and view.fields is None:
+        reason = SILENT  # stale before the Reader takes the silence for a failure
     state = "waiting"
     today = None
     last = None  # the values that were served last
@@ -2830,8 +2840,8 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     return {
         "source": snapshot.source,
         "state": state,
-        "reason": french(str(snapshot.reason)),
-        "fault": describe_reason(snapshot.reason),
+        "reason": french(str(reason)),
+        "fault": describe_reason(reason),
         "remarks": [describe_reason(remark) for remark in snapshot.remarks],
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
@@ -2843,9 +2853,9 @@ def describe_input(snapshot: Snapshot, now: float) -> Fields:
     }
 
 
-def describe_values(view: View, time: float, now: float) -> Fields:
+def describe_values(view: View, time: float, now: float) -> Json:
     """Return the values of a view, and their age; they are None if it has no fields."""
-    values: Fields = {
+    values: Json = {
         "age": age_of(time, now),
         "phases": None,
         "fields": view.fields,
@@ -2858,20 +2868,19 @@ def describe_values(view: View, time: float, now: float) -> Fields:
     return values
 
 
-# The colours of Tempo, as PTEC and DEMAIN name them.
-COLOURS = {"B": "bleu", "W": "blanc", "R": "rouge"}
-COLOURS.update({"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"})
+# A colour of Tempo, as DEMAIN names it -> for the page.
+COLOUR_NAMES = {"BLEU": "bleu", "BLAN": "blanc", "ROUG": "rouge"}
 
 
-def describe_tariff(fields: Fields) -> Fields:
+def describe_tariff(fields: Fields) -> Json:
     """Return the page's names for a tariff and its periods."""
     tariff = tariff_of(fields["OPTARIF"])
     running = fields["PTEC"]
     days = None
     if tariff is TEMPO:
         days = {
-            "today": COLOURS.get(running[3:]),
-            "tomorrow": COLOURS.get(fields["DEMAIN"]),
+            "today": COLOUR_NAMES[COLOURS[running[-1]]],
+            "tomorrow": COLOUR_NAMES.get(fields["DEMAIN"]),
         }
     return {
         "option": fields["OPTARIF"],
@@ -3002,6 +3011,7 @@ ADDRESS_PATTERN = (
 )
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
 # What users write around an address: a scheme before it, a port or a path behind it.
+# (An address has three characters or more, the 02:00 of a MAC address has not.)
 NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
@@ -3056,7 +3066,8 @@ def parse_settings(text: str) -> Settings:
         items = parser.items(section)
         sections[section] = _with_values(section, sections[section], items)
     settings = Settings(**sections)
-    for complaint in _contradictions(settings):
+    complaint = next(_contradictions(settings), None)
+    if complaint is not None:
         raise ConfigError(complaint)
     if "teleinfo2" in parser and not {"host", "injection"} & set(parser["teleinfo2"]):
         raise ConfigError("[teleinfo2] host manque, le donner, ou ôter la section")
@@ -3156,6 +3167,7 @@ def _syntax_complaint(error: configparser.Error) -> str:
         if missing:
             twice = f"{error.option} est deux fois dans [{error.section}]"
             advice = f"{missing}, sinon {twice}"
+    # A ParsingError has a list of errors instead, each a line number and the line.
     line = words.get("lineno") or words["errors"][0][0]
     return f"ligne {line}, {advice}"
 
@@ -3223,19 +3235,18 @@ def lasting_mac(port: int) -> str:
     return ":".join(re.findall("..", digits))
 
 
-######## Relay: the trusted TIC for other readers ######################################
+######## Relay: the trusted TIC for other programs #####################################
 
 
-# linkytic and serial-teleinfo notice the end of a frame only when the next frame
-# starts, and wait a second for it.  A meter starts the next frame within 33 ms, but the
-# relay gets the next frame only when it has ended, a second or two later.  So each
-# piece that the relay sends ends with the start of the next frame (START, STX LF):
-#     opening of a new reader    piece                     next piece
-#     STX LF                     groups CR ETX, STX LF     groups CR ETX, STX LF
+# linkytic and serial-teleinfo take a frame when they see the start of the next frame,
+# and wait a second for it, at most.  The relay has the next frame only a second or two
+# later, so it sends the start of that frame (START, STX LF) at once.  A receiver gets:
+#     first, its opening    STX LF
+#     with each frame       groups CR ETX STX LF
 START = STX + b"\n"
 
 
-class RelayReader:
+class Receiver:
     """A program that reads the relay."""
 
     SEND_BUFFER = 32768  # bytes in the kernel: more than half a minute of frames
@@ -3252,7 +3263,7 @@ class RelayReader:
     def send(self, piece: bytes) -> bool:
         """Send a piece, as drawn above, for one frame or more, without waiting.
 
-        Return whether the kernel took all of it; if not, the reader is stuck or gone.
+        Return whether the kernel took all of it; if not, the receiver is stuck or gone.
         """
         data = self._opening + piece
         self._opening = b""
@@ -3280,20 +3291,20 @@ def listen(address: str, port: int, backlog: int = 1) -> socket.socket:
 
 
 class Relay:
-    """The readers of one input's trusted TIC; only the input's thread calls it.
+    """The receivers of one input's trusted TIC; only the input's thread calls it.
 
     The port is open from the start, and closed while no values are served.  To end the
     connections would not be enough: linkytic connects again at once, and shows its last
     values as live for as long as it is connected.
     """
 
-    MOST_READERS = 16
+    MOST_RECEIVERS = 16
 
     def __init__(self, address: str, port: int, timeout: float, now: float) -> None:
         self.port = port
         self.timeout = timeout  # seconds without values; then close the port
         self._address = address
-        self._readers: list[RelayReader] = []
+        self._receivers: list[Receiver] = []
         self._last_served = now
         self._hourly = Limiter(HOUR)
         self._listener: socket.socket | None = None  # None: closed
@@ -3301,13 +3312,13 @@ class Relay:
 
     def _open(self) -> None:
         """Open the port; raises OSError."""
-        self._listener = listen(self._address, self.port, self.MOST_READERS)
+        self._listener = listen(self._address, self.port, self.MOST_RECEIVERS)
         self._listener.setblocking(False)
 
     def send(self, frames: list[bytes], now: float) -> list[str]:
-        """Send trusted frames to all readers; return the readers' IP addresses.
+        """Send trusted frames to all receivers; return the receivers' IP addresses.
 
-        A new reader gets whole frames only.
+        A new receiver gets whole frames only.
         frames: empty while the values are served, but a label is still awaited.
         """
         self._last_served = now
@@ -3316,11 +3327,11 @@ class Relay:
         if not frames:
             return []
         piece = b"".join(frame[len(START) :] + START for frame in frames)
-        for reader in list(self._readers):
-            if not reader.send(piece):
-                self._readers.remove(reader)
-                reader.connection.close()
-        return [reader.address for reader in self._readers]
+        for receiver in list(self._receivers):
+            if not receiver.send(piece):
+                self._receivers.remove(receiver)
+                receiver.connection.close()
+        return [receiver.address for receiver in self._receivers]
 
     def _reopen(self, now: float) -> None:
         """Open the port again; if another program has it, the next frame tries."""
@@ -3331,15 +3342,15 @@ class Relay:
                 log.warning(PORT_IS_TAKEN, self.port, words_of(error))
 
     def poll(self, now: float) -> None:
-        """Accept new readers; close the port if no values are served any more."""
+        """Accept new receivers; close the port if no values are served any more."""
         if self.seconds_left(now) < 0:
             self.close()
-        # accept() raises BlockingIOError when no reader waits.  Other errors of a new
-        # reader must not disturb the meter either.
+        # accept() raises BlockingIOError when no receiver waits.  Other errors of a new
+        # receiver must not disturb the meter either.
         with contextlib.suppress(OSError):
-            while self._listener and len(self._readers) < self.MOST_READERS:
+            while self._listener and len(self._receivers) < self.MOST_RECEIVERS:
                 connection, address = self._listener.accept()
-                self._readers.append(RelayReader(connection, address[0]))
+                self._receivers.append(Receiver(connection, address[0]))
 
     def seconds_left(self, now: float) -> float:
         """Return after how many seconds without values the port must be closed."""
@@ -3352,12 +3363,18 @@ class Relay:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for reader in self._readers:
-            reader.connection.close()
-        self._readers.clear()
+        for receiver in self._receivers:
+            receiver.connection.close()
+        self._receivers.clear()
 
 
 ######## Reader: the thread that reads one ESP8266 #####################################
+
+
+def log_bug(name: str) -> None:
+    """Log the last calls of the bug that is handled now, at level DEBUG."""
+    # A line of the log has no room for all calls, see LogHandler.
+    log.debug("%s : %s", name, traceback.format_exc(limit=-4))
 
 
 class Reader(threading.Thread):
@@ -3406,12 +3423,15 @@ class Reader(threading.Thread):
 
     def _report_failure(self, error: Exception) -> None:
         now = time.monotonic()
+        if not isinstance(error, (OSError, LinkError)):
+            log_bug(self.name)
         try:
             self._input.failed(error, now, time.time())
             self._publish()
             # In the pause the thread cannot close the relay: it does so before.
             self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
+            log_bug(self.name)
             self._input.journal.fault(BUG.with_words(repr(bug)), now)
 
     def _poll_relay(self, now: float) -> None:
@@ -3488,14 +3508,15 @@ REFUSALS = {
 # The head of a request is its first line and its headers; an empty line ends it.
 END_OF_HEAD = re.compile(b"\n\r?\n")
 LONGEST_HEAD = 16384  # bytes
-PATIENCE = 30.0  # seconds for the head; for the answer, the time that is left
+PATIENCE = 30.0  # seconds, for the head
 
 
 def read_head(connection: socket.socket) -> bytes | None:
     """Return the head of a request, or None if it is too long.
 
     Bytes of a body can follow the head.  If the client ends the connection, return what
-    it has sent.  Raises socket.timeout.
+    it has sent.  Raises socket.timeout.  The time-out that the connection has at the
+    end also limits each sending of the answer.
     """
     head = b""
     deadline = time.monotonic() + PATIENCE
@@ -3518,7 +3539,7 @@ class Server(socketserver.ThreadingTCPServer):
     up the name of this machine, which can hang.)
     """
 
-    MOST_CONNECTIONS = 64  # of all servers: each takes a thread and a file descriptor
+    MOST_CONNECTIONS = 32  # each takes a thread and a file descriptor
     REFUSAL_WAITS = 1.0  # seconds, so that guessing a password is slow
     request_queue_size = 128  # connections that wait in the kernel
     allow_reuse_address = True  # the port of a server that has just ended is free
@@ -3529,7 +3550,6 @@ class Server(socketserver.ThreadingTCPServer):
         self._hourly = Limiter(HOUR)  # of all threads: at worst a line comes twice
         self._settings = settings
         self._started = time.monotonic()
-        self._most_connections = self.MOST_CONNECTIONS // len(settings.ports)
         self._connections: list[socket.socket] = []  # the oldest first
         self._store = store
         super().__init__((settings.http.address, device.port), Handler)
@@ -3548,8 +3568,9 @@ class Server(socketserver.ThreadingTCPServer):
             return answer_document(name, self.device, inputs, time.localtime())
         except Exception as bug:  # noqa: BLE001
             text = str(BUG.with_words(repr(bug)))
+            log_bug(name)
             if self._hourly.claim("bug", now):
-                log.info("%s : %s", name, text)
+                log.warning("%s : %s", name, text)
             return Answer(500, TEXT, f"{text}\r\n".encode())
 
     def _answer_page(self, path: str, now: float) -> Answer:
@@ -3588,7 +3609,7 @@ class Server(socketserver.ThreadingTCPServer):
         """
         # A negative file descriptor: the connection's own thread has closed it.
         still_open = [known for known in self._connections if known.fileno() >= 0]
-        if len(still_open) >= self._most_connections:
+        if len(still_open) >= self.MOST_CONNECTIONS:
             oldest = still_open.pop(0)
             with contextlib.suppress(OSError):  # it has just been closed
                 oldest.shutdown(socket.SHUT_RDWR)  # this ends its thread
@@ -3701,10 +3722,17 @@ def tell(text: str, stream: TextIO, end: str = "\n") -> None:
         print(text, file=stream, end=end, flush=True)
 
 
+def terminal_width() -> int:
+    """Return the width for a line, 0 if standard output is no terminal."""
+    if not sys.stdout.isatty():
+        return 0
+    return shutil.get_terminal_size().columns - 1  # a full line would scroll
+
+
 def tell_for_now(text: str) -> None:
     """Show a line until the next line, on a terminal only; an empty text wipes it."""
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+    width = terminal_width()
+    if width:
         tell("\r" + text[:width].ljust(width), sys.stdout, end="\r")
 
 
@@ -3724,8 +3752,8 @@ class Finding(NamedTuple):
 def show(finding: Finding) -> None:
     """Print a finding; on a terminal, broken at words to fit its width."""
     line = finding.line
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1
+    width = terminal_width()
+    if width:
         line = textwrap.fill(line, width, subsequent_indent=" " * 10)  # the verdict's
     tell(line, sys.stdout)
 
@@ -3782,13 +3810,14 @@ def is_decided(snapshot: Snapshot) -> bool:
     if snapshot.brief_connections:  # after the first, wait for another program
         return snapshot.brief_connections >= ENOUGH_EVICTIONS
     if snapshot.counters["frames"] == 0:
-        return snapshot.reason != NOT_YET_CONNECTED  # the first failure is enough
+        # The first failure is enough: it has another reason.
+        return snapshot.reason != NOT_YET_CONNECTED
     is_served = snapshot.view.fields is not None
     return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
 
 
 def judge(
-    name: str, snapshot: Snapshot, used: Container[object] = ()
+    name: str, snapshot: Snapshot, used: Container[str] = ()
 ) -> Iterator[Finding]:
     """Yield the findings about an input; the last one is the verdict.
 
@@ -3822,9 +3851,8 @@ def summary(view: View, fields: Fields) -> Iterator[str]:
     now = f"en cours {PERIODS[fields['PTEC']].name}, {fields['PAPP']} VA"
     line = f"mode {MODE_NAMES[view.mode]}, {phases}"
     yield f"compteur {fields['ADCO']}, {contract}, {now}, {line}"
-    tariff = tariff_of(fields["OPTARIF"])
-    for tag in tariff.indexes():
-        yield f"index {tag} = {fields[tag]} Wh"
+    for tag, index in indexes_of(fields).items():
+        yield f"index {tag} = {index} Wh"
     kwh = old_contracts(view.labels) // 1000
     if kwh:
         yield f"dont {kwh} kWh d'anciens contrats, que l'écran ne montre pas"
@@ -3842,13 +3870,13 @@ TAKEN_BY_ECOLINKY = (
 )
 
 
-def used_by_ecolinky(http: HttpSettings) -> set[object]:
+def used_by_ecolinky(http: HttpSettings) -> set[str]:
     """Return what the ecolinky that answers on [http] port uses; empty: none answers.
 
-    That is its ports, and host:port of each ESP8266.
+    That is its ports, as "port 4000", and host:port of each ESP8266.
     Another program may answer, or another version of ecolinky: expect anything.
     """
-    used: set[object] = set()
+    used = set()
     address = http.address
     if address == "0.0.0.0":
         address = "127.0.0.1"
@@ -3860,12 +3888,12 @@ def used_by_ecolinky(http: HttpSettings) -> set[object]:
             connection.request("GET", "/ecolinky.json", headers=headers)
             answer = connection.getresponse()
             if answer.getheader("Server", "").startswith("ecolinky"):
-                used.add(http.port)
+                used.add(f"port {http.port}")
                 content = json.loads(answer.read().decode())
-                used.update(content["ports"])
+                used.update(f"port {port}" for port in content["ports"])
                 for source in content["inputs"]:
                     used.add(source["source"])
-                    used.add(source["relay_port"])  # not in version 1.1.0
+                    used.add(f"port {source['relay_port']}")  # not in version 1.1.0
     return used
 
 
@@ -3882,13 +3910,15 @@ def fault_of_port(error: OSError, name: str) -> str:
     return f"{words_of(error)}, {remedy}"
 
 
-def check_port(name: str, address: str, port: int) -> Finding:
-    """Try to listen on a port; name: of its key."""
+def check_port(key: str, address: str, port: int, used: Container[str] = ()) -> Finding:
+    """Try to listen on the port of a key; used: as of used_by_ecolinky()."""
     about = f"port {port}"
+    if about in used:  # a relay's port may be closed just now
+        return Finding(WARNING, about, TAKEN_BY_ECOLINKY)
     try:
         listen(address, port).close()
     except OSError as error:
-        return Finding(FAILED, about, fault_of_port(error, name))
+        return Finding(FAILED, about, fault_of_port(error, key))
     return Finding(OK, about, "libre")
 
 
@@ -3918,14 +3948,11 @@ def check_all(settings: Settings, seconds: float) -> Iterator[Finding]:
     yield from check_ports(settings, used)
 
 
-def check_ports(settings: Settings, used: Container[object]) -> Iterator[Finding]:
+def check_ports(settings: Settings, used: Container[str]) -> Iterator[Finding]:
     """Yield whether each port is free, then what to enter in Domoticz."""
     usable = []
-    for name, port in settings.named_ports.items():
-        if port in used:  # a relay's port may be closed just now
-            finding = Finding(WARNING, f"port {port}", TAKEN_BY_ECOLINKY)
-        else:
-            finding = check_port(name, settings.http.address, port)
+    for key, port in settings.named_ports.items():
+        finding = check_port(key, settings.http.address, port, used)
         yield finding
         if finding.verdict != FAILED:
             usable.append(port)
@@ -4311,8 +4338,8 @@ def serve(settings: Settings, demo: bool) -> NoReturn:
             in_background(server.serve_forever)
         if settings.ecodevice.discovery:
             in_background(answer_discovery, servers[0].device)
-        # This thread, which runs the signals' handler, does nothing else: Python drops
-        # an exit that is raised while it calls a destructor.
+        # Python calls stop() in this thread.  If the thread ran a destructor just then,
+        # Python would ignore the exit: so this thread only sleeps.
         while True:
             time.sleep(1)
     finally:

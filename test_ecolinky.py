@@ -1895,6 +1895,17 @@ class DiagnosisTests(InputCase):
         expected = "(le numéro du compteur), le journal de l'ESP se mêle à la TIC, dans"
         self.assertIn(expected, str(self.snapshot().reason))
 
+    def test_the_few_bytes_of_a_connection_that_ends_prove_nothing(self):
+        for data in (b"\n", b"\0", b"1\r\n"):
+            for ending in (ecolinky.CUT_BY_ESP, ecolinky.SILENT):
+                with self.heard(data, 1, data=data, ending=ending):
+                    self.lose(ecolinky.LinkError(ending))
+                    self.assertEqual(ending, self.snapshot().reason)
+
+    def test_a_label_that_no_longer_comes_is_not_said_to_come_never(self):
+        self.connect(*[HC_FRAME] * 25, *[without("IINST", HC_FRAME)] * 17)
+        self.assertIn("n'arrive pas intact (IINST)", "".join(self.remarks()))
+
     def test_a_missing_phase_current_is_reported(self):
         three_phases = encoded(standard(**THREE_LINKY))
         for label, data in (("IRMS2", three_phases), ("IINST", HC_FRAME)):
@@ -2059,6 +2070,15 @@ class LinkTests(InputCase):
             with self.subTest(data[:12]):
                 self.connect(data)
                 self.assertEqual(reason, self.snapshot().reason)
+
+    def test_a_stale_input_has_a_reason_before_the_silence_ends_the_connection(self):
+        self.begin(timeout=5.0)
+        self.connect(*[HC_FRAME] * 3)
+        self.now += 6.0
+        content = self.described()
+        self.assertEqual("stale", content["state"])
+        self.assertIn("plus aucun octet", content["reason"])
+        self.assertEqual("esp", content["fault"]["station"])
 
     def test_the_last_byte_is_shown_though_no_frame_ends(self):
         self.connect(HC_FRAME, *[b"\0" * 9] * 6)
@@ -3240,7 +3260,7 @@ class RelayTests(EspCase):
             with self.subTest(taken=taken):
                 connection = mock.Mock()
                 connection.send.side_effect = taken
-                reader = ecolinky.RelayReader(connection, "10.0.0.9")
+                reader = ecolinky.Receiver(connection, "10.0.0.9")
                 self.assertEqual(is_kept, [reader.send(piece) for _ in taken])
 
     def test_sixteen_readers_are_served_at_most(self):
@@ -3450,13 +3470,15 @@ class ReaderTests(EspCase):
                 raise ZeroDivisionError("?")
             return translate(labels)
 
-        with self.assertLogs("ecolinky", "WARNING") as logs:
+        with self.assertLogs("ecolinky", "DEBUG") as logs:
             reader = self.read(self.esp(frames(HC_FRAME)).port)
             with mock.patch("ecolinky.translate_historic", faulty):
                 wait_for(lambda: len(faults) == 10)
                 self.assertEqual(wait_for(self.live), live())
         self.assertTrue(reader.is_alive())
-        self.assertIn("erreur imprévue", logs.output[0])
+        warnings = [each for each in logs.output if each.startswith("WARNING")]
+        self.assertIn("erreur imprévue", warnings[0])
+        self.assertRegex("".join(logs.output), r"in faulty\n +raise ZeroDivisionError")
 
     def test_the_reader_is_indifferent_to_leaps_of_the_wall_clock(self):
         self.read(self.esp(frames(HC_FRAME)).port)
@@ -3596,7 +3618,7 @@ class ServerTests(HttpCase):
 
     def test_a_bug_is_answered_with_500_and_logged_once_an_hour(self):
         broken = mock.patch("ecolinky.answer_document", side_effect=KeyError("x"))
-        with broken, self.assertLogs("ecolinky", "INFO") as logs:
+        with broken, self.assertLogs("ecolinky", "WARNING") as logs:
             for _ in range(3):
                 answer = ask(self.port, "/status.xml")
                 self.assertEqual(500, answer.status)
@@ -4145,7 +4167,9 @@ class CheckTests(InputCase, ProgramCase):
             stop = "pris par ecolinky, pour l'arrêter Ctrl-C dans sa fenêtre, sudo"
             self.assertEqual(1, text.count(stop), text)
             relay = free_port()  # the running ecolinky has closed it for now
-            with mock.patch.object(ecolinky, "used_by_ecolinky", return_value={relay}):
+            with mock.patch.object(
+                ecolinky, "used_by_ecolinky", return_value={"port %d" % relay}
+            ):
                 _, text = self.check(ini % relay)
             self.assertIn("port %d : %s" % (relay, stop), text)
             code, text = self.check(ini % taken, ports=(port, free_port()))
@@ -4213,7 +4237,8 @@ class CheckTests(InputCase, ProgramCase):
 
         # Version 1.1.0 had no relay_port.
         old = {"ports": [4000], "inputs": [{"source": "192.168.1.50:8888"}]}
-        self.assertEqual({4000, 4002, "192.168.1.50:8888"}, used(old))
+        all_used = {"port 4000", "port 4002", "192.168.1.50:8888"}
+        self.assertEqual(all_used, used(old))
         leaves = [None, 1, 1.5, "x", True, [], {}]
         contents = list(leaves)
         for first, second in itertools.product(leaves, repeat=2):
@@ -4223,12 +4248,12 @@ class CheckTests(InputCase, ProgramCase):
             contents.append({"ports": [4000], "inputs": [one]})
         for content in contents:
             with self.subTest(content):
-                self.assertIn(4002, used(content))
+                self.assertIn("port 4002", used(content))
         head = b"HTTP/1.0 200 OK\r\nServer: ecolinky/1.1.0\r\n\r\n"
         for content in (b"no JSON", b"[" * 100000, b"\xff", json.dumps(old).encode()):
             with self.subTest(content[:20]):
                 port = self.esp(once(head + content)).port
-                self.assertIn(port, self.used(port))
+                self.assertIn("port %d" % port, self.used(port))
 
     def test_an_ecolinky_that_reads_the_esp_is_named(self):
         esp = self.esp(once(HC_FRAME[:60]))
@@ -4288,10 +4313,11 @@ class CheckTests(InputCase, ProgramCase):
     def test_the_ports_of_a_running_ecolinky_are_recognised(self):
         publish(self.store, 1, live())
         with running_server(self.store) as port:
-            self.assertLessEqual({port, 4001, 8889}, self.used(port))
+            ports = {"port %d" % each for each in (port, 4001, 8889)}
+            self.assertLessEqual(ports, self.used(port))
         with running_server(self.store, "a:b") as port:  # another password
             with mock.patch.object(ecolinky.Server, "REFUSAL_WAITS", 0.0):
-                self.assertEqual({port}, self.used(port, login=("a", "c")))
+                self.assertEqual({"port %d" % port}, self.used(port, login=("a", "c")))
 
 
 ######## Demo ##########################################################################
