@@ -83,7 +83,6 @@ class PageTests(ProgramCase):
         wait_for(DomoticzClient(program.port).poll)
         dom = self.dom(program.port)
         for words in (
-            'data-ready="1"',
             "en direct",
             "Heures creuses, jour bleu",
             "blanc",
@@ -102,7 +101,7 @@ class PageTests(ProgramCase):
         wait_for(lambda: "transmise" in program.output())
         dom = self.dom(program.port)
         self.assertTrue("L’ESP répond, mais rien n’écoute sur ce port" in dom)
-        self.assertTrue("en attente du compteur" in dom)
+        self.assertTrue("aucune donnée" in dom)
         self.assertNotIn('id="power-1"', dom)
 
 

@@ -109,7 +109,7 @@ describe("the card of an input", () => {
   test("does not call a value right that is replaced", () => {
     const remarks = [samples.reason("PHASE_UNKNOWN", "IINST2")];
     same(cardOf(samples.input({ remarks })).problems,
-      ["Le courant d’une phase n’arrive jamais intact (IINST2), 0 est transmis."]);
+      ["Le courant d’une phase n’arrive pas intact (IINST2), 0 est transmis."]);
   });
 
   test("gives each step of a remedy a line", () => {
