@@ -535,10 +535,10 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
 #    So an index is two readings late.  Powers agree if is_near() says so, and the last
-#    of three is trusted.  A single reading equal to the trusted one renews it, and the
-#    count begins anew.  90 s, because Tempo's indexes and PTEC come together once in
-#    34 s if a third of the groups is damaged.  No rule stops a false index that comes
-#    three times, neither below the trusted one nor above what 36 kVA allow.
+#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
+#    because Tempo's indexes and PTEC come together once in 34 s if a third of the
+#    groups is damaged.  A false index passes if it comes three times, and lies between
+#    the trusted one and what 36 kVA allow.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
@@ -549,11 +549,11 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    a. The frame has all its labels, and the label behind them, see REGISTERS; behind
 #       EASD04 this is EAIT if the frame has SINSTI.  One loss is not seen: PEJP, which
 #       comes and goes, can be joined to EJPHPM.
-#    b. All add up; or within 1 Wh, if a. is true as well: an index may advance while
-#       the frame is sent.
-#    c. EAST came, but not all EASF.  The frame has as many damaged groups as it lacks
-#       EASF, or more: so they were damaged, not lost.  With the last EASF that came in
-#       their place, all add up exactly, or equal the trusted reading.
+#    b. All EASF came, and add up; within 1 Wh if a. is true as well: an index may
+#       advance while the frame is sent.
+#    c. Not all EASF came, but the frame has as many damaged groups as it lacks EASF, or
+#       more: they were damaged, not lost.  With the last that came, all add up exactly.
+#    For b. and c., a reading equal to the trusted one is enough.
 # 3. Dispute      Series.take(), Series.is_disputed
 #    For identity, contract and registers, one more thing is asked: readings must also
 #    be able to follow the trusted one, however old it is.  When three in a row cannot,
@@ -634,8 +634,8 @@ class Series:
     def take(self, reading: Any, now: float) -> bool:
         """Take a reading; return whether it can follow the trusted one."""
         self._add_to_row(reading, now)
-        # An index trusts the row's first, so this must follow; the others follow it.
-        # After 100, read 90 101 101: the first is too low, the last is not: no dispute.
+        # An index trusts the row's first, so the first must follow.  A dispute asks for
+        # the last, too: after 100, read 90 101 101, where 101 can follow.
         row_follows = self._can_follow_trusted(*self.row[0])
         can_follow = row_follows or self._can_follow_trusted(reading, now)
         self._count_against(can_follow, now)
@@ -646,7 +646,7 @@ class Series:
             del self.row[0]  # so the next reading makes three again
         if reading == self.trusted:
             self.read_time = now
-            if reading == self.row[0][0]:  # the row has nothing else: it stands still
+            if reading == self.row[0][0]:  # and all between: it stands still
                 self.row.clear()
         return can_follow
 
@@ -887,11 +887,11 @@ class Rebuilder:
         return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
-        """Return whether labels may still come, or came lately and are not known."""
+        """Return whether labels may still come, or come but are not trusted yet."""
         seconds = now - self._began
         if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
             return True
-        awaited = set(self._order).difference(known, ALERTS)  # an alert has ended
+        awaited = set(self._order).difference(known, ALERTS)  # alerts: they ended
         if seconds >= self.AWAITED_WITHIN:
             awaited &= self.STORED
         return any(guard.comes(label, now) for label in awaited)
@@ -4668,7 +4668,7 @@ function meterOf(input, index, seen) {
 function powerOf({ state, fields, injection, mode, phases }) {
   if (!fields && state !== "live") return { power: null, limit: 0, digits: DASH };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
-  if (!Number.isFinite(power)) throw new Error("UNREADABLE: better than a wrong power");
+  if (!Number.isFinite(power)) throw new Error("no power");  // poll(): UNREADABLE
   const limit = fields.ISOUSC * LIMIT_VOLTS[mode || "historic"] * phases;
   const currents = [fields.IINST1, fields.IINST2, fields.IINST3];
   const amperes = Math.max(fields.IINST, ...currents);
@@ -4997,14 +4997,14 @@ function reportOf(meter, problems, { answer }) {
     ...answer.clients.map(({ agent, port, reads, age }) =>
       `Lecteur ${agent}, port ${port}, ${reads} fois, il y a ${duration(age)}`),
   ];
-  return lines.join("\n").replace(/\d+(\.\d+){3}|\d{8}(?=\d{4})/g, "…");
+  return lines.join("\n").replace(/\d+(\.\d+){3}|\d{7,}(?=\d{4})/g, "…");
 }
 
 function stateOf({ live, isRead, state, servedAt, frameAt, fault }, problems, now) {
   if (state === "waiting") return [fault.station ? "bad" : "warn", "aucune donnée"];
   if (!live) return ["bad", "données périmées depuis " + clockTime(servedAt, now)];
   const has = (mark) => problems.some((problem) => problem.mark === mark);
-  if (has("bad")) return ["bad", "dépassement"];
+  if (has("bad")) return ["bad", "dépassement"];  // faults are "warn" while live
   if (!isRead) return ["warn", "dernière trame " + ago(frameAt, now)];
   return has("warn") ? ["warn", "en direct, à vérifier"] : ["good", "en direct"];
 }
@@ -5032,10 +5032,10 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// The ports of a live meter that nobody reads, though somebody should.
+// The ports of a live meter that nobody reads.  A program other than Domoticz gets all
+// from the relay or the first port (both inputs): then no port is missing.
 function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  // Other programs than Domoticz read the relay, or both inputs at the first port.
   const others = [meter.relay_port, seen.answer.ports[0]].flatMap(namesAt)
     .filter((name) => name !== "Domoticz");
   if (!meter.live || others.length) return [];
