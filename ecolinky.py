@@ -982,28 +982,26 @@ class Tariff(NamedTuple):
     # and the client's total must be EAST.
     numbered: tuple[str, ...]
 
-    @property
-    def periods(self) -> list[str]:
-        """The PTEC of each period."""
-        return list(dict.fromkeys(self.numbered))
-
-    def indexes(self) -> list[str]:
-        """Return the tags of the tariff's indexes."""
-        return [PERIODS[ptec].tag for ptec in self.periods]
+    periods: tuple[str, ...]  # the PTEC of each period
+    indexes: tuple[str, ...]  # the tag of the index of each period
 
 
-BASE = Tariff("BASE", "Base", ("TH..",) * 10)
-HC = Tariff("HC..", "Heures creuses", ("HC..", "HP..") * 5)
-EJP = Tariff("EJP.", "EJP", ("HN..", "PM..") + ("HN..",) * 8)
-TEMPO = Tariff(
-    "BBR(",
-    "Tempo",
-    ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR") + ("HCJB", "HPJB") * 2,
-)
+def tariff_with(option: str, name: str, *numbered: str) -> Tariff:
+    """Return a tariff, by its ten numbered indexes."""
+    periods = tuple(dict.fromkeys(numbered))
+    indexes = tuple(PERIODS[ptec].tag for ptec in periods)
+    return Tariff(option, name, numbered, periods, indexes)
+
+
+COLOURED = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
+BASE = tariff_with("BASE", "Base", *["TH.."] * 10)
+HC = tariff_with("HC..", "Heures creuses", *["HC..", "HP.."] * 5)
+EJP = tariff_with("EJP.", "EJP", "HN..", "PM..", *["HN.."] * 8)
+TEMPO = tariff_with("BBR(", "Tempo", *COLOURED, *["HCJB", "HPJB"] * 2)
 # By the start of OPTARIF, because its end may vary.  An input without a meter is shown
 # as Base.
 TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
-NOT_YET_KNOWN = Tariff("", "", ())
+NOT_YET_KNOWN = tariff_with("", "")
 
 
 def tariff_of(option: str) -> Tariff:
@@ -1013,7 +1011,7 @@ def tariff_of(option: str) -> Tariff:
 
 def indexes_of(fields: Fields) -> Fields:
     """Return the indexes of the tariff, Wh, by tag, from fields that are all known."""
-    return {tag: fields[tag] for tag in tariff_of(fields["OPTARIF"]).indexes()}
+    return {tag: fields[tag] for tag in tariff_of(fields["OPTARIF"]).indexes}
 
 
 def name_of_tariff(fields: Fields) -> str:
@@ -1041,13 +1039,13 @@ def phases_of(labels: Labels) -> tuple[str, ...]:
     return ("",)
 
 
-def fill(known: Fields, indexes: list[str]) -> Fields:
+def fill(known: Fields, indexes: tuple[str, ...]) -> Fields:
     """Return the 31 fields, from the known fields; indexes: the tags of the tariff's.
 
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
     """
-    return {**EMPTY, **dict.fromkeys(NEEDED + indexes), **known}
+    return {**EMPTY, **dict.fromkeys((*NEEDED, *indexes)), **known}
 
 
 def labels_of_current(labels: Labels) -> list[str]:
@@ -1091,8 +1089,8 @@ def translate_historic(labels: Labels) -> Fields:
     """
     tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
     # Leave out other indexes: the guard knows those of a former contract for a while.
-    indexes = tariff.indexes()
-    tags = [tag for tag in SAME_TAGS + indexes if tag in labels]
+    indexes = tariff.indexes
+    tags = [tag for tag in (*SAME_TAGS, *indexes) if tag in labels]
     fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}
     phases = phases_of(labels)
     currents = numbers_of(labels, labels_of_current(labels))
@@ -1179,9 +1177,12 @@ CONTRACTS = (
 
 def contract_of(labels: Labels) -> Contract | None:
     """Return the contract of a standard-mode meter; None: NGTF is not known yet."""
-    if "NGTF" not in labels:
-        return None
-    name = text_of(labels, "NGTF")
+    return contract_named(text_of(labels, "NGTF")) if "NGTF" in labels else None
+
+
+@functools.lru_cache(maxsize=16)  # the name hardly ever changes
+def contract_named(name: str) -> Contract:
+    """Return the contract of an NGTF, as text_of() returns it."""
     # UNKNOWN, the last row, matches every name.
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
@@ -1204,6 +1205,7 @@ def can_mean(ltarf: str, ptec: str) -> bool:
     return all(re.search(pattern, ltarf) for pattern in patterns)
 
 
+@functools.lru_cache(maxsize=64)  # most frames repeat
 def period_in_words(tariff: Tariff, ltarf: str) -> str | None:
     """Return the PTEC that the words of LTARF name; None: they name none, or two."""
     named = [ptec for ptec in tariff.periods if can_mean(ltarf, ptec)]
@@ -1239,7 +1241,7 @@ def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
         return {}
     if tariff is BASE:
         return {"BASE": int(labels["EAST"])}
-    sums: Fields = dict.fromkeys(tariff.indexes(), 0)
+    sums: Fields = dict.fromkeys(tariff.indexes, 0)
     for label, ptec in zip(EASF, tariff.numbered):
         sums[PERIODS[ptec].tag] += int(labels[label])
     return sums
@@ -1285,7 +1287,7 @@ def translate_standard(labels: Labels) -> Fields:
         fields.update(standard_indexes(tariff, labels))
     if register.moving_peak and fields.get("PTEC") != "PM..":  # it does not run yet
         fields["PEJP"] = NOTICE_MINUTES
-    return fill(fields, tariff.indexes())
+    return fill(fields, tariff.indexes)
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
@@ -2184,6 +2186,7 @@ class Day:
         changes = self._changes(meter, indexes, gap)
         if wall < self.CLOCK_IS_SET:
             self._date = ""
+            self.today = None
         else:
             self._begin_day(indexes, wall, bool(changes))
             self.today = DayEnergy(self._since, self._energy(indexes))
@@ -2679,7 +2682,7 @@ def power_and_indexes(request: Request) -> Fields:
             tags[f"T{number}_PTEC"] = NOTHING
             continue
         tariff = tariff_of(fields["OPTARIF"])
-        names = ["PTEC", "PAPP"] + tariff.indexes()
+        names = ["PTEC", "PAPP", *tariff.indexes]
         if tariff is TEMPO:
             names.append("DEMAIN")
         tags.update(prefixed(number, fields, names))

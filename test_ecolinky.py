@@ -2436,6 +2436,9 @@ class InputTests(InputCase):
         self.assertEqual(expected, self.described()["today"])
         self.now += 31
         self.assertIsNone(self.described()["today"])  # it may be yesterday's
+        self.set_clock(1000.0)
+        self.feed(*[HC_FRAME] * 2)
+        self.assertIsNone(self.snapshot().today)
 
     def test_todays_energy_includes_the_injected_energy(self):
         self.connect(*[encoded(standard(EAIT="000000500", SINSTI="00000"))] * 3)
@@ -4545,7 +4548,6 @@ class MainTests(ProgramCase):
                 self.assertEqual(-number, process.wait(LONG))
 
     def test_a_signal_stops_the_program_whatever_its_threads_do(self):
-        # Python drops an exception that is raised in a weak reference's callback.
         code = (
             "import ecolinky, os, signal, sys, weakref\n"
             "class Thing: pass\n"
