@@ -4564,8 +4564,7 @@ class MainTests(ProgramCase):
         program = self.start("", "--demo", code=code)
         wait_for(lambda: "répond sur" in program.output())
         with socket.create_connection(("127.0.0.1", program.port)):
-            code = program.process.wait(LONG)
-        self.assertEqual(0, code, program.output())
+            self.assertEqual(0, program.process.wait(LONG), program.output())
 
     @unittest.skipUnless(PRCTL, "Linux only")
     def test_interrupted_tests_leave_no_program_behind(self):
