@@ -528,14 +528,15 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 # register, a set of indexes.  Only trusted readings are served.
 #
 # 1. Three        Series.take()
-#    A reading is trusted when two more follow, and each agrees with the one before,
-#    within 90 s.  Equal readings agree.  Readings of a register agree if no index fell,
-#    and none grew by more than 36 kVA allow: 10 Wh each second, and 10 Wh more because
-#    a stalled network delivers old frames at once.
+#    A row is a run of readings, each of which agrees with the one before, and comes
+#    within 90 s of it.  The third reading of a row is trusted, and so is each later
+#    reading.  Readings agree if their data is equal; powers, if is_near() says so.
+#    Readings of a register agree if no index fell, and none grew by more than 36 kVA
+#    allow: 10 Wh each second, and 10 Wh more because a stalled network delivers old
+#    frames at once.  A false index may be within that, so trust the last but two:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
-#    So an index is two readings late.  Powers agree if is_near() says so, and the last
-#    of three is trusted.  A single reading equal to the trusted one renews it.  90 s,
+#    A single reading that equals the trusted one renews it, and ends the row.  90 s,
 #    because Tempo's indexes and PTEC come together once in 34 s if a third of the
 #    groups is damaged.  A false index passes if it comes three times, and lies between
 #    the trusted one and what 36 kVA allow.
@@ -545,34 +546,36 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    of a later group, and the groups in between are gone.
 #        sent         HCHC 014945678 2    HCHP 001089012 (    PTEC HC.. S
 #        received     HCHC 0149                    89012 (    PTEC HC.. S
-#    A register is read if a. is true; EAST with the ten EASF only if b. or c. is:
-#    a. The frame has all its labels, and the label behind them, see REGISTERS; behind
-#       EASD04 this is EAIT if the frame has SINSTI.  One loss is not seen: PEJP, which
-#       comes and goes, can be joined to EJPHPM.
-#    b. All EASF came, and add up; within 1 Wh if a. is true as well: an index may
-#       advance while the frame is sent.
-#    c. Not all EASF came, but the frame has as many damaged groups as it lacks EASF, or
-#       more: they were damaged, not lost.  With the last that came, all add up exactly.
-#    For b. and c., a reading equal to the trusted one is enough.
+#    So a register is read if the frame has all its labels, and the label behind them,
+#    see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  One loss is not
+#    seen: PEJP, which comes and goes, can be joined to EJPHPM.
+#    EAST and the ten EASF have a better proof: they are read if they add up exactly.
+#    The frame must have EAST, and a damaged group for each EASF that it lacks: such an
+#    EASF was damaged, not lost, and is as it last came.  If the frame has all eleven,
+#    and EASD01, the sum may be 1 Wh wrong: an index may advance between two groups.
 # 3. Dispute      Series.take(), Series.is_disputed
-#    For identity, contract and registers, one more thing is asked: readings must also
-#    be able to follow the trusted one, however old it is.  When three in a row cannot,
-#    a dispute begins, and neither side is served.  A reading that can follow ends it.
-#    So do two more minutes in which the other side agrees with itself: then the meter,
-#    its contract or an index was replaced.  While no identity is trusted, or it is
-#    disputed, nothing is served.  A new identity begins with nothing known.
+#    A row of the identity, the contract or a register must follow the trusted reading:
+#    its first reading must agree with it, however old it is.  Otherwise it is not
+#    trusted.  Three readings without a row that follows, alike or not, begin a dispute:
+#    neither side is served.  It ends when a reading agrees with the trusted one, which
+#    also begins another row; or when one row has gone on for two more minutes: then the
+#    meter, its contract or an index was replaced, and this row is trusted.
+#    While no identity is trusted, or it is disputed, nothing is served.  A new identity
+#    begins with nothing known.
 # 4. Owner        Guard._is_ours()
-#    A frame with another identity is refused: ADSC is another than ADCO.  A frame
-#    without identity is ours if our identity is trusted, was read in the last 20 s, and
-#    no other since.  Until one is trusted, another one begins with nothing known.
+#    A frame with another identity than the trusted one is refused: ADSC is another than
+#    ADCO.  A frame without identity is ours if the last identity was ours, in the last
+#    20 s.  Until an identity is trusted, another one begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
-#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s.
+#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s;
+#    a meter sends currents before powers.
 # 6. Silence      Guard.known(), Kind.keep
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
-#    (the rest).  Rule 3 ends the identity; Meter.labels() ends all when it is silent.
+#    (the rest); the identity for ever.  A meter that sends no frame for the time-out is
+#    silent, and nothing is served.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -593,92 +596,92 @@ def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
     return {label: groups[label] for label in labels} if is_whole else None
 
 
-def balanced_reading(frame: Frame, latest: Groups, trusted: Any) -> Groups | None:
+def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
     """Return the reading of EAST and the EASF; None: there is none (rule 2).
 
     latest: the last group of each label, with those of this frame.
     """
-    missing = len(set(EASF).difference(frame.groups))
+    missing = set(EASF).difference(frame.groups)
     reading = {label: latest[label] for label in TOTAL if label in latest}
-    if missing > frame.damaged or len(reading) < len(TOTAL):
+    if len(missing) > frame.damaged or len(reading) < len(TOTAL):
         return None
     total = sum([int(reading[label].data) for label in EASF])
-    error = abs(int(reading["EAST"].data) - total)  # Wh
-    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # 1 if a. is true as well
-    return reading if error <= allowed or reading == trusted else None
+    error = abs(int(reading["EAST"].data) - total)
+    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # Wh
+    return reading if error <= allowed else None
 
 
 class Series:
-    """The readings of a label, and which of them is trusted (rules 1 and 3)."""
+    """The readings of a label or register, and which is trusted (rules 1 and 3)."""
 
-    TRUSTED_OF_ROW = 0  # the first of three readings that agree
+    TRUSTED_OF_ROW = -1  # the last of three
 
     def __init__(self, is_lasting: bool, keep: float) -> None:
         self.is_lasting = is_lasting  # rule 3 applies
         self.keep = keep  # seconds for which a reading is served (rule 6)
-        self.trusted: Any = None  # a reading: a Group, or the Groups of a register
+        self.trusted: Any = None  # a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
-        # The last readings that agree, with their times; none while it stands still.
-        self.row: list[tuple[Any, float]] = []
-        self._row_began = -math.inf
-        self._against = 0  # readings in a row that cannot follow the trusted one
-        self._dispute_began = -math.inf
-        self.is_disputed = False  # the trusted reading is not served (rule 3)
+        # The last three readings of the row, with their times.
+        self._row: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)
+        self._row_follows = True  # its first reading agrees with the trusted one
+        self._against = 0  # readings since the last of a row that follows
+        self._trial_began = -math.inf  # the two minutes of a dispute
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the trusted reading is not served (rule 3)."""
+        return self._against >= IN_A_ROW
 
     def trust(self, reading: Any, now: float) -> None:
         """Trust a reading, whatever was read before."""
         self.trusted = reading
         self.read_time = now
-        self.row.clear()
+        self._row.clear()
+        self._against = 0
 
     def take(self, reading: Any, now: float) -> bool:
-        """Take a reading; return whether it can follow the trusted one."""
-        self._add_to_row(reading, now)
-        # An index trusts the row's first, so the first must follow.  A dispute asks for
-        # the last, too: after 100, read 90 101 101, where 101 can follow.
-        row_follows = self._can_follow_trusted(*self.row[0])
-        can_follow = row_follows or self._can_follow_trusted(reading, now)
-        self._count_against(can_follow, now)
-        if len(self.row) == IN_A_ROW:
-            if row_follows or self._is_dispute_over(now):
-                self.trusted, self.read_time = self.row[self.TRUSTED_OF_ROW]
-                self._count_against(True, now)
-            del self.row[0]  # so the next reading makes three again
+        """Take a reading; return whether its row follows the trusted reading."""
         if reading == self.trusted:
-            self.read_time = now
-            if reading == self.row[0][0]:  # and all between: it stands still
-                self.row.clear()
-        return can_follow
+            self.trust(reading, now)
+            return True
+        self._add_to_row(reading, now)
+        if self.is_disputed and now - self._trial_began >= DISPUTE_LASTS:
+            self._row_follows = True  # the meter, its contract or an index was replaced
+        if self._row_follows:
+            self._against = 0
+            if len(self._row) == IN_A_ROW:
+                self.trusted, self.read_time = self._row[self.TRUSTED_OF_ROW]
+        else:
+            self._against += 1
+            if self._against == IN_A_ROW:
+                self._trial_began = now
+        return self._row_follows
 
     def _add_to_row(self, reading: Any, now: float) -> None:
-        """Add a reading to the row; begin another row if it does not agree."""
-        if self.row:
-            last, time = self.row[-1]
-            is_late = now - time > AGREE_WITHIN
-            if is_late or not self._follows(reading, last, now - time):
-                self.row.clear()
-        if not self.row:
-            self._row_began = now
-        self.row.append((reading, now))
+        """Add a reading to the row, or begin another row with it."""
+        follows = self._agrees_with_trusted(reading, now)
+        changes_side = follows and not self._row_follows
+        if changes_side or not self._continues_row(reading, now):
+            self._row.clear()
+            self._row_follows = follows
+            self._trial_began = now
+        self._row.append((reading, now))
 
-    def _count_against(self, can_follow: bool, now: float) -> None:
-        """Count readings that cannot follow the trusted one; three begin a dispute."""
-        self._against = 0 if can_follow else self._against + 1
-        if self._against == IN_A_ROW:
-            self._dispute_began = now
-        self.is_disputed = self._against >= IN_A_ROW
+    def _continues_row(self, reading: Any, now: float) -> bool:
+        """Return whether a reading agrees with the row's last."""
+        if not self._row:
+            return False
+        last, time = self._row[-1]
+        seconds = now - time
+        return seconds <= AGREE_WITHIN and self._agree(reading, last, seconds)
 
-    def _is_dispute_over(self, now: float) -> bool:
-        """Return whether the row has lasted for two minutes of a dispute."""
-        began = max(self._row_began, self._dispute_began)
-        return self.is_disputed and now - began >= DISPUTE_LASTS
-
-    def _can_follow_trusted(self, reading: Any, time: float) -> bool:
+    def _agrees_with_trusted(self, reading: Any, now: float) -> bool:
+        """Return whether a reading agrees with the trusted one, if rule 3 asks."""
         if self.trusted is None or not self.is_lasting:
             return True
-        return self._follows(reading, self.trusted, time - self.read_time)
+        return self._agree(reading, self.trusted, now - self.read_time)
 
-    def _follows(self, new: Any, old: Any, _seconds: float) -> bool:
+    def _agree(self, new: Any, old: Any, _seconds: float) -> bool:
         """Return whether the meter can have sent `new` so many seconds after `old`."""
         # Not the raw bytes: their timestamp may change.
         return bool(new.label == old.label and new.data == old.data)
@@ -687,16 +690,16 @@ class Series:
 class PowerSeries(Series):
     """The readings of a power."""
 
-    TRUSTED_OF_ROW = -1  # the last: a power changes fast
-
-    def _follows(self, new: Group, old: Group, _seconds: float) -> bool:
+    def _agree(self, new: Group, old: Group, _seconds: float) -> bool:
         return is_near(int(new.data), int(old.data), 1)
 
 
 class RegisterSeries(Series):
     """The readings of a register."""
 
-    def _follows(self, new: Groups, old: Groups, seconds: float) -> bool:
+    TRUSTED_OF_ROW = 0  # the first of three: two more have confirmed it
+
+    def _agree(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
         for label, group in new.items():
             if group is not old[label]:  # the same object has not grown: save time
@@ -720,6 +723,7 @@ class Guard:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds without a frame: the meter is silent
         self.identity = Series(IDENTITY.is_lasting, IDENTITY.keep)
+        self._last_identity: Group | None = None  # of this meter or of another
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
         self.implausible = 0  # groups and registers that the rules refused
@@ -752,7 +756,7 @@ class Guard:
     def known(self, now: float) -> Groups:
         """Return the trusted groups that were read lately (rule 6), by label."""
         identity = self.identity.trusted
-        if identity is None or self.identity.is_disputed:
+        if identity is None or self.identity.is_disputed or self.is_silent(now):
             return {}
         groups = {identity.label: identity}
         for label, series in self.series.items():
@@ -771,10 +775,10 @@ class Guard:
         self._note_frame(groups, now)
         for label, group in groups.items():
             series = self.series.get(label)
-            # The fast way, for a label that stands still: no row, so no dispute.
-            # decode_group()'s cache returns the same object.
-            if series is not None and series.trusted is group and not series.row:
-                series.read_time = now
+            # The fast way, for a label that stands still: decode_group()'s cache
+            # returns the same object.
+            if series is not None and series.trusted is group:
+                series.trust(group, now)
             elif label in ALONE:
                 self._take_label(series or self._new_series(label), group, now)
         for labels in REGISTERS:
@@ -795,8 +799,9 @@ class Guard:
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
         if group is None:
-            # take() clears the row of the trusted identity; other identities leave one.
-            return not identity.row and now - identity.read_time <= IDENTITY_LASTS
+            is_lately = now - identity.read_time <= IDENTITY_LASTS
+            return is_lately and self._last_identity == identity.trusted
+        self._last_identity = group
         identity.take(group, now)
         # Until an identity is trusted, each is the owner.
         owner = identity.trusted or group
@@ -822,7 +827,7 @@ class Guard:
     def _take_register(self, labels: tuple[str, ...], frame: Frame, now: float) -> None:
         series = self.series.get(labels[0]) or self._new_series(labels[0])
         if labels is TOTAL:
-            reading = balanced_reading(frame, self.latest, series.trusted)
+            reading = balanced_reading(frame, self.latest)
             if reading is None and frame.groups.keys() >= set(TOTAL):
                 self.implausible += 1
                 self.unbalanced_time = now
@@ -847,8 +852,9 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    No frame is relayed while a label is awaited: Domoticz stores 0 for an index that
-    its first frame lacks.  Short frames do no harm: without OPTARIF, it stores nothing.
+    Each frame of the meter, even half a frame or a short frame with an alert, gives a
+    full frame of all that is known.  None is relayed while a label is awaited: Domoticz
+    stores 0 for an index that its first frame lacks.
     """
 
     # An undamaged frame shows all the meter's labels.  Without such a frame, the labels
@@ -857,8 +863,6 @@ class Rebuilder:
     AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
     # The indexes that readers store: not those of the grid operator, nor the reactive.
     STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
-    # In overload, a three-phase meter sends short frames of these labels.
-    SHORT_FRAME = frozenset("ADCO ADIR1 ADIR2 ADIR3 IINST1 IINST2 IINST3".split())
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
@@ -871,20 +875,11 @@ class Rebuilder:
             self._began = guard.began
             self._order = []
             self._all_have_come = False
-        labels = list(frame.groups)
-        is_short = self._is_short(set(labels))
-        if not is_short:
-            self._learn(labels, is_undamaged=frame.whole and not frame.damaged)
+        self._learn(frame)
         known = guard.known(now)
         if self._is_awaiting(known, guard, now):
             return []
-        order = labels if is_short else self._order
-        return [known[label] for label in order if label in known]
-
-    def _is_short(self, labels: set[str]) -> bool:
-        # An alert tells it from a full frame of which only these groups are intact.
-        has_alert = not labels.isdisjoint(OVERLOADS)
-        return "ADCO" in labels and has_alert and labels <= self.SHORT_FRAME
+        return [known[label] for label in self._order if label in known]
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
         """Return whether labels may still come, or come but are not trusted yet."""
@@ -896,16 +891,16 @@ class Rebuilder:
             awaited &= self.STORED
         return any(guard.comes(label, now) for label in awaited)
 
-    def _learn(self, labels: list[str], is_undamaged: bool) -> None:
+    def _learn(self, frame: Frame) -> None:
         """Learn the labels of a frame; if it has as many as are known, their order."""
-        lasting = set(labels).difference(ALERTS)
-        is_full = len(lasting) >= len(set(self._order).difference(ALERTS))
-        if is_full:
-            self._order = merged(labels, self._order)
-        else:
+        labels = list(frame.groups)
+        if len(labels) < len(self._order):
             self._order = merged(self._order, labels)
+            return
+        self._order = merged(labels, self._order)
         # A frame without its identity has lost groups, though none is damaged.
-        if is_full and is_undamaged and not lasting.isdisjoint(IDENTITIES):
+        is_undamaged = frame.whole and not frame.damaged
+        if is_undamaged and not frame.groups.keys().isdisjoint(IDENTITIES):
             self._all_have_come = True
 
 
@@ -1402,8 +1397,7 @@ class Meter:
                 view = self.view(now)
                 if self._rebuilder is not None:
                     groups = self._rebuilder.take(frame, self.guard, now)
-                    # Instead of half a frame, the next frame is relayed.
-                    view = relay_view(view, groups if frame.whole else [])
+                    view = relay_view(view, groups)
                 views.append(view)
         return views
 
@@ -1422,8 +1416,6 @@ class Meter:
 
     def labels(self, now: float) -> Labels:
         """Return the trusted labels; empty while the meter is silent."""
-        if self.guard.is_silent(now):
-            return {}
         return {label: group.data for label, group in self.guard.known(now).items()}
 
     def view(self, now: float) -> View:
