@@ -307,7 +307,7 @@ class Group(NamedTuple):
     label: str
     data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_space: bool  # its checksum covers the last space; see rarer_by_sum()
+    sum_has_separator: bool  # the checksum covers the last separator
 
 
 Groups = Dict[str, Group]  # by label
@@ -340,42 +340,43 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
-def decode_group(piece: bytes) -> Group | str:
+def decode_group(piece: bytes) -> Group | str | None:
     """Return the group between two line ends, or why it is rejected.
 
-    The reason is "checksum" or "form" if the group is damaged; it is empty if the bytes
-    are harmless: no group, or an intact group with an unknown label.
+    The reason is "checksum" or "form" if the group is damaged.  None: nothing to count,
+    no group or an intact group with a label that the program does not know.
     """
     # The checksum comes last and can be a space: do not strip spaces at that end, and
     # do not split at spaces.
     raw = piece.lstrip(DEBRIS_OR_SPACE).rstrip(DEBRIS)
+    if not raw:
+        return None
     separator = raw[-2:-1]
-    if separator not in LABELS:  # no group, or a damaged group
-        return "form" if raw else ""
-    is_historic = separator == b" "
-    # The sum covers the last HT of standard mode; in historic mode it ends before the
-    # last space, except in some older meters.
-    has_separator = checksum(raw[:-1]) == raw[-1]
-    is_right = has_separator or (is_historic and checksum(raw[:-2]) == raw[-1])
+    if separator not in LABELS:
+        return "form"
+    # The sum covers the last separator in standard mode, and in historic mode of some
+    # older meters.
+    sum_has_separator = checksum(raw[:-1]) == raw[-1]
+    sum_has_none = separator == b" " and checksum(raw[:-2]) == raw[-1]
+    is_right = sum_has_separator or sum_has_none
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
-    if known is None:
-        return refuse_label(label, is_right)
-    if not known.form.fullmatch(data):
+    if known is None and is_right and may_be_a_label(label):
+        return None
+    if known is None or not known.form.fullmatch(data):
         return "form"
     if not is_right:
         return "checksum"
     # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".  DATE has no
     # data behind its timestamp.
     stamp, _, value = data.rpartition("\t")
-    return Group(label, value or stamp, raw, is_historic and has_separator)
+    return Group(label, value or stamp, raw, sum_has_separator)
 
 
-def refuse_label(label: str, is_right: bool) -> str:
-    """Return why a label that this mode does not know is rejected."""
-    # In a group with a label of the other mode, the separator is damaged.
-    is_strange = label not in KNOWN_LABELS and ANY_LABEL.fullmatch(label)
-    return "" if is_right and is_strange else "form"
+def may_be_a_label(text: str) -> bool:
+    """Return whether a text may be a label that the program does not know."""
+    # The label of the other mode is no such label: the separator is damaged.
+    return text not in KNOWN_LABELS and ANY_LABEL.fullmatch(text) is not None
 
 
 class Counts(NamedTuple):
@@ -513,12 +514,10 @@ def rarer_by_sum(groups: Groups) -> list[str]:
     A meter always sums the same bytes.  To accept both sums would let twice as much
     damage through, so the rarer kind is damaged.
     """
-    with_space = [label for label, group in groups.items() if group.sum_has_space]
-    if not with_space:
-        return []
-    others = [label for label in groups if label not in with_space]
-    # Of two lists with the same length, min() returns the first: the rarer kind.
-    return min(with_space, others, key=len)
+    with_separator = [label for label in groups if groups[label].sum_has_separator]
+    without = [label for label in groups if not groups[label].sum_has_separator]
+    # If both are as many, distrust the older meters' way.
+    return without if len(without) < len(with_separator) else with_separator
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -973,10 +972,9 @@ class Tariff(NamedTuple):
     option: str  # OPTARIF
     name: str  # for the user
     # The PTEC of each of the ten indexes of standard mode.  An index that the tariff
-    # does not need counts with another: it may hold the energy of a former contract,
-    # and the client's total must be EAST.
+    # does not use may hold the energy of a former contract.  It counts with an index
+    # that the tariff uses, so that the served indexes add up to EAST.
     numbered: tuple[str, ...]
-
     periods: tuple[str, ...]  # the PTEC of each period
     indexes: tuple[str, ...]  # the tag of the index of each period
 
@@ -993,9 +991,14 @@ BASE = tariff_with("BASE", "Base", *["TH.."] * 10)
 HC = tariff_with("HC..", "Heures creuses", *["HC..", "HP.."] * 5)
 EJP = tariff_with("EJP.", "EJP", "HN..", "PM..", *["HN.."] * 8)
 TEMPO = tariff_with("BBR(", "Tempo", *COLOURED, *["HCJB", "HPJB"] * 2)
-# By the start of OPTARIF, because its end may vary.  An input without a meter is shown
-# as Base.
-TARIFFS = {"BAS": BASE, "HC.": HC, "EJP": EJP, "BBR": TEMPO, NOTHING[:3]: BASE}
+# By the first three characters of OPTARIF, because the last may vary.
+TARIFFS = {
+    "BAS": BASE,
+    "HC.": HC,
+    "EJP": EJP,
+    "BBR": TEMPO,
+    "---": BASE,  # OPTARIF of EMPTY: an input without a meter is shown as Base
+}
 NOT_YET_KNOWN = tariff_with("", "")
 
 
@@ -1035,7 +1038,7 @@ def phases_of(labels: Labels) -> tuple[str, ...]:
 
 
 def fill(known: Fields, indexes: tuple[str, ...]) -> Fields:
-    """Return the 31 fields, from the known fields; indexes: the tags of the tariff's.
+    """Return the 31 fields, from the known fields; indexes: tags of the tariff.
 
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
@@ -1142,9 +1145,8 @@ class Contract(NamedTuple):
     used: int  # number of indexes in use, for --check; ten if it is not known
 
 
-# A name with a word of cheap or dear hours, and without the words in (?!...): a name
-# that merely contains TEMPO, EJP or POINTE is another supplier's contract, with other
-# indexes.
+# A name with a word of cheap or dear hours.  The part in (?!...) leaves out each name
+# that merely contains TEMPO, EJP or POINTE: such a contract has other indexes.
 DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).*"
 # Four labels decide which index is served as which, and the period:
 #     NGTF           gives the contract: the first pattern that matches
@@ -1182,13 +1184,13 @@ def contract_named(name: str) -> Contract:
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
 
-# The words of LTARF, anywhere in it: for the hours, by the first two characters of
-# PTEC, and for the colour, by the last character.
+# A period consists of hours, in the first two characters of its PTEC, and perhaps of a
+# colour, in the last.  These are the words for them, anywhere in LTARF.
 HOURS = {
-    "TH": "",
+    "TH": "",  # any text
     "HC": r"\bHS?C\b|CREUSE|WEEK.?END",  # HSC: heures super creuses
     "HP": r"\bHP\b|PLEINE|POINTE",
-    "HN": "^(?!.*POINTE).",  # some text, but not this word
+    "HN": "^(?!.*POINTE).",  # some text without this word
     "PM": "POINTE",
 }
 COLOURS = {".": "", "B": "BLEU", "W": "BLAN", "R": "ROUG"}
@@ -1335,7 +1337,7 @@ LABELS_OF_TAG = {
     "ADCO": ("ADSC",),
     "OPTARIF": ("NGTF",),
     "ISOUSC": ("PREF",),
-    "PTEC": ("NTARF", "LTARF"),
+    "PTEC": ("NTARF",),  # other labels may give it, too
 }
 WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 
@@ -1443,18 +1445,14 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        It is empty if a period is not known although its labels are.
+        It is empty if a period is not known although its label is.
         """
-        missing: list[str] = []
-        for tag in tags:
-            needed = labels_needed(tag, mode, labels)
-            lacking = [label for label in needed if label not in labels]
-            # Either label of a period may give it: name the first.
-            missing += lacking[:1] if tag == "PTEC" else lacking
+        needed = [label for tag in tags for label in labels_needed(tag, mode, labels)]
+        missing = [label for label in dict.fromkeys(needed) if label not in labels]
         # If some do not come at all, name these alone.  Without PTEC, for example,
         # indexes come, but are not trusted (rule 2).
-        absent = [label for label in missing if not self.guard.comes(label, now)]
-        return list(dict.fromkeys(absent or missing))
+        do_not_come = [label for label in missing if not self.guard.comes(label, now)]
+        return do_not_come or missing
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
         """Replace the fields that the labels do not give, or would give wrongly."""

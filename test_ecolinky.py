@@ -211,8 +211,8 @@ class DecodeTests(MeterCase):
 
     def test_an_unknown_label_counts_as_damage_only_if_its_checksum_is_wrong(self):
         for piece, expected in (
-            (group("TENSION", "230")[1:-1], (None, "")),
-            (group("TENSION", "230", separator="\t")[1:-1], (None, "")),
+            (group("TENSION", "230")[1:-1], (None, None)),
+            (group("TENSION", "230", separator="\t")[1:-1], (None, None)),
             (b"TENSION 230 !", (None, "form")),
             (group("SINSTS", "00920")[1:-1], (None, "form")),  # of another mode
             (group("PAPP", "00790", separator="\t")[1:-1], (None, "form")),
@@ -1758,7 +1758,7 @@ class DiagnosisTests(InputCase):
         soup = bytes(noise.randrange(256) for _ in range(997))
         no_period = standard(NTARF="11", STGE="003A3C01", LTARF="INCONNU")
         jaune = group("CONTRAT", "BT 4 SUP36") + group("EA_s", "00012345 Wh")
-        replaced = "manquent (NGTF, LTARF), l'ESP remplace des espaces ou des fins"
+        replaced = "manquent (NGTF), l'ESP remplace des espaces ou des fins"
         for data, hint in (
             (soup, "du bruit"),
             (b"\x02" + b"ABCDEFG 123 " * 20, "mais pas de TIC"),
