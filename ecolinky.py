@@ -535,10 +535,11 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    frames at once.  A false index may be within that, so trust the last but two:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
-#    A single reading that equals the trusted one renews it, and ends the row.  90 s,
-#    because Tempo's indexes and PTEC come together once in 34 s if a third of the
-#    groups is damaged.  A false index passes if it comes three times, and lies between
-#    the trusted one and what 36 kVA allow.
+#    A single reading that equals the trusted one, timestamp included, renews it, and
+#    ends the row.  A false index passes only if the two readings behind it agree: it
+#    comes three times, or the meter has passed it in the meantime.
+#    90 s, because if a third of the groups is damaged, Tempo's six indexes and PTEC are
+#    all intact in one of 17 frames, each 34 s.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
@@ -553,18 +554,20 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    EASF was damaged, not lost, and is as it last came.  If the frame has all eleven,
 #    and EASD01, the sum may be 1 Wh wrong: an index may advance between two groups.
 # 3. Dispute      Series.take(), Series.is_disputed
-#    A row of the identity, the contract or a register must follow the trusted reading:
-#    its first reading must agree with it, however old it is.  Otherwise it is not
-#    trusted.  Three readings without a row that follows, alike or not, begin a dispute:
-#    neither side is served.  It ends when a reading agrees with the trusted one, which
-#    also begins another row; or when one row has gone on for two more minutes: then the
-#    meter, its contract or an index was replaced, and this row is trusted.
+#    A row of the identity, the contract or a register must follow the trusted reading,
+#    or it is not trusted: its first reading must agree with the trusted one, however
+#    old that is.  After three readings in rows that do not follow, alike or not, there
+#    is a dispute: neither side is served.  It ends in one of two ways:
+#    - A reading agrees with the trusted one.  It begins a row that follows.
+#    - Two minutes pass, in one row.  Then the meter, its contract or an index was
+#      replaced, and this row is trusted.
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
-# 4. Owner        Guard._is_ours()
+# 4. Owner        Guard._take_identity()
 #    A frame with another identity than the trusted one is refused: ADSC is another than
-#    ADCO.  A frame without identity is ours if the last identity was ours, in the last
-#    20 s.  Until an identity is trusted, another one begins with nothing known.
+#    ADCO.  A frame without identity is ours if the last identity was the trusted one,
+#    in the last 20 s; otherwise it is refused.  Until an identity is trusted, another
+#    identity begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
@@ -583,7 +586,7 @@ SLACK_WH = 10
 DISPUTE_LASTS = 120  # seconds (rule 3)
 IDENTITY_LASTS = 20  # seconds (rule 4)
 CURRENT_LASTS = 6  # seconds (rule 5)
-ALONE = KNOWN_LABELS.keys() - REGISTER_OF.keys() - set(IDENTITIES)
+ALONE = KNOWN_LABELS.keys() - REGISTER_OF.keys() - set(IDENTITIES)  # in no register
 
 
 def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
@@ -615,16 +618,16 @@ class Series:
 
     TRUSTED_OF_ROW = -1  # the last of three
 
-    def __init__(self, is_lasting: bool, keep: float) -> None:
-        self.is_lasting = is_lasting  # rule 3 applies
+    def __init__(self, kind: Kind, keep: float) -> None:
+        self.is_lasting = kind.is_lasting  # rule 3 applies
         self.keep = keep  # seconds for which a reading is served (rule 6)
         self.trusted: Any = None  # a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
         # The last three readings of the row, with their times.
         self._row: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)
-        self._row_follows = True  # its first reading agrees with the trusted one
-        self._against = 0  # readings since the last of a row that follows
-        self._trial_began = -math.inf  # the two minutes of a dispute
+        self._row_follows = True  # it may be trusted
+        self._against = 0  # readings since the last row that followed
+        self._trial_began = -math.inf  # the dispute, or its latest row
 
     @property
     def is_disputed(self) -> bool:
@@ -645,7 +648,7 @@ class Series:
             return True
         self._add_to_row(reading, now)
         if self.is_disputed and now - self._trial_began >= DISPUTE_LASTS:
-            self._row_follows = True  # the meter, its contract or an index was replaced
+            self._row_follows = True  # the other side is right
         if self._row_follows:
             self._against = 0
             if len(self._row) == IN_A_ROW:
@@ -659,6 +662,7 @@ class Series:
     def _add_to_row(self, reading: Any, now: float) -> None:
         """Add a reading to the row, or begin another row with it."""
         follows = self._agrees_with_trusted(reading, now)
+        # A row on the other side must not keep a reading that follows.
         changes_side = follows and not self._row_follows
         if changes_side or not self._continues_row(reading, now):
             self._row.clear()
@@ -721,7 +725,7 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds without a frame: the meter is silent
-        self.identity = Series(IDENTITY.is_lasting, IDENTITY.keep)
+        self.identity = Series(IDENTITY, IDENTITY.keep)
         self._last_identity: Group | None = None  # of this meter or of another
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
@@ -768,7 +772,7 @@ class Guard:
     def take(self, frame: Frame, now: float) -> bool:
         """Apply the rules to a frame that ended at `now`; return whether it is ours."""
         groups = frame.groups
-        if not self._is_ours(groups, now):
+        if not self._take_identity(groups, now):
             self.implausible += len(groups)
             return False
         self._note_frame(groups, now)
@@ -793,7 +797,7 @@ class Guard:
         self.seen.update(dict.fromkeys(groups, now))
         self.latest.update(groups)
 
-    def _is_ours(self, groups: Groups, now: float) -> bool:
+    def _take_identity(self, groups: Groups, now: float) -> bool:
         """Take the identity of a frame; return whether the frame is ours (rule 4)."""
         identity = self.identity
         group = groups.get("ADCO") or groups.get("ADSC")
@@ -840,7 +844,7 @@ class Guard:
         kind = KNOWN_LABELS[label].kind
         keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
         classes = {POWER: PowerSeries, INDEX: RegisterSeries}
-        series = classes.get(kind, Series)(kind.is_lasting, keep)
+        series = classes.get(kind, Series)(kind, keep)
         self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
         return series
 
@@ -851,17 +855,17 @@ class Guard:
 class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
-    Each frame of the meter, even half a frame or a short frame with an alert, gives a
-    full frame of all that is known.  None is relayed while a label is awaited: Domoticz
-    stores 0 for an index that its first frame lacks.
+    Each frame of the meter, even a short frame with an alert, gives a frame of all that
+    is known.  But while a label is awaited there is none: Domoticz stores 0 for an
+    index that its first frame lacks.
     """
 
-    # An undamaged frame shows all the meter's labels.  Without such a frame, the labels
-    # that have come in this time are taken for all.
-    ALL_COME_WITHIN = 60  # seconds
+    # Seconds; an undamaged frame shows at once which labels the meter has.
+    ALL_COME_WITHIN = 60
     AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
     # The indexes that readers store: not those of the grid operator, nor the reactive.
     STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
+    IN_EACH_FRAME = frozenset(labels_of(IDENTITY, CONTRACT))  # two in each mode
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
@@ -897,9 +901,9 @@ class Rebuilder:
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
-        # A frame without its identity has lost groups, though none is damaged.
-        is_undamaged = frame.whole and not frame.damaged
-        if is_undamaged and not frame.groups.keys().isdisjoint(IDENTITIES):
+        # A frame without contract is short; a frame without identity has lost groups.
+        has_both = len(self.IN_EACH_FRAME & frame.groups.keys()) == 2
+        if has_both and frame.whole and not frame.damaged:
             self._all_have_come = True
 
 
@@ -1288,7 +1292,6 @@ def translate_standard(labels: Labels) -> Fields:
 
 
 INJECTION_LABELS = ("EAIT", "SINSTI")
-DRAWN_POWERS = ("PAPP", "SINSTS")
 
 
 def lacking_for_injection(labels: Labels) -> list[str]:
@@ -1339,6 +1342,7 @@ LABELS_OF_TAG = {
     "ISOUSC": ("PREF",),
     "PTEC": ("NTARF",),  # other labels may give it, too
 }
+DRAWN_POWERS = ("PAPP", "SINSTS")
 WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 
 
@@ -1995,6 +1999,9 @@ class Link:
 
 ######## Journal: the log of an input ##################################################
 
+# Faults that are logged even while values are served: two programs that evict each
+# other go on for ever, and a bug should be told.
+URGENT = (EVICTED.template, BUG.template)
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
 INJECTS = (
@@ -2031,7 +2038,12 @@ class Journal:
         self._served = ""  # the line that says what is served; empty: nothing is
 
     def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
-        """Log a fault as a warning once an hour, in between at level DEBUG."""
+        """Log a fault as a warning once an hour, in between at level DEBUG.
+
+        While values are served, log an urgent fault only.
+        """
+        if is_serving and reason.template not in URGENT:
+            return
         is_due = self._faults.claim(reason.template, now)
         line = str(reason)
         if not is_serving:
@@ -2064,6 +2076,7 @@ METER = "meter"
 INJECTION = "injection"
 NO_INPUT = "none"
 
+FRAME_LASTS = 2  # seconds, about
 A_FEW_MINUTES = 3  # of the history: to find out why groups are missing now
 JUMP_WH = 1000  # tolerance: a smaller jump is not worth a warning
 METER_PARTS = ("le compteur", "le contrat")  # identity and tariff
@@ -2111,10 +2124,10 @@ class History:
         self._close_minutes(now)
         return tuple(self._minutes)
 
-    def running_minute(self, now: float) -> int:
-        """Return the number of the running minute."""
+    def minutes_end(self, now: float) -> float:
+        """Return when the last complete minute ended."""
         self._close_minutes(now)
-        return self._running
+        return self._running * self.STEP
 
     def last_hour(self, now: float) -> Counts:
         """Return the counts of the last hour: an older fault may have been repaired."""
@@ -2244,7 +2257,7 @@ class Snapshot(NamedTuple):
     remarks: list[Reason]  # defects of a link that works, and changes of the meter
     counters: Json  # since the start, for /ecolinky.json
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
-    running_minute: int  # the number of the minute after them
+    minutes_end: float  # when the last of them ended
     today: DayEnergy | None  # None until values are served
 
     def view_at(self, now: float) -> View:
@@ -2252,11 +2265,6 @@ class Snapshot(NamedTuple):
         if now - self.view.time <= self.timeout:
             return self.view
         return self.view._replace(labels={}, fields=None, missing=[], injection=None)
-
-
-# Faults that are logged even while values are served: two programs that evict each
-# other go on for ever, and a bug should be told.
-URGENT = (EVICTED.template, BUG.template)
 
 
 class Input:
@@ -2281,8 +2289,6 @@ class Input:
         now: float,
     ) -> None:
         self.patience = patience  # seconds until missing values are a fault
-        # About those of `patience`; before, a label may just be late.
-        self._frames_until_remark = patience / 2
         self.source = source  # host:port
         self._input_2 = input_2  # METER, INJECTION or NO_INPUT
         self.meter = meter
@@ -2297,8 +2303,8 @@ class Input:
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
         self._last_view = self.view  # as in Snapshot
         self._last_time = -math.inf
-        # Since when fields are awaited: all were last known, the connection began, or a
-        # dispute ended.
+        # Since when fields are awaited: the last frame with all of them, the beginning
+        # of the connection, or the end of a dispute.
         self._awaiting_since = now
         self._change: Reason | None = None  # the last change of the meter
         self._change_time = -math.inf
@@ -2347,7 +2353,7 @@ class Input:
         if self._counts.frames == before.frames:
             return False
         self.link.restart_wait(now)
-        self._take_view(views[-1] if views else None, now, wall)
+        self._take_view(views[-1] if views else self.meter.view(now), now, wall)
         return True
 
     def _has_had_tic(self) -> bool:
@@ -2355,24 +2361,23 @@ class Input:
         is_begun = LABEL_IN_STREAM.search(self.link.sample)
         return self._counts.groups > 0 or is_begun is not None
 
-    def _take_view(self, view: View | None, now: float, wall: float) -> None:
-        """Take the view of a frame; None: the frame is not of this meter."""
-        was_disputed = self.view.is_disputed
-        self._set_view(view or self.meter.view(now), now)
-        if was_disputed and not self.view.is_disputed:
+    def _take_view(self, view: View, now: float, wall: float) -> None:
+        """Take the view after a frame; it has the last values while they are fresh."""
+        if self.view.is_disputed and not view.is_disputed:
             self._awaiting_since = now  # decided: what is missing is awaited anew
-        if view is not None and view.fields is not None:
+        self._set_view(view, now)
+        if view.fields is not None:
             self._take_fields(view, view.fields, now, wall)
         elif now - self._awaiting_since > self.patience:
             self._report(self._why_incomplete(now), now)
-        elif self.view.fields is None:
-            self.reason = DISPUTED if self.view.is_disputed else TO_BE_CONFIRMED
-        # Otherwise the last values are still fresh: nothing changes.
+        else:
+            self.reason = DISPUTED if view.is_disputed else TO_BE_CONFIRMED
 
     def _take_fields(self, view: View, fields: Fields, now: float, wall: float) -> None:
         """Take the fields of a view that serves values."""
         self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
-        self._awaiting_since = now
+        self._awaiting_since = view.time
+        is_new = view.time > self._last_time  # not of another meter's frame
         self._last_view = view
         self._last_time = view.time
         power = fields["PAPP"]
@@ -2380,7 +2385,8 @@ class Input:
         if view.injection is not None:
             power -= view.injection["PAPP"]
             indexes["EAIT"] = view.injection["BASE"]
-        self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
+        if is_new:
+            self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
         meter = (fields["ADCO"], name_of_tariff(fields))
         for change in self._day.take(meter, indexes, wall):
             self._change = change
@@ -2410,11 +2416,9 @@ class Input:
         return why_incomplete(self.view, counts, is_unbalanced)
 
     def _report(self, reason: Reason, now: float) -> None:
-        """Note a fault; log it if no values are served any more, or if it is urgent."""
+        """Note a fault, and log it."""
         self.reason = reason
-        is_serving = self._is_serving(now)
-        if not is_serving or reason.template in URGENT:
-            self.journal.fault(reason, now, is_serving)
+        self.journal.fault(reason, now, self._is_serving(now))
 
     def _is_serving(self, now: float) -> bool:
         """Return whether the last view is served: it has fields, and is fresh."""
@@ -2425,8 +2429,8 @@ class Input:
         """Set the view, and the defects of a link that works."""
         self.view = view
         self._remarks = []
-        if self._counts.frames < self._frames_until_remark:
-            return
+        if self._counts.frames * FRAME_LASTS < self.patience:
+            return  # a label may just be late
         self._remarks = remarks_on(self.history.last_hour(now), view)
         lacking = lacking_for_injection(view.labels)
         if lacking and view.fields and self._input_2 == INJECTION:
@@ -2461,7 +2465,7 @@ class Input:
             remarks=remarks,
             counters=counters,
             minutes=self.history.minutes(now),
-            running_minute=self.history.running_minute(now),
+            minutes_end=self.history.minutes_end(now),
             today=self._day.today,
         )
 
@@ -2787,7 +2791,7 @@ def describe_histories(store: Store, now: float) -> Json:
             for minute in snapshot.minutes
         ]
         # The last minute ended when the running minute began, see History.
-        age = age_of(snapshot.running_minute * History.STEP, now)
+        age = age_of(snapshot.minutes_end, now)
         inputs.append(
             {"input": number, "step": History.STEP, "age": age, "minutes": minutes}
         )

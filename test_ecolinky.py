@@ -938,6 +938,12 @@ class RebuildTests(unittest.TestCase):
         self.assertEqual(whole, before)
         self.assertEqual({**dict(whole), **dict(SHORT)}, dict(during))
 
+    def test_a_short_first_frame_is_not_taken_for_a_whole_frame(self):
+        whole = encoded(historic(**THREE))
+        lossy = without("MOTDETAT", whole)
+        for labels in self.relayed_labels([frame(SHORT), *[lossy] * 10, *[whole] * 9]):
+            self.assertIn("MOTDETAT", labels)
+
     def test_an_alert_or_notice_is_relayed_in_its_place_until_it_ends(self):
         overload = HC[:7] + [("ADPS", "033")] + HC[7:]
         for label, groups in (("ADPS", overload), ("PEJP", EJP)):
