@@ -354,23 +354,30 @@ def decode_group(piece: bytes) -> Group | str | None:
     separator = raw[-2:-1]
     if separator not in LABELS:
         return "form"
-    # The sum covers the last separator in standard mode, and in historic mode of some
-    # older meters.
-    sum_has_separator = checksum(raw[:-1]) == raw[-1]
-    sum_has_none = separator == b" " and checksum(raw[:-2]) == raw[-1]
-    is_right = sum_has_separator or sum_has_none
+    sum_has_separator = covers_separator(raw)
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
-    if known is None and is_right and may_be_a_label(label):
+    if known is None and sum_has_separator is not None and may_be_a_label(label):
         return None
     if known is None or not known.form.fullmatch(data):
         return "form"
-    if not is_right:
+    if sum_has_separator is None:
         return "checksum"
     # The timestamp, if any, stands before a HT: "H260115102030 HT 04500".  DATE has no
     # data behind its timestamp.
     stamp, _, value = data.rpartition("\t")
     return Group(label, value or stamp, raw, sum_has_separator)
+
+
+def covers_separator(raw: bytes) -> bool | None:
+    """Return whether a checksum covers the last separator; None: it is wrong.
+
+    It does in standard mode, and in historic mode of some older meters.
+    """
+    if checksum(raw[:-1]) == raw[-1]:
+        return True
+    is_historic = raw[-2:-1] == b" "
+    return False if is_historic and checksum(raw[:-2]) == raw[-1] else None
 
 
 def may_be_a_label(text: str) -> bool:
@@ -2250,8 +2257,7 @@ class Snapshot(NamedTuple):
     last_byte: float  # when the last byte came; -inf: there was none yet
     view: View
     shows_injection: bool  # input 2 shows the injection of this meter
-    last_view: View  # the last view that was served; until then, the first view
-    last_time: float  # when last_view was served; -inf: never
+    last_view: View  # the last view that was served; until then, an empty view
     reason: Reason  # the last fault, even while values are still served; or ALL_WELL
     brief_connections: int  # in a row, as in Link
     remarks: list[Reason]  # defects of a link that works, and changes of the meter
@@ -2302,7 +2308,6 @@ class Input:
         self._counts = Counts()  # latest
         self.reason = NOT_YET_CONNECTED  # as in Snapshot
         self._last_view = self.view  # as in Snapshot
-        self._last_time = -math.inf
         # Since when fields are awaited: the last frame with all of them, the beginning
         # of the connection, or the end of a dispute.
         self._awaiting_since = now
@@ -2377,9 +2382,8 @@ class Input:
         """Take the fields of a view that serves values."""
         self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
         self._awaiting_since = view.time
-        is_new = view.time > self._last_time  # not of another meter's frame
+        is_new = view.time > self._last_view.time  # not of another meter's frame
         self._last_view = view
-        self._last_time = view.time
         power = fields["PAPP"]
         indexes = indexes_of(fields)
         if view.injection is not None:
@@ -2459,7 +2463,6 @@ class Input:
             view=self.view,
             shows_injection=self._input_2 == INJECTION,
             last_view=self._last_view,
-            last_time=self._last_time,
             reason=self.reason,
             brief_connections=self.link.brief_connections,
             remarks=remarks,
@@ -2750,7 +2753,7 @@ def answer_document(
     is_stale = any(inputs[number] is None for number in needed)
     status = 503 if is_stale else 200
     tags = make_tags(request)
-    if "json" not in name:
+    if name.endswith(".xml"):
         return Answer(status, "text/xml", as_xml(tags))
     if is_stale:
         tags = {}  # a script that ignores the status would record 0
@@ -2790,7 +2793,6 @@ def describe_histories(store: Store, now: float) -> Json:
             (minute.power, minute.lost, int(minute.is_cheap))
             for minute in snapshot.minutes
         ]
-        # The last minute ended when the running minute began, see History.
         age = age_of(snapshot.minutes_end, now)
         inputs.append(
             {"input": number, "step": History.STEP, "age": age, "minutes": minutes}
@@ -2833,7 +2835,7 @@ def describe_input(snapshot: Snapshot, now: float) -> Json:
             today = snapshot.today._asdict()
     elif snapshot.last_view.fields is not None:
         state = "stale"
-        last = describe_values(snapshot.last_view, snapshot.last_time, now)
+        last = describe_values(snapshot.last_view, now)
     return {
         "source": snapshot.source,
         "state": state,
@@ -2843,17 +2845,17 @@ def describe_input(snapshot: Snapshot, now: float) -> Json:
         "byte_age": age_of(snapshot.last_byte, now),
         "mode": view.mode,
         "labels": view.labels,
-        **describe_values(view, view.time, now),
+        **describe_values(view, now),
         "today": today,
         "counters": snapshot.counters,
         "last": last,
     }
 
 
-def describe_values(view: View, time: float, now: float) -> Json:
+def describe_values(view: View, now: float) -> Json:
     """Return the values of a view, and their age; they are None if it has no fields."""
     values: Json = {
-        "age": age_of(time, now),
+        "age": age_of(view.time, now),
         "phases": None,
         "fields": view.fields,
         "injection": view.injection,
@@ -3012,7 +3014,7 @@ ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
 NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
-FROM_5 = "(?![1-4]([.]|$))"
+FROM_5 = "(?![1-4]([.]|$))"  # what follows is no number below 5
 YES_NO = Form("(?i)yes|no", "yes ou no", lambda written: written.lower() == "yes")
 LOGIN = Form("[A-Za-z0-9._~-]*", "A-Z a-z 0-9 . _ ~ -, Domoticz transmet mal le reste")
 FORM_OF_KEY = {

@@ -2115,7 +2115,7 @@ class LinkTests(InputCase):
         self.said()
         self.now += 10
         self.lose(socket.timeout())
-        self.assertEqual(self.now - 10, self.snapshot().last_time)
+        self.assertEqual(self.now - 10, self.snapshot().last_view.time)
         self.assertNotIn("sont transmises", "".join(self.said()))
 
     def test_values_that_an_unfinished_frame_confirms_are_served_and_logged(self):
@@ -2124,7 +2124,7 @@ class LinkTests(InputCase):
         self.lose(CLOSED)
         snapshot = self.snapshot()
         self.assertEqual(live(), snapshot.last_view.fields)
-        self.assertEqual(self.now, snapshot.last_time)
+        self.assertEqual(self.now, snapshot.last_view.time)
         self.assertIsNotNone(snapshot.today)
         self.assertIn("ses valeurs sont transmises", self.said()[0])
 
@@ -5589,12 +5589,11 @@ def publish(store, number=1, fields=None, age=0.0, injection=None, **changes):
     """Publish an input; without fields, an input that was never live."""
     now = time.monotonic()
     last, meter = now - age, ecolinky.Meter()
-    view = meter.view(now)._replace(mode="historic", fields=fields, injection=injection)
-    view = view._replace(time=last)
+    changed_view = {"mode": "historic", "fields": fields, "injection": injection}
+    view = meter.view(now)._replace(time=last, **changed_view)
     source = ecolinky.Input("esp:8888", meter, ecolinky.NO_INPUT, print, 20.0, now)
     snapshot = source.snapshot(now)._replace(reason=ecolinky.ALL_WELL, last_byte=last)
-    snapshot = snapshot._replace(view=view, last_view=view, last_time=last, **changes)
-    store.publish(number, snapshot)
+    store.publish(number, snapshot._replace(view=view, last_view=view, **changes))
 
 
 def paris(*when):
