@@ -539,7 +539,7 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    reading.  Readings agree if their data is equal; powers, if is_near() says so.
 #    Readings of a register agree if no index fell, and none grew by more than 36 kVA
 #    allow: 10 Wh each second, and 10 Wh more because a stalled network delivers old
-#    frames at once.  A false index may be within that, so trust the last but two:
+#    frames at once.  A false index may be within that, so trust the first of three:
 #        read         100    100    100    101    103    103    103
 #        trusted        -      -    100    100    100    101    103
 #    A single reading that equals the trusted one, timestamp included, renews it, and
@@ -561,13 +561,14 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    EASF was damaged, not lost, and is as it last came.  If the frame has all eleven,
 #    and EASD01, the sum may be 1 Wh wrong: an index may advance between two groups.
 # 3. Dispute      Series.take(), Series.is_disputed
-#    A row of the identity, the contract or a register must follow the trusted reading,
-#    or it is not trusted: its first reading must agree with the trusted one, however
-#    old that is.  After three readings in rows that do not follow, alike or not, there
-#    is a dispute: neither side is served.  It ends in one of two ways:
-#    - A reading agrees with the trusted one.  It begins a row that follows.
-#    - Two minutes pass, in one row.  Then the meter, its contract or an index was
-#      replaced, and this row is trusted.
+#    A row of the identity, the contract (OPTARIF, NGTF) or a register is trusted only
+#    if it follows the trusted reading: its first reading agrees with that, however old
+#    that is.  A row that does not follow ends at a reading that agrees with the trusted
+#    one; a row that follows begins there.
+#    After three readings in succession whose rows do not follow, be they alike or not,
+#    there is a dispute: neither side is served.  It ends when a row follows; or when
+#    one row has gone on for two minutes: then the meter, its contract or an index was
+#    replaced, and this row is trusted.
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
@@ -578,13 +579,13 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
-#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s;
-#    a meter sends currents before powers.
+#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s,
+#    which a meter sends before it; such a power ends its row.
 # 6. Silence      Guard.known(), Kind.keep
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
-#    (the rest); the identity for ever.  A meter that sends no frame for the time-out is
-#    silent, and nothing is served.
+#    (the rest); the identity for ever.  The first of three counts from its own time.
+#    A meter without a frame of ours for the time-out is silent: nothing is served.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -608,7 +609,7 @@ def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
 def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
     """Return the reading of EAST and the EASF; None: there is none (rule 2).
 
-    latest: the last group of each label, with those of this frame.
+    frame: has EAST; latest: the last group of each label, trusted or not.
     """
     missing = set(EASF).difference(frame.groups)
     reading = {label: latest[label] for label in TOTAL if label in latest}
@@ -616,7 +617,7 @@ def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
         return None
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)
-    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # Wh
+    allowed = 0 if reading_in(frame.groups, TOTAL) is None else 1  # Wh
     return reading if error <= allowed else None
 
 
@@ -634,7 +635,7 @@ class Series:
         self._row: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)
         self._row_follows = True  # it may be trusted
         self._against = 0  # readings since the last row that followed
-        self._trial_began = -math.inf  # the dispute, or its latest row
+        self._trial_began = -math.inf  # in a dispute: when it, or its row, began
 
     @property
     def is_disputed(self) -> bool:
@@ -655,7 +656,7 @@ class Series:
             return True
         self._add_to_row(reading, now)
         if self.is_disputed and now - self._trial_began >= DISPUTE_LASTS:
-            self._row_follows = True  # the other side is right
+            self._row_follows = True  # the row has won
         if self._row_follows:
             self._against = 0
             if len(self._row) == IN_A_ROW:
@@ -669,7 +670,7 @@ class Series:
     def _add_to_row(self, reading: Any, now: float) -> None:
         """Add a reading to the row, or begin another row with it."""
         follows = self._agrees_with_trusted(reading, now)
-        # A row on the other side must not keep a reading that follows.
+        # Trusted 100, read 90, 101: 101 agrees with both, and changes the side.
         changes_side = follows and not self._row_follows
         if changes_side or not self._continues_row(reading, now):
             self._row.clear()
@@ -849,7 +850,7 @@ class Guard:
     def _new_series(self, label: str) -> Series:
         """Add a series for a label, the same for each label of a register."""
         kind = KNOWN_LABELS[label].kind
-        keep = max(self.timeout, KEEP) if kind.keep == KEEP else kind.keep
+        keep = max(KEEP, self.timeout) if kind.keep == KEEP else kind.keep  # rule 6
         classes = {POWER: PowerSeries, INDEX: RegisterSeries}
         series = classes.get(kind, Series)(kind, keep)
         self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
@@ -872,7 +873,7 @@ class Rebuilder:
     AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
     # The indexes that readers store: not those of the grid operator, nor the reactive.
     STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
-    IN_EACH_FRAME = frozenset(labels_of(IDENTITY, CONTRACT))  # two in each mode
+    IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
@@ -902,20 +903,20 @@ class Rebuilder:
         return any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, frame: Frame) -> None:
-        """Learn the labels of a frame; if it has as many as are known, their order."""
+        """Learn the labels of a frame; the fullest frame has given the order."""
         labels = list(frame.groups)
         if len(labels) < len(self._order):
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
         # A frame without contract is short; a frame without identity has lost groups.
-        has_both = len(self.IN_EACH_FRAME & frame.groups.keys()) == 2
+        has_both = len(frame.groups.keys() & self.IDENTITY_AND_CONTRACT) == 2
         if has_both and frame.whole and not frame.damaged:
             self._all_have_come = True
 
 
 def merged(order: list[str], labels: list[str]) -> list[str]:
-    """Return an order that has these labels too, each behind the label it follows."""
+    """Return an order with other labels added, each behind the label it follows."""
     result = list(order)
     place = 0
     for label in labels:
@@ -4533,8 +4534,7 @@ tr > :nth-child(2) { flex-basis: 5.2rem; }
 <noscript><p>Cette page a besoin de JavaScript. Les mêmes valeurs sont dans
 <a href="ecolinky.json">ecolinky.json</a>.</p></noscript>
 <div id="down" role="alert"></div>
-<main>
-<div id="cards"></div>
+<main><div id="cards"></div>
 <details id="domoticz"><summary id="places-title">À mettre dans Domoticz</summary>
 <div id="places"></div></details>
 </main>
@@ -4609,7 +4609,7 @@ function sentence(text) {
 
 const UNITS = [["s", 1], ["min", 60], ["h", 3600]];  // up to 99 of each, then days
 function duration(seconds) {
-  const [unit, size] = UNITS.find((each) => seconds < 100 * each[1]) || ["j", 86400];
+  const [unit, size] = UNITS.find((each) => seconds < 99.5 * each[1]) || ["j", 86400];
   return quantity(Math.max(0, seconds) / size, unit);
 }
 
@@ -4662,8 +4662,8 @@ function meterOf(input, index, seen) {
   };
 }
 
-// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.  Its
-// share is that of the power (standard mode, one phase), else of the highest current.
+// In VA: the power, below 0 if the house injects, and the limit, 0 if not known.  Share
+// of the limit: by the power (standard mode, one phase), else by the highest current.
 function powerOf({ state, fields, injection, mode, phases }) {
   if (!fields && state !== "live") return { power: null, limit: 0, digits: DASH };
   const power = fields.PAPP - (injection ? injection.PAPP : 0);
@@ -4773,6 +4773,7 @@ function problemHtml({ mark, station, cause, remedy }, { live, isRead }) {
   const mayEnd = station && remedy && live && !isRead;
   const wait = mayEnd ? "attendre une minute, si cela dure " : "";
   const steps = (wait + remedy).split(/, (?=puis )/).map(sentence);
+  // A cause without a remedy itself says what is served.
   if (station && isRead && remedy) steps.push("Les valeurs transmises restent justes.");
   return html`<div class="problem ${mark}"><b>${sentence(cause)}</b>
     ${steps.map((step) => html`<p>${step}</p>`)}</div>`;
@@ -4931,7 +4932,7 @@ function labelHtml(kind, percent, text) {
 
 // Name the gap that goes on, else the longest: there may be no room for two names.
 function gapName(gaps, { live, servedAt }, { x }) {
-  const [gap] = live ? gaps.sort((a, b) => b.length - a.length) : gaps.slice(-1);
+  const [gap] = live ? [...gaps].sort((a, b) => b.length - a.length) : gaps.slice(-1);
   if (!gap) return "";
   const [from, to] = [gap[0].time, gap[gap.length - 1].time];
   const text = live ? `pas de données ${clockTime(from)}–${clockTime(to)}`
@@ -5031,14 +5032,14 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// The ports of a live meter that nobody reads.  A program other than Domoticz gets all
-// from the relay or the first port (both inputs): then no port is missing.
+// The ports of a live meter that Domoticz does not read yet.  Any other program gets
+// both inputs from the first port, or the meter from its relay: then none is missing.
 function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const others = [meter.relay_port, seen.answer.ports[0]].flatMap(namesAt)
-    .filter((name) => name !== "Domoticz");
-  if (!meter.live || others.length) return [];
-  return meter.ports.filter((port) => !namesAt(port).length);
+  const isRead = [seen.answer.ports[0], meter.relay_port].flatMap(namesAt)
+    .some((name) => name !== "Domoticz");
+  if (!meter.live || isRead) return [];
+  return meter.ports.filter((port) => namesAt(port).length === 0);
 }
 
 // What is to be entered in Domoticz: open and first until it is done, then folded.
