@@ -521,10 +521,11 @@ def rarer_by_sum(groups: Groups) -> list[str]:
     A meter always sums the same bytes.  To accept both sums would let twice as much
     damage through, so the rarer kind is damaged.
     """
-    with_separator = [label for label in groups if groups[label].sum_has_separator]
     without = [label for label in groups if not groups[label].sum_has_separator]
-    # If both are as many, distrust the older meters' way.
-    return without if len(without) < len(with_separator) else with_separator
+    if len(without) < len(groups) / 2:
+        return without
+    # If both are as many, these are damaged: most historic meters sum without.
+    return list(groups.keys() - set(without))
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
