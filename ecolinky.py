@@ -128,15 +128,17 @@ CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
 
 
 class Kind(NamedTuple):
-    """What labels of one kind have in common for the Guard, by its rules 3, 5, 6."""
+    """What labels of one kind have in common for the Guard, see its rules."""
 
-    name: str
-    keep: float  # seconds for which a reading is served
-    is_at_once: bool = False  # a reading is trusted at once
-    is_lasting: bool = False  # a reading must be able to follow the trusted one
+    name: str  # tells kinds apart that are alike otherwise
+    keep: float  # seconds for which a reading is served (rule 6)
+    is_at_once: bool = False  # a reading is trusted at once (rule 5)
+    is_lasting: bool = False  # a reading that does not follow is disputed (rule 3)
 
 
-KEEP_ALERT, KEEP_FAST, KEEP = 10, 30, 300
+KEEP_ALERT = 10
+KEEP_FAST = 30
+KEEP = 300  # or the user's time-out, if this is longer
 IDENTITY = Kind("identity", math.inf, is_lasting=True)
 CONTRACT = Kind("contract", KEEP, is_lasting=True)
 INDEX = Kind("index", KEEP, is_lasting=True)
@@ -152,8 +154,8 @@ PLAIN = Kind("plain", KEEP)
 class Label(NamedTuple):
     """What is known of a label."""
 
-    # The checksum keeps the low six bits of a sum: it misses a flip of bit 6 (40 hex),
-    # and two flips that cancel.  So the data must also match this form.
+    # The checksum keeps the low six bits of a sum: it misses a flip of a byte's top bit
+    # (40 hex), and two flips that cancel.  So the data must also match this form.
     form: Pattern[str]
     kind: Kind
 
@@ -190,11 +192,11 @@ STANDARD_LABELS = (
     ("ADSC", NUMBER, IDENTITY),
     ("VTIC PREF PCOUP NJOURF NJOURF+1", "[0-9]{2}", PLAIN),
     ("DATE", TIMESTAMP, MOVING),  # nothing stands behind the timestamp
-    # No name has a `: it is a space with a flipped bit, which the checksum misses.
+    # No grave accent (60 hex): it is a space (20 hex) with a flipped bit.
     ("NGTF", "[ -_a-~]{16}", CONTRACT),
     ("LTARF", "[ -_a-~]{16}", PERIOD),
     ("NTARF", "[0-9]{2}", PERIOD),
-    ("STGE", "[0-9A-F]{8}", PERIOD),
+    ("STGE", "[0-9A-F]{8}", PERIOD),  # it has more than the period, none of it lasting
     ("EAST EASF01 EASF02 EASF03 EASF04 EASF05", WH, INDEX),
     ("EASF06 EASF07 EASF08 EASF09 EASF10", WH, INDEX),
     ("EASD01 EASD02 EASD03 EASD04", WH, INDEX),
@@ -203,7 +205,8 @@ STANDARD_LABELS = (
     ("URMS1 URMS2 URMS3", "[0-9]{3}", MOVING),
     ("UMOY1 UMOY2 UMOY3", STAMPED, MOVING),
     ("SINSTS SINSTI", VA, POWER),
-    # The drawn power in the first version of standard mode; later that of a phase.
+    # The drawn power in the first version of standard mode; in later versions the power
+    # of phase 1.
     ("SINST1", VA, POWER),
     ("SINST2 SINST3", VA, MOVING),
     # Early meters send impossible powers here.  That is no damage; the program does not
@@ -219,7 +222,8 @@ STANDARD_LABELS = (
     ("PRM", "[0-9]{14}", PLAIN),
     ("MSG1 MSG2 PJOURF+1 PPOINTE", "[ -~]{0,98}", PLAIN),
 )
-# Two of these prove a three-phase meter.  One alone may come from damage.
+# Two of these prove a three-phase meter.  One alone may come from damage.  A single
+# phase may send the others with a 1, as IRMS1.
 THREE_PHASE_LABELS = set(
     "IINST1 IINST2 IINST3 IMAX1 IMAX2 IMAX3 PMAX PPOT IRMS2 IRMS3 URMS2 URMS3 UMOY2"
     " UMOY3 SINST2 SINST3 SINSTS1 SINSTS2 SINSTS3 SMAXSN2 SMAXSN3 SMAXN2"
@@ -250,7 +254,7 @@ def labels_of(*kinds: Kind) -> tuple[str, ...]:
 
 
 # Registers: indexes that belong together, and the label that each meter sends behind
-# them.
+# them.  If that came too, no index is lost.
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
 TOTAL = ("EAST", *EASF)  # EAST is the sum of the EASF
 REGISTERS = {
@@ -292,10 +296,10 @@ CR_WITH_PARITY_BIT = b"\x8d"
 DEBRIS = bytes(range(0x20)) + b"\x7f"
 DEBRIS_OR_SPACE = DEBRIS + b" "
 # An ESP can be set to replace spaces.  In standard mode most groups have none, and stay
-# intact; but NGTF is padded with spaces to 16 characters, so one at least must be left.
+# intact; but NGTF is padded with spaces to 16 characters, so it must have a space.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
-# letters, spaces, a colon, a space, text.
+# letters, spaces, a colon, a space, text; the text may begin the next such part.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: (?=[ -~])")
 
 ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
@@ -307,7 +311,7 @@ class Group(NamedTuple):
     label: str
     data: str  # without the timestamp, except for DATE, where the timestamp is the data
     raw: bytes  # as the meter sent it, from the label to the checksum
-    sum_has_separator: bool  # the checksum covers the last separator
+    sum_has_separator: bool  # its checksum covers the last separator
 
 
 Groups = Dict[str, Group]  # by label
@@ -341,10 +345,11 @@ def encode_frame(groups: Iterable[bytes]) -> bytes:
 
 @functools.lru_cache(maxsize=1024)  # most groups repeat: twice as fast
 def decode_group(piece: bytes) -> Group | str | None:
-    """Return the group between two line ends, or why it is rejected.
+    """Return what stands between two line ends.
 
-    The reason is "checksum" or "form" if the group is damaged.  None: nothing to count,
-    no group or an intact group with a label that the program does not know.
+    A Group: it is intact.
+    "checksum" or "form": it is damaged; this is the reason.
+    None: there is no group, or an intact group whose label the program does not know.
     """
     # The checksum comes last and can be a space: do not strip spaces at that end, and
     # do not split at spaces.
@@ -357,9 +362,10 @@ def decode_group(piece: bytes) -> Group | str | None:
     sum_has_separator = covers_separator(raw)
     label, _, data = raw[:-2].decode("ascii").partition(separator.decode("ascii"))
     known = LABELS[separator].get(label)
-    if known is None and sum_has_separator is not None and may_be_a_label(label):
-        return None
-    if known is None or not known.form.fullmatch(data):
+    if known is None:
+        is_intact = sum_has_separator is not None and may_be_a_label(label)
+        return None if is_intact else "form"
+    if not known.form.fullmatch(data):
         return "form"
     if sum_has_separator is None:
         return "checksum"
@@ -377,12 +383,14 @@ def covers_separator(raw: bytes) -> bool | None:
     if checksum(raw[:-1]) == raw[-1]:
         return True
     is_historic = raw[-2:-1] == b" "
-    return False if is_historic and checksum(raw[:-2]) == raw[-1] else None
+    if is_historic and checksum(raw[:-2]) == raw[-1]:
+        return False
+    return None
 
 
 def may_be_a_label(text: str) -> bool:
     """Return whether a text may be a label that the program does not know."""
-    # The label of the other mode is no such label: the separator is damaged.
+    # A known label has the separator of the other mode here: a damaged separator.
     return text not in KNOWN_LABELS and ANY_LABEL.fullmatch(text) is not None
 
 
@@ -393,7 +401,7 @@ class Counts(NamedTuple):
     groups: int = 0  # intact groups
     checksum: int = 0  # damaged groups, by reason
     form: int = 0
-    implausible: int = 0  # groups that the guard has refused
+    implausible: int = 0  # groups that the guard has refused; the decoder counts none
     eight_bits: int = 0  # chunks with parity bits, which are harmless
     esp_log: int = 0  # frames with the ESP's log in them
     spaces_replaced: int = 0  # frames with replaced spaces; most groups still come
@@ -432,7 +440,7 @@ class Decoder:
         # The rest has no mark.  It is an unfinished frame, or all marks are lost.
         if self._buffer:
             frames += self._unmarked_frames()
-        if len(self._buffer) > self.LONGEST_BUFFER:  # neither mark nor identity
+        if len(self._buffer) > self.LONGEST_BUFFER:  # no mark, one identity at most
             frames += self._complete_lines()
         return frames
 
@@ -440,6 +448,7 @@ class Decoder:
         """Return the frames that end at a mark in the data."""
         frames = []
         # split() returns text, mark, text, mark, ..., and last the unfinished text.
+        # Without a mark that is all, and returns to the buffer.
         parts = MARK.split(data)
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
@@ -460,9 +469,9 @@ class Decoder:
         if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
         self._buffer = b"\n" + texts.pop()  # split() has taken the line end
-        frames = self._frame(before, False)  # empty, or its beginning was not seen
+        frames = self._frame(before, whole=False)  # it has no identity
         for text in texts:
-            frames += self._frame(text, True)
+            frames += self._frame(text, whole=True)
         return frames
 
     def _complete_lines(self) -> list[Frame]:
@@ -471,7 +480,7 @@ class Decoder:
         lines = self._buffer[:end]
         self._buffer = self._buffer[end:][-self.LONGEST_BUFFER :]  # it may be endless
         self._opened = False
-        return self._frame(lines, False)
+        return self._frame(lines, whole=False)
 
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
@@ -487,7 +496,8 @@ class Decoder:
                 self.counted["esp_log"] += 1
             if SPACES_REPLACED.search(text):
                 self.counted["spaces_replaced"] += 1
-            if whole:  # half a frame has cut ends, which are no damage of the line
+            # Half a frame has cut ends, which are no damage of the line.
+            if whole:
                 for reason in reasons:
                     self.counted[reason] += 1
         if not groups:
@@ -503,12 +513,11 @@ def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
     reasons = []
     # A group ends at CR or LF: a damaged line may have kept only one of them.
     for piece in text.splitlines():
-        if piece:
-            found = decode_group(piece)
-            if isinstance(found, Group):
-                groups[found.label] = found
-            elif found:
-                reasons.append(found)
+        found = decode_group(piece)
+        if isinstance(found, Group):
+            groups[found.label] = found
+        elif found:
+            reasons.append(found)
     for label in rarer_by_sum(groups):
         del groups[label]
         reasons.append("checksum")
@@ -518,14 +527,15 @@ def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
 def rarer_by_sum(groups: Groups) -> list[str]:
     """Return the labels whose checksum covers other bytes than most of their frame.
 
-    A meter always sums the same bytes.  To accept both sums would let twice as much
-    damage through, so the rarer kind is damaged.
+    That is the last separator, or not.  A meter always sums the same bytes.  To accept
+    both sums would let twice as much damage through, so the rarer kind is damaged.
     """
-    without = [label for label in groups if not groups[label].sum_has_separator]
-    if len(without) < len(groups) / 2:
-        return without
-    # If both are as many, these are damaged: most historic meters sum without.
-    return list(groups.keys() - set(without))
+    without_it = [label for label in groups if not groups[label].sum_has_separator]
+    if len(without_it) < len(groups) / 2:
+        return without_it
+    # If both are as many, these are damaged: most historic meters sum without it.
+    with_it = groups.keys() - set(without_it)
+    return list(with_it)
 
 
 ######## Guard: frames in, trusted groups out; no false index ##########################
@@ -534,20 +544,21 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 # out; each names its code.  A reading is what one frame says about a label, or about a
 # register, a set of indexes.  Only trusted readings are served.
 #
-# 1. Three        Series.take()
+# 1. Three        Series.take(), Row
 #    A row is a run of readings, each of which agrees with the one before, and comes
 #    within 90 s of it.  The third reading of a row is trusted, and so is each later
-#    reading.  Readings agree if their data is equal; powers, if is_near() says so.
+#    reading; but of a register the last reading but two is, because a false index can
+#    agree, too:
+#        read         100    100    100    101    103    103    103    999    103
+#        trusted        -      -    100    100    100    101    103    103    103
+#    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
+#    Readings of a label agree if their data is equal; of a power, if is_near() says so.
 #    Readings of a register agree if no index fell, and none grew by more than 36 kVA
 #    allow: 10 Wh each second, and 10 Wh more because a stalled network delivers old
-#    frames at once.  A false index may be within that, so trust the first of three:
-#        read         100    100    100    101    103    103    103
-#        trusted        -      -    100    100    100    101    103
-#    A single reading that equals the trusted one, timestamp included, renews it, and
-#    ends the row.  A false index passes only if the two readings behind it agree: it
-#    comes three times, or the meter has passed it in the meantime.
+#    frames at once.  So a false index passes only if it comes three times, or if the
+#    true index reaches it within two readings.
 #    90 s, because if a third of the groups is damaged, Tempo's six indexes and PTEC are
-#    all intact in one of 17 frames, each 34 s.
+#    all intact in one frame of 17, which comes every 34 s.
 # 2. Register     reading_in(), balanced_reading()
 #    The indexes of a register are read together or not at all.  When the ESP's buffer
 #    overflows, bytes vanish without damage: the start of an index is joined to the end
@@ -558,18 +569,18 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  One loss is not
 #    seen: PEJP, which comes and goes, can be joined to EJPHPM.
 #    EAST and the ten EASF have a better proof: they are read if they add up exactly.
-#    The frame must have EAST, and a damaged group for each EASF that it lacks: such an
-#    EASF was damaged, not lost, and is as it last came.  If the frame has all eleven,
-#    and EASD01, the sum may be 1 Wh wrong: an index may advance between two groups.
+#    The frame must have EAST.  A missing EASF has its last value, if the frame has as
+#    many damaged groups as missing EASF: then it was damaged, not lost.  If all eleven
+#    and EASD01 came, 1 Wh may be wrong: an index may advance between two groups.
 # 3. Dispute      Series.take(), Series.is_disputed
 #    A row of the identity, the contract (OPTARIF, NGTF) or a register is trusted only
-#    if it follows the trusted reading: its first reading agrees with that, however old
-#    that is.  A row that does not follow ends at a reading that agrees with the trusted
-#    one; a row that follows begins there.
-#    After three readings in succession whose rows do not follow, be they alike or not,
-#    there is a dispute: neither side is served.  It ends when a row follows; or when
-#    one row has gone on for two minutes: then the meter, its contract or an index was
-#    replaced, and this row is trusted.
+#    if it follows: its first reading agrees with the trusted one, however old that is.
+#    After three readings in rows that do not follow, alike or not, neither side is
+#    served: a dispute.  It ends when a reading agrees with the trusted one, and begins
+#    a row that follows.  Or the other row goes on for two minutes after its third
+#    reading: then meter, contract or index was replaced, and the row is trusted.
+#        read         100     90     90     90     ...     90        (two minutes)
+#        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
@@ -610,7 +621,7 @@ def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
 def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
     """Return the reading of EAST and the EASF; None: there is none (rule 2).
 
-    frame: has EAST; latest: the last group of each label, trusted or not.
+    frame: has EAST; latest: the last group of each label, this frame's included.
     """
     missing = set(EASF).difference(frame.groups)
     reading = {label: latest[label] for label in TOTAL if label in latest}
@@ -622,21 +633,33 @@ def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
     return reading if error <= allowed else None
 
 
+class Row:
+    """Readings that agree, each with the reading before it (rule 1)."""
+
+    def __init__(self, follows: bool) -> None:
+        self.follows = follows  # it may be trusted (rule 3)
+        self.last_three: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)  # and times
+        self.third_time = math.inf  # when its third reading came
+
+    def add(self, reading: Any, now: float) -> None:
+        """Add a reading that agrees with the last one."""
+        self.last_three.append((reading, now))
+        if len(self.last_three) == IN_A_ROW:
+            self.third_time = min(now, self.third_time)
+
+
 class Series:
     """The readings of a label or register, and which is trusted (rules 1 and 3)."""
 
-    TRUSTED_OF_ROW = -1  # the last of three
+    TRUSTED_OF_THREE = -1  # the last
 
-    def __init__(self, kind: Kind, keep: float) -> None:
-        self.is_lasting = kind.is_lasting  # rule 3 applies
+    def __init__(self, is_lasting: bool, keep: float) -> None:
+        self.is_lasting = is_lasting  # rule 3 applies
         self.keep = keep  # seconds for which a reading is served (rule 6)
         self.trusted: Any = None  # a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
-        # The last three readings of the row, with their times.
-        self._row: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)
-        self._row_follows = True  # it may be trusted
+        self._row: Row | None = None  # None: the last reading equals the trusted one
         self._against = 0  # readings since the last row that followed
-        self._trial_began = -math.inf  # in a dispute: when it, or its row, began
 
     @property
     def is_disputed(self) -> bool:
@@ -647,7 +670,7 @@ class Series:
         """Trust a reading, whatever was read before."""
         self.trusted = reading
         self.read_time = now
-        self._row.clear()
+        self._row = None
         self._against = 0
 
     def take(self, reading: Any, now: float) -> bool:
@@ -655,37 +678,25 @@ class Series:
         if reading == self.trusted:
             self.trust(reading, now)
             return True
-        self._add_to_row(reading, now)
-        if self.is_disputed and now - self._trial_began >= DISPUTE_LASTS:
-            self._row_follows = True  # the row has won
-        if self._row_follows:
-            self._against = 0
-            if len(self._row) == IN_A_ROW:
-                self.trusted, self.read_time = self._row[self.TRUSTED_OF_ROW]
-        else:
-            self._against += 1
-            if self._against == IN_A_ROW:
-                self._trial_began = now
-        return self._row_follows
+        row = self._row
+        if row is None or not self._continues(row, reading, now):
+            row = Row(follows=self._agrees_with_trusted(reading, now))
+        self._row = row
+        row.add(reading, now)
+        if now - row.third_time >= DISPUTE_LASTS:
+            row.follows = True  # it has won the dispute, if there was one
+        self._against = 0 if row.follows else self._against + 1
+        if row.follows and len(row.last_three) == IN_A_ROW:
+            self.trusted, self.read_time = row.last_three[self.TRUSTED_OF_THREE]
+        return row.follows
 
-    def _add_to_row(self, reading: Any, now: float) -> None:
-        """Add a reading to the row, or begin another row with it."""
-        follows = self._agrees_with_trusted(reading, now)
-        # Trusted 100, read 90, 101: 101 agrees with both, and changes the side.
-        changes_side = follows and not self._row_follows
-        if changes_side or not self._continues_row(reading, now):
-            self._row.clear()
-            self._row_follows = follows
-            self._trial_began = now
-        self._row.append((reading, now))
-
-    def _continues_row(self, reading: Any, now: float) -> bool:
-        """Return whether a reading agrees with the row's last."""
-        if not self._row:
+    def _continues(self, row: Row, reading: Any, now: float) -> bool:
+        """Return whether a reading continues a row."""
+        # Trusted 100, read 90, 101: 101 agrees with both, and begins another row.
+        if not row.follows and self._agrees_with_trusted(reading, now):
             return False
-        last, time = self._row[-1]
-        seconds = now - time
-        return seconds <= AGREE_WITHIN and self._agree(reading, last, seconds)
+        last, time = row.last_three[-1]
+        return now - time <= AGREE_WITHIN and self._agree(reading, last, now - time)
 
     def _agrees_with_trusted(self, reading: Any, now: float) -> bool:
         """Return whether a reading agrees with the trusted one, if rule 3 asks."""
@@ -695,7 +706,6 @@ class Series:
 
     def _agree(self, new: Any, old: Any, _seconds: float) -> bool:
         """Return whether the meter can have sent `new` so many seconds after `old`."""
-        # Not the raw bytes: their timestamp may change.
         return bool(new.label == old.label and new.data == old.data)
 
 
@@ -709,7 +719,7 @@ class PowerSeries(Series):
 class RegisterSeries(Series):
     """The readings of a register."""
 
-    TRUSTED_OF_ROW = 0  # the first of three: two more have confirmed it
+    TRUSTED_OF_THREE = 0  # the first: two more have confirmed it
 
     def _agree(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
@@ -724,8 +734,8 @@ class RegisterSeries(Series):
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
     # A current in whole amperes is up to an ampere too low, in each phase.  The mains
-    # may have 250 V, so a twelfth of the power is not in 230 V times the current.  Two
-    # powers in a row may differ as much.
+    # may have 250 V, and (250 - 230) / 250 is less than 1/12.  Two powers in a row may
+    # differ as much.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
@@ -734,7 +744,7 @@ class Guard:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout  # seconds without a frame: the meter is silent
-        self.identity = Series(IDENTITY, IDENTITY.keep)
+        self.identity = Series(IDENTITY.is_lasting, IDENTITY.keep)
         self._last_identity: Group | None = None  # of this meter or of another
         self.last_frame = -math.inf  # when the last frame of this meter ended
         self.began = -math.inf  # when the first did, or the first after a silence
@@ -743,7 +753,7 @@ class Guard:
 
     def _begin_meter(self, owner: Group | None) -> None:
         """Begin with a meter of which only the identity is known."""
-        self._owner = owner
+        self._owner = owner  # the trusted identity; until there is one, the last
         self.frames = 0  # of this meter
         self.series: dict[str, Series] = {}  # by label; those of a register share one
         self.seen: dict[str, float] = {}  # when each label last came, trusted or not
@@ -773,7 +783,7 @@ class Guard:
         groups = {identity.label: identity}
         for label, series in self.series.items():
             trusted = series.trusted
-            is_late = now - series.read_time > series.keep  # or there is none
+            is_late = now - series.read_time > series.keep  # or none is trusted
             if not is_late and not series.is_disputed:
                 groups[label] = trusted[label] if label in REGISTER_OF else trusted
         return groups
@@ -853,8 +863,9 @@ class Guard:
         kind = KNOWN_LABELS[label].kind
         keep = max(KEEP, self.timeout) if kind.keep == KEEP else kind.keep  # rule 6
         classes = {POWER: PowerSeries, INDEX: RegisterSeries}
-        series = classes.get(kind, Series)(kind, keep)
-        self.series.update(dict.fromkeys(REGISTER_OF.get(label, [label]), series))
+        series = classes.get(kind, Series)(kind.is_lasting, keep)
+        labels = REGISTER_OF.get(label, [label])
+        self.series.update(dict.fromkeys(labels, series))
         return series
 
 
@@ -869,10 +880,9 @@ class Rebuilder:
     index that its first frame lacks.
     """
 
-    # Seconds; an undamaged frame shows at once which labels the meter has.
-    ALL_COME_WITHIN = 60
+    ALL_COME_WITHIN = 60  # seconds; without an undamaged frame, wait for all labels
     AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
-    # The indexes that readers store: not those of the grid operator, nor the reactive.
+    # The indexes that readers store: not the grid operator's, nor the reactive energy.
     STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
     IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))
 
@@ -904,7 +914,7 @@ class Rebuilder:
         return any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, frame: Frame) -> None:
-        """Learn the labels of a frame; the fullest frame has given the order."""
+        """Learn the labels of a frame; the fullest frame so far gives the order."""
         labels = list(frame.groups)
         if len(labels) < len(self._order):
             self._order = merged(self._order, labels)
@@ -931,7 +941,7 @@ def merged(order: list[str], labels: list[str]) -> list[str]:
 ######## Translate: trusted labels in, the 31 fields of the Eco-Devices out ############
 
 # The tags of teleinfoN.xml without their prefix T1_ or T2_, in the device's order.
-# PPAP is the firmware's misspelling of PAPP: Meter and translate_injection() copy it.
+# PPAP is the firmware's misspelling of PAPP, and a copy of it.
 FIELDS = (
     "ADCO OPTARIF ISOUSC BASE HCHC HCHP EJPHN EJPHPM BBRHCJB BBRHPJB BBRHCJW BBRHPJW"
     " BBRHCJR BBRHPJR PEJP PTEC DEMAIN IINST IINST1 IINST2 IINST3 ADPS IMAX IMAX1"
@@ -985,8 +995,8 @@ class Tariff(NamedTuple):
     option: str  # OPTARIF
     name: str  # for the user
     # The PTEC of each of the ten indexes of standard mode.  An index that the tariff
-    # does not use may hold the energy of a former contract.  It counts with an index
-    # that the tariff uses, so that the served indexes add up to EAST.
+    # does not use may hold the energy of a former contract.  Its energy is added to an
+    # index of this tariff (of HC: EASF03 to HCHC), so that all add up to EAST.
     numbered: tuple[str, ...]
     periods: tuple[str, ...]  # the PTEC of each period
     indexes: tuple[str, ...]  # the tag of the index of each period
@@ -999,6 +1009,7 @@ def tariff_with(option: str, name: str, *numbered: str) -> Tariff:
     return Tariff(option, name, numbered, periods, indexes)
 
 
+# Of HC, odd indexes are assumed to be cheap, as in all known calendars.
 COLOURED = ("HCJB", "HPJB", "HCJW", "HPJW", "HCJR", "HPJR")
 BASE = tariff_with("BASE", "Base", *["TH.."] * 10)
 HC = tariff_with("HC..", "Heures creuses", *["HC..", "HP.."] * 5)
@@ -1012,12 +1023,12 @@ TARIFFS = {
     "BBR": TEMPO,
     "---": BASE,  # OPTARIF of EMPTY: an input without a meter is shown as Base
 }
-NOT_YET_KNOWN = tariff_with("", "")
+NO_TARIFF = tariff_with("", "")
 
 
 def tariff_of(option: str) -> Tariff:
-    """Return the tariff of an OPTARIF."""
-    return TARIFFS[option[:3]]
+    """Return the tariff of an OPTARIF; NO_TARIFF if it is empty."""
+    return TARIFFS.get(option[:3], NO_TARIFF)
 
 
 def indexes_of(fields: Fields) -> Fields:
@@ -1056,7 +1067,8 @@ def fill(known: Fields, indexes: tuple[str, ...]) -> Fields:
     A field that is not known is None if it is needed, otherwise it is as in EMPTY.
     While one field is None, nothing is served.
     """
-    return {**EMPTY, **dict.fromkeys((*NEEDED, *indexes)), **known}
+    needed = dict.fromkeys((*NEEDED, *indexes))  # None
+    return {**EMPTY, **needed, **known}
 
 
 def labels_of_current(labels: Labels) -> list[str]:
@@ -1098,11 +1110,11 @@ def translate_historic(labels: Labels) -> Fields:
     and a space), PEJP (0 while the peak runs), PTEC (not known while it is of another
     tariff).
     """
-    tariff = TARIFFS.get(labels.get("OPTARIF", "")[:3], NOT_YET_KNOWN)
+    tariff = tariff_of(labels.get("OPTARIF", ""))
     # Leave out other indexes: the guard knows those of a former contract for a while.
     indexes = tariff.indexes
     tags = [tag for tag in (*SAME_TAGS, *indexes) if tag in labels]
-    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}
+    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}  # int or str
     phases = phases_of(labels)
     currents = numbers_of(labels, labels_of_current(labels))
     maxima = numbers_of(labels, ["IMAX" + phase for phase in phases])
@@ -1115,7 +1127,8 @@ def translate_historic(labels: Labels) -> Fields:
     if fields.get("PTEC") == "PM..":
         fields["PEJP"] = 0  # what was announced runs
     if fields.get("PTEC") not in tariff.periods:
-        # The contract has just changed: PTEC is new, OPTARIF is still to be confirmed.
+        # Either is not known, or the contract has just changed: PTEC is new, OPTARIF is
+        # still to be confirmed.
         fields["PTEC"] = None
     return fill(fields, indexes)
 
@@ -1165,8 +1178,7 @@ DAY_AND_NIGHT = r"(?!.*(TEMPO|EJP|POINTE)).*(\bH[CP]\b|CREUSE|PLEINE|WEEK.?END).
 #     NGTF           gives the contract: the first pattern that matches
 #     NTARF, STGE    give the number of the running index, hence the period
 #     LTARF          gives the period in words: only for contracts whose numbers are not
-#                    known (period_label is LTARF).  Odd indexes are assumed to be
-#                    cheap, as in all known calendars.
+#                    known (period_label is LTARF)
 UNKNOWN = Contract(".*", BASE, "NTARF", 10)
 # Behind each row: the capture of .ci/captures, or the project, that has the name.
 CONTRACTS = (
@@ -1239,7 +1251,7 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 def running_period(tariff: Tariff, labels: Labels) -> str | None:
     """Return the PTEC of the index that grows, by NTARF or STGE; None: not known."""
     periods = dict(enumerate(tariff.numbered, 1))
-    ptec = periods.get(number_of(labels, "NTARF") or 0)
+    ptec = periods.get(number_of(labels, "NTARF") or 0)  # 0 is the number of none
     if ptec is None and "STGE" in labels:
         ptec = periods.get(StatusRegister.of(labels["STGE"]).running_index)
     return ptec
@@ -1249,7 +1261,7 @@ def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
     """Return the tariff's indexes; the guard knows EAST and the EASF together."""
     if "EAST" not in labels:
         return {}
-    if tariff is BASE:
+    if tariff is BASE:  # the sum of the EASF may be another by 1 Wh
         return {"BASE": int(labels["EAST"])}
     sums: Fields = dict.fromkeys(tariff.indexes, 0)
     for label, ptec in zip(EASF, tariff.numbered):
@@ -1288,7 +1300,7 @@ def translate_standard(labels: Labels) -> Fields:
         fields["ISOUSC"] = round(va_per_phase / CONTRACT_VOLTS)
     if register.overload:
         fields["ADPS"] = max(currents)  # the current, as in historic mode
-    tariff = NOT_YET_KNOWN
+    tariff = NO_TARIFF
     contract = contract_of(labels)
     if contract is not None:
         tariff = contract.tariff
@@ -1351,6 +1363,7 @@ LABELS_OF_TAG = {
     "ISOUSC": ("PREF",),
     "PTEC": ("NTARF",),  # other labels may give it, too
 }
+# Not SINST1: of three phases, it is the power of the first alone.
 DRAWN_POWERS = ("PAPP", "SINSTS")
 WAIT_FOR_SUBSCRIPTION = 15  # frames; it comes in each frame, unless always damaged
 
@@ -1408,7 +1421,7 @@ class Meter:
             if self.guard.take(frame, now):
                 if self.guard.frames == 1:  # of a new meter
                     self._can_inject = False
-                self._can_inject = self._can_inject or shows_injection(frame.groups)
+                self._can_inject = self._can_inject or can_inject(frame.groups)
                 view = self.view(now)
                 if self._rebuilder is not None:
                     groups = self._rebuilder.take(frame, self.guard, now)
@@ -1440,7 +1453,7 @@ class Meter:
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
         self._amend(fields, labels, now)
-        needed = [tag for tag in FIELDS if tag != "PPAP"]  # it is PAPP again
+        needed = [tag for tag in FIELDS if tag != "PPAP"]  # PPAP is a copy
         unknown = [tag for tag in needed if fields[tag] is None]
         return View(
             time=self.guard.last_frame,
@@ -1458,7 +1471,8 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        It is empty if a period is not known although its label is.
+        The list is empty if only the period is not known although its label is: see
+        why_incomplete().
         """
         needed = [label for tag in tags for label in labels_needed(tag, mode, labels)]
         missing = [label for label in dict.fromkeys(needed) if label not in labels]
@@ -1468,7 +1482,10 @@ class Meter:
         return do_not_come or missing
 
     def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
-        """Replace the fields that the labels do not give, or would give wrongly."""
+        """Replace the fields that the labels do not give, or would give wrongly.
+
+        Each step uses the fields of the steps before it.
+        """
         is_late = self.guard.frames > WAIT_FOR_SUBSCRIPTION
         # 0 A: the meter is not programmed yet.  Domoticz divides by ISOUSC, and would
         # keep "inf" percent for ever.
@@ -1498,16 +1515,15 @@ class Meter:
         if injected:
             return 0
         if self._can_inject and injected is None:
-            return None
+            return None  # the currents may flow out
         amperes = [fields["IINST" + phase] for phase in ("1", "2", "3")]
         return int(MAINS_VOLTS * sum(amperes))
 
 
-def shows_injection(groups: Groups) -> bool:
+def can_inject(groups: Groups) -> bool:
     """Return whether a frame shows that the house can inject.
 
-    It has a label of injection, or a power of 0 beside a current.  SINST1 is left out:
-    of three phases, it is that of the first alone.
+    It has a label of injection, or a drawn power of 0 beside a current.
     """
     if not groups.keys().isdisjoint(INJECTION_LABELS):
         return True
@@ -1533,7 +1549,7 @@ def relay_view(view: View, groups: list[Group]) -> View:
 LINKY = "linky"
 ESP = "esp"
 ECOLINKY = "ecolinky"
-NO_STATION = ""  # nothing is wrong: wait a few seconds
+NO_STATION = ""  # nothing is to be repaired: wait
 
 
 class Reason(NamedTuple):
@@ -1543,6 +1559,11 @@ class Reason(NamedTuple):
     template: str  # of the cause: a sentence without capital letter and full stop
     remedy: str = ""
     words: tuple[str, ...] = ()  # in place of each %s of the template
+
+    @property
+    def kind(self) -> str:
+        """What stays the same whatever the words."""
+        return self.template + self.remedy
 
     @property
     def cause(self) -> str:
@@ -1559,7 +1580,7 @@ class Reason(NamedTuple):
 
 
 ALL_WELL = Reason(NO_STATION, "")
-NOT_YET_CONNECTED = Reason(NO_STATION, "ecolinky se connecte à l'ESP")
+NO_FRAME_YET = Reason(NO_STATION, "ecolinky attend une première trame")
 TO_BE_CONFIRMED = Reason(
     NO_STATION, "des trames arrivent, leurs valeurs attendent confirmation"
 )
@@ -1673,7 +1694,7 @@ OFTEN_DAMAGED = Reason(
     "beaucoup de groupes sont abîmés",
     "vérifier l'optocoupleur et ses résistances",
 )
-# The template of a cause of loss, with the missing labels before it.
+# The template of a reason that names the missing labels, and the cause of their loss.
 INCOMPLETE = "des groupes manquent (%s), %s"
 NEVER_SENT = Reason(
     ESP,
@@ -1699,11 +1720,12 @@ ESP_LOGS = Reason(
 )
 
 # Remarks: defects of a link that works, and changes of the meter.
+TO_BE_REPORTED = "à signaler sur la page GitHub d'ecolinky (Issues)"
 UNKNOWN_CONTRACT = Reason(
     LINKY,
     "contrat « %s » inconnu d'ecolinky (LTARF « %s », NTARF « %s »), seul le total est"
     " transmis",
-    "à signaler sur la page GitHub d'ecolinky (Issues)",
+    TO_BE_REPORTED,
 )
 PHASE_UNKNOWN = Reason(
     LINKY, "le courant d'une phase n'arrive pas intact (%s), 0 est transmis"
@@ -1725,11 +1747,7 @@ JUMPED = Reason(
 )
 
 # Errors of this machine, its ports and its files.
-BUG = Reason(
-    ECOLINKY,
-    "erreur imprévue (%s)",
-    "à signaler sur la page GitHub d'ecolinky (Issues)",
-)
+BUG = Reason(ECOLINKY, "erreur imprévue (%s)", TO_BE_REPORTED)
 FAILED_CONNECTION = Reason(ESP, "la connexion échoue (%s)")
 LINK_ERRORS = {
     errno.ECONNREFUSED: NOTHING_LISTENS,
@@ -1756,7 +1774,9 @@ SIGNS = (
     # Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
     (re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]"), ABOVE_36_KVA),
 )
-TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\0-\x27]")  # IAC, WILL to DONT, an option
+TELNET_COMMAND = re.compile(
+    b"\xff[\xfb-\xfe][\x00-\x27]"
+)  # IAC, WILL to DONT, an option
 MUCH_TELNET = 0.05  # commands per byte
 ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
@@ -1778,7 +1798,7 @@ class LinkError(Exception):
 
 
 def diagnose(sample: bytes) -> Reason:
-    """Diagnose a sample that holds no intact group."""
+    """Diagnose a sample that is not empty, and holds no intact group."""
     text = sample.translate(DROP_PARITY_BIT)  # an ESP set to 8N1 keeps the bit
     for sign, reason in SIGNS:
         if sign.search(text):
@@ -1800,8 +1820,8 @@ def diagnose_without_label(sample: bytes, text: bytes) -> Reason:
     if max(Counter(sample).values()) > ALL_THE_SAME * len(sample):
         return STUCK
     characters = len(re.findall(rb"[ -~\t\r\n]", text))
-    has_words = re.search(rb"\s", text) is not None
-    if characters < MOSTLY_TEXT * len(sample) or not has_words:
+    has_space = re.search(rb"\s", text) is not None
+    if characters < MOSTLY_TEXT * len(sample) or not has_space:
         return NOISE
     return NOT_TIC
 
@@ -1813,8 +1833,8 @@ def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     if len(sample) < TOO_FEW:
         return reason
     diagnosis = diagnose(sample)
-    # The other side has ended it, or waits for an answer to its text: the bytes say who
-    # it is.  Other reasons, as a refused connection, say more than the bytes.
+    # The other side has ended it, or has sent a text and waits for an answer: the bytes
+    # say who it is.  Other reasons, as a refused connection, say more than the bytes.
     is_text = diagnosis in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return diagnosis
@@ -1856,7 +1876,7 @@ def cause_of_loss(counts: Counts, labels: Labels) -> Reason:
     is_often_damaged = counts.damaged > MUCH_DAMAGE * counts.groups
     if is_often_damaged and counts.esp_log > MUCH_DAMAGE * counts.frames:
         return ESP_LOGS
-    # The cut damages at most one group per frame.
+    # A frame that is cut off has at most one damaged group, the last.
     if lacks_end(labels) and counts.damaged <= counts.frames:
         return CUT_SHORT
     return OFTEN_DAMAGED if is_often_damaged else ALL_WELL
@@ -1915,7 +1935,7 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
     labels = view.labels
     if labels and not has_values(labels) and not counts.damaged:
         return NOT_ACTIVATED
-    if is_unbalanced and view.mode == STANDARD and "EAST" not in labels:
+    if is_unbalanced and "EAST" not in labels:
         return UNBALANCED
     # If no label is missing, the period is not known: LTARF's words name none, or a
     # historic PTEC is of another tariff than OPTARIF.
@@ -1952,12 +1972,12 @@ class Link:
 
     def __init__(self) -> None:
         self.connections = 0
-        self.brief_connections = 0  # brief connections in a row, up to the last one
+        self.brief_connections = 0  # so many of the last connections were brief
         # Since the last frame, or since the connection began:
         self.sample = b""  # the end of the bytes
         self._byte_count = 0  # how many they are
-        self._wait_began = 0.0  # the wait for a frame; a report begins another
-        self._connected_at = 0.0
+        self._wait_began = -math.inf  # the last frame, connection, or report of none
+        self._connected_at = -math.inf
         self.last_byte = -math.inf  # when it came
 
     def begin(self, now: float) -> None:
@@ -1990,7 +2010,7 @@ class Link:
         return True
 
     def is_contested(self, now: float) -> bool:
-        """Return whether another client still takes the connections."""
+        """Return whether another client takes the connections, perhaps this one too."""
         is_young = now - self._connected_at < self.BRIEF
         return is_young and self.brief_connections >= self.EVICTED_AFTER
 
@@ -2010,7 +2030,7 @@ class Link:
 
 # Faults that are logged even while values are served: two programs that evict each
 # other go on for ever, and a bug should be told.
-URGENT = (EVICTED.template, BUG.template)
+URGENT = (EVICTED.kind, BUG.kind)
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
 INJECTS = (
@@ -2038,7 +2058,10 @@ Say = Callable[[int, str], None]  # logs a line; takes its level and its text
 
 
 class Journal:
-    """Logs a fault once an hour, a remark once a day, a change always."""
+    """Logs a fault once an hour, a remark once a day, a change always.
+
+    After values were served again, a fault is news: it is logged at once.
+    """
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -2046,14 +2069,14 @@ class Journal:
         self._remarks = Limiter(DAY)
         self._served = ""  # the line that says what is served; empty: nothing is
 
-    def fault(self, reason: Reason, now: float, is_serving: bool = True) -> None:
+    def fault(self, reason: Reason, now: float, is_serving: bool) -> None:
         """Log a fault as a warning once an hour, in between at level DEBUG.
 
         While values are served, log an urgent fault only.
         """
-        if is_serving and reason.template not in URGENT:
+        if is_serving and reason.kind not in URGENT:
             return
-        is_due = self._faults.claim(reason.template, now)
+        is_due = self._faults.claim(reason.kind, now)
         line = str(reason)
         if not is_serving:
             line += NOTHING_SERVED
@@ -2063,7 +2086,7 @@ class Journal:
     def remark(self, remarks: list[Reason], now: float) -> None:
         """Log remarks."""
         for remark in remarks:
-            if self._remarks.claim(remark.template, now):
+            if self._remarks.claim(remark.kind, now):
                 self._say(logging.WARNING, str(remark))
 
     def change(self, reason: Reason) -> None:
@@ -2075,7 +2098,7 @@ class Journal:
         if line != self._served:
             self._served = line
             self._say(logging.INFO, line)
-            self._faults = Limiter(HOUR)  # a failure after good values is news
+            self._faults = Limiter(HOUR)
 
 
 ######## Input: one meter, its link, its history and its day ###########################
@@ -2095,7 +2118,7 @@ class Minute(NamedTuple):
     """A complete minute."""
 
     power: int | None  # mean VA, below 0 if the house injected; None: not known
-    is_cheap: bool  # its last power was measured in cheap hours; no power: False
+    is_cheap: bool  # it ended in cheap hours; False if no power came
     lost: int  # percent of its groups
     counts: Counts  # of the decoder, at the end of the minute
 
@@ -2147,6 +2170,7 @@ class History:
         self._close_minutes(now)
         if len(self._minutes) < steps:
             return self._counts
+        # The minute before them.
         return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
@@ -2263,7 +2287,8 @@ class Snapshot(NamedTuple):
     reason: Reason  # the last fault, even while values are still served; or ALL_WELL
     brief_connections: int  # in a row, as in Link
     remarks: list[Reason]  # defects of a link that works, and changes of the meter
-    counters: Json  # since the start, for /ecolinky.json
+    counts: Counts  # since the start
+    connections: int  # since the start
     minutes: tuple[Minute, ...]  # of the last 24 hours, the oldest first
     minutes_end: float  # when the last of them ended
     today: DayEnergy | None  # None until values are served
@@ -2280,6 +2305,7 @@ class Input:
 
     The page shows `reason` in each situation; the log has fewer lines:
 
+        connected  no frame came yet; the reason is NO_FRAME_YET
         served     all fields are known; the reason is ALL_WELL
         awaited    frames come, but fields are missing; the reason is TO_BE_CONFIRMED,
                    or DISPUTED
@@ -2308,7 +2334,7 @@ class Input:
         self.view = meter.view(now)
         self._remarks: list[Reason] = []  # as in Snapshot, without changes
         self._counts = Counts()  # latest
-        self.reason = NOT_YET_CONNECTED  # as in Snapshot
+        self.reason = NO_FRAME_YET  # as in Snapshot
         self._last_view = self.view  # as in Snapshot
         # Since when fields are awaited: the last frame with all of them, the beginning
         # of the connection, or the end of a dispute.
@@ -2320,7 +2346,7 @@ class Input:
         """Note that a connection to the ESP8266 begins."""
         self.link.begin(now)
         self._awaiting_since = now
-        self.reason = NOT_YET_CONNECTED  # published with the first byte
+        self.reason = NO_FRAME_YET
 
     def feed(self, data: bytes, now: float, wall: float) -> list[View]:
         """Take bytes; return the views of the frames that end in them.
@@ -2332,6 +2358,7 @@ class Input:
         views = self.meter.feed(data, now)
         if not self._take_frames(views, now, wall):
             self.link.note_bytes(data)
+            # No values without a reason: report before they are stale.
             if self.link.claim_report(min(self.patience, self.meter.timeout), now):
                 self._report(diagnose(self.link.sample), now)
         return views
@@ -2350,9 +2377,10 @@ class Input:
             self._report(reason, now)
 
     def _take_frames(self, views: list[View], now: float, wall: float) -> bool:
-        """Take what the meter has counted, and its views; return whether frames ended.
+        """Take what the meter has counted, and its views.
 
-        Frames of another meter, or without an intact identity, give no view.
+        Return whether frames ended.  Frames of another meter, or without an intact
+        identity, are counted, but have no view.
         """
         before = self._counts
         self._counts = self.meter.counts()
@@ -2369,7 +2397,10 @@ class Input:
         return self._counts.groups > 0 or is_begun is not None
 
     def _take_view(self, view: View, now: float, wall: float) -> None:
-        """Take the view after a frame; it has the last values while they are fresh."""
+        """Take the view after a frame.
+
+        The frame may be of another meter: then the view has the last values again.
+        """
         if self.view.is_disputed and not view.is_disputed:
             self._awaiting_since = now  # decided: what is missing is awaited anew
         self._set_view(view, now)
@@ -2435,7 +2466,8 @@ class Input:
         """Set the view, and the defects of a link that works."""
         self.view = view
         self._remarks = []
-        if self._counts.frames * FRAME_LASTS < self.patience:
+        seconds = self._counts.frames * FRAME_LASTS
+        if seconds < self.patience:
             return  # a label may just be late
         self._remarks = remarks_on(self.history.last_hour(now), view)
         lacking = lacking_for_injection(view.labels)
@@ -2444,17 +2476,6 @@ class Input:
 
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows at `now`."""
-        counts = self._counts
-        counters = {
-            "frames": counts.frames,
-            "groups": counts.groups,
-            "refused": {
-                "checksum": counts.checksum,
-                "form": counts.form,
-                "implausible": counts.implausible,
-            },
-            "connections": self.link.connections,
-        }
         remarks = list(self._remarks)
         if self._change is not None and now - self._change_time < DAY:
             remarks.append(self._change)
@@ -2468,7 +2489,8 @@ class Input:
             reason=self.reason,
             brief_connections=self.link.brief_connections,
             remarks=remarks,
-            counters=counters,
+            counts=self._counts,
+            connections=self.link.connections,
             minutes=self.history.minutes(now),
             minutes_end=self.history.minutes_end(now),
             today=self._day.today,
@@ -2849,8 +2871,23 @@ def describe_input(snapshot: Snapshot, now: float) -> Json:
         "labels": view.labels,
         **describe_values(view, now),
         "today": today,
-        "counters": snapshot.counters,
+        "counters": describe_counts(snapshot),
         "last": last,
+    }
+
+
+def describe_counts(snapshot: Snapshot) -> Json:
+    """Return what an input has counted since the start."""
+    counts = snapshot.counts
+    return {
+        "frames": counts.frames,
+        "groups": counts.groups,
+        "refused": {
+            "checksum": counts.checksum,
+            "form": counts.form,
+            "implausible": counts.implausible,
+        },
+        "connections": snapshot.connections,
     }
 
 
@@ -2984,7 +3021,7 @@ class Settings(NamedTuple):
 
     @property
     def named_ports(self) -> dict[str, int]:
-        """Return all ports to listen on, by the names of their keys."""
+        """Return all ports to listen on, the HTTP ports first, by their keys' names."""
         ports = dict(zip(HTTP_PORTS, self.ports))
         for number, source in self.inputs.items():
             if source.relay_port:
@@ -3011,8 +3048,9 @@ ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
 )
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
-# What users write around an address: a scheme before it, a port or a path behind it.
-# (An address has three characters or more, the 02:00 of a MAC address has not.)
+# What users write around an address: a scheme before it, as http://, or behind it a
+# port or a path, as :8888.  (The 02:00 of a MAC address has less than three characters
+# before the colon.)
 NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
@@ -3180,7 +3218,7 @@ def remedy_of_file(error: OSError, path: str) -> str:
         closed = path if os.access(folder, os.X_OK) else folder
         return f'en permettre la lecture par sudo chmod a+rX "{closed}"'
     # Windows hides endings, and browsers number their downloads.
-    alike = re.compile(r"(?i)(?!.*[.](py|pyc|new|old)$).*ecolink.*")
+    alike = re.compile(r"(?i).*ecolink[^.]*([.]ini.*|[.]txt)?")
     with contextlib.suppress(OSError):
         for found in sorted(os.listdir(folder)):
             if alike.fullmatch(found) and os.path.isfile(os.path.join(folder, found)):
@@ -3239,11 +3277,11 @@ def lasting_mac(port: int) -> str:
 ######## Relay: the trusted TIC for other programs #####################################
 
 
-# linkytic and serial-teleinfo take a frame when they see the start of the next frame,
-# and wait a second for it, at most.  The relay has the next frame only a second or two
-# later, so it sends the start of that frame (START, STX LF) at once.  A receiver gets:
+# A receiver gets:
 #     first, its opening    STX LF
 #     with each frame       groups CR ETX STX LF
+# So the start of the next frame comes at once: when linkytic and serial-teleinfo see
+# it, they take the frame, and they wait for it for a second at most.
 START = STX + b"\n"
 
 
@@ -3433,7 +3471,7 @@ class Reader(threading.Thread):
             self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             log_bug(self.name)
-            self._input.journal.fault(BUG.with_words(repr(bug)), now)
+            self._input.journal.fault(BUG.with_words(repr(bug)), now, is_serving=True)
 
     def _poll_relay(self, now: float) -> None:
         if self._relay is not None:
@@ -3799,9 +3837,8 @@ def news(snapshot: Snapshot, before: Snapshot) -> str:
 
 def counted(snapshot: Snapshot) -> str:
     """Return the number of intact and of damaged groups, in words."""
-    groups = snapshot.counters["groups"]
-    refused = snapshot.counters["refused"]
-    damaged = refused["checksum"] + refused["form"]
+    groups = snapshot.counts.groups
+    damaged = snapshot.counts.damaged
     intact = "groupes intacts" if groups > 1 else "groupe intact"
     return f"{groups} {intact}, {damaged} " + ("abîmés" if damaged > 1 else "abîmé")
 
@@ -3810,11 +3847,11 @@ def is_decided(snapshot: Snapshot) -> bool:
     """Return whether reading an input for longer would change nothing."""
     if snapshot.brief_connections:  # after the first, wait for another program
         return snapshot.brief_connections >= ENOUGH_EVICTIONS
-    if snapshot.counters["frames"] == 0:
-        # The first failure is enough: it has another reason.
-        return snapshot.reason != NOT_YET_CONNECTED
+    if snapshot.counts.frames == 0:
+        # The first failure is enough: nobody has taken the ESP.
+        return snapshot.reason != NO_FRAME_YET
     is_served = snapshot.view.fields is not None
-    return is_served and snapshot.counters["frames"] >= ENOUGH_FRAMES
+    return is_served and snapshot.counts.frames >= ENOUGH_FRAMES
 
 
 def judge(
@@ -3824,7 +3861,7 @@ def judge(
 
     used: as of used_by_ecolinky().
     """
-    if snapshot.counters["groups"]:
+    if snapshot.counts.groups:
         if snapshot.brief_connections >= ENOUGH_EVICTIONS:
             is_ours = snapshot.source in used
             yield Finding(FAILED, name, OWN_READER if is_ours else OTHER_READER)
@@ -4603,7 +4640,6 @@ function clockTime(time, now = time) {
   return (isOld ? "le " : "") + new Date(time).toLocaleString("fr-FR", options);
 }
 
-// Add a capital letter and a full stop.
 function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1) + ".";
 }
@@ -4686,24 +4722,28 @@ function loadOf(share) {
 
 //////// The way of the values, and what is wrong with it /////////////////////////////
 
-// The programs that read a port, as stations: of each name the first, who read last.
+function readerStation(name, { address, age }, live, seen) {
+  const time = seen.at - age * 1000;
+  if (!seen.connected || seen.now - time <= READ_LATELY_MS) {
+    const fact = `lu par ${address} ${ago(time, seen.now)}`;
+    return { name, mark: live ? "good" : "soft", fact };
+  }
+  const fact = `ne lit plus depuis ${clockTime(time, seen.now)} (${address})`;
+  return { name, mark: "warn", fact };
+}
+
+// The programs that read a port: of each name the client that read last.
 function readersOf(port, live, seen) {
-  const readers = [];
+  const clients = {};  // by name; seen has the latest first
   for (const client of seen.answer.clients.filter((each) => each.port === port)) {
     const { name, least } = PROGRAMS.find(({ agent }) => agent.test(client.agent));
-    const isListed = readers.some((reader) => reader.name === name);
-    const time = seen.at - client.age * 1000;
-    let mark = live ? "good" : "soft";
-    let fact = `lu par ${client.address} ${ago(time, seen.now)}`;
-    if (seen.connected && seen.now - time > READ_LATELY_MS) {
-      mark = "warn";
-      fact = `ne lit plus depuis ${clockTime(time, seen.now)} (${client.address})`;
-    }
-    if (client.reads >= least && !isListed) readers.push({ name, mark, fact });
+    if (client.reads >= least && !clients[name]) clients[name] = client;
   }
-  if (readers.length === 1) return readers;
+  const readers = Object.entries(clients)
+    .map(([name, client]) => readerStation(name, client, live, seen));
   // Besides others, a program without a name that has gone is not missed.
-  return readers.filter(({ name, mark }) => name !== SOMEBODY || mark !== "warn");
+  const isMissed = ({ name, mark }) => name !== SOMEBODY || mark !== "warn";
+  return readers.length === 1 ? readers : readers.filter(isMissed);
 }
 
 // The readers of each port of a meter, and of its relay, or that it has no reader.
@@ -4731,8 +4771,8 @@ function stationsOf(meter, seen) {
   const isHeard = now - meter.byteAt < LATE_MS;
   const frame = "trame " + ago(meter.frameAt, now);
   const byte = ", dernier octet " + ago(meter.byteAt, now);
-  const address = meter.source.replace(/:\d+$/, "").replace(/.*:.*/, "[$&]");  // IPv6
-  const esp = html`<a href="http://${address}/">${meter.source}</a>${
+  const [host] = meter.source.split(":");
+  const esp = html`<a href="http://${host}/">${meter.source}</a>${
     isHeard || meter.byte_age === null ? "" : byte}`;
   const running = meter.fault.station === "ecolinky" ? "en défaut"
     : "en marche depuis " + duration(uptime);
@@ -4816,7 +4856,6 @@ function gaugeHtml(meter) {
     ${meter.day}</p></div>`;
 }
 
-// The current of each of three phases; the gauge has that of a single phase.
 function currentsHtml({ input: n, fields, live, phases }) {
   if (phases !== 3 || !live) return "";
   return [1, 2, 3].map((phase) => {
@@ -4892,7 +4931,6 @@ function axesOf(points, now, limit) {
   };
 }
 
-// The runs of consecutive points that pass a test.
 function runsOf(points, test) {
   const runs = [[]];
   for (const point of points) {
@@ -4950,7 +4988,6 @@ function textsHtml({ now, x, y, powers }) {
     ...times.map((time) => labelHtml("at", x(time), clockTime(time)))];
 }
 
-// The slider over the picture is for the pointer, a finger and the keys.
 function chartHtml(meter, points, now) {
   const { input: n, limit, live, power: powerNow } = meter;
   if (points.filter(({ power }) => power !== null).length < 3) {

@@ -2076,7 +2076,7 @@ class LinkTests(InputCase):
         self.assertEqual(ecolinky.NOTHING_LISTENS, self.snapshot().reason)
         for data, reason in (
             (encoded(HC[1:]), ecolinky.TO_BE_CONFIRMED),
-            (b"\x02\nHCHC 01", ecolinky.NOT_YET_CONNECTED),
+            (b"\x02\nHCHC 01", ecolinky.NO_FRAME_YET),
         ):
             with self.subTest(data[:12]):
                 self.connect(data)
@@ -2145,7 +2145,7 @@ class LinkTests(InputCase):
     def test_the_end_of_a_connection_counts_its_unfinished_frame_at_once(self):
         self.connect(*[HC_FRAME] * 3, HC_FRAME[:-9])
         self.lose(CLOSED)
-        self.assertEqual(4, self.snapshot().counters["frames"])
+        self.assertEqual(4, self.snapshot().counts.frames)
         self.connect(HC_FRAME[:9])  # no frame ends in it
         self.assertEqual(HC_FRAME[:9], self.input.link.sample)
 
@@ -2497,7 +2497,7 @@ class InputTests(InputCase):
         refused = {"checksum": 2, "form": 1, "implausible": 1}
         groups = 8 * len(HC) - 3
         expected = dict(frames=8, groups=groups, refused=refused, connections=2)
-        self.assertEqual(expected, self.snapshot().counters)
+        self.assertDescribes(counters=expected)
 
     def assertDescribes(self, **expected):
         content = self.described()
@@ -2512,7 +2512,7 @@ class InputTests(InputCase):
         self.assertDescribes(state="waiting", age=None, mode=None, phases=None)
         self.assertDescribes(labels={}, fields=None)
         text = json.dumps(self.described(), allow_nan=False)
-        self.assertIn("ecolinky se connecte", text)
+        self.assertIn("ecolinky attend", text)
         self.connect(*[HC_FRAME] * 3)
         self.now += 1.26
         self.assertDescribes(state="live", age=1.3, byte_age=1.3, fields=live())
@@ -3063,7 +3063,8 @@ class SettingsTests(unittest.TestCase):
         names += "ecolinky (1).ini|ecolinky(2).ini|Copie de ecolinky.ini|ecolinky"
         for name in names.split("|"):
             with self.subTest(name), tempfile.TemporaryDirectory() as folder:
-                for beside in (name, "ecolinky.py", "ecolinky.old", "notes.ini"):
+                others = "ecolinky.py ecolinky.old ecolinky.log ecolinky.service"
+                for beside in (name, "notes.ini", *others.split()):
                     written("", folder, beside)
                 words = "mais « %s » est là, le renommer en ecolinky.ini" % name
                 path = os.path.join(folder, "ecolinky.ini")
@@ -3510,7 +3511,7 @@ class ReaderTests(EspCase):
         for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
             with self.subTest(now=now):
                 source.feed(b"\0" * 20, now, WALL)
-                is_waiting = source.reason == ecolinky.NOT_YET_CONNECTED
+                is_waiting = source.reason == ecolinky.NO_FRAME_YET
                 self.assertEqual(is_said, not is_waiting)
 
 
