@@ -881,20 +881,16 @@ class Rebuilder:
     """
 
     ALL_COME_WITHIN = 60  # seconds; without an undamaged frame, wait for all labels
-    AWAITED_WITHIN = 120  # seconds; later only the labels in STORED are awaited
-    # The indexes that readers store: not the grid operator's, nor the reactive energy.
-    STORED = REGISTER_OF.keys() - set(REGISTER_OF["EASD01"] + REGISTER_OF["ERQ1"])
+    AWAITED_WITHIN = 120  # seconds; later only the injected energy is awaited
     IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
-        self._began = -math.inf  # as in Guard
         self._all_have_come = False  # an undamaged frame has shown the meter's labels
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
         """Return the trusted groups for a frame of ours; empty: a label is awaited."""
-        if guard.began != self._began:
-            self._began = guard.began
+        if guard.frames == 1:  # of another meter
             self._order = []
             self._all_have_come = False
         self._learn(frame)
@@ -905,18 +901,19 @@ class Rebuilder:
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
         """Return whether labels may still come, or come but are not trusted yet."""
-        seconds = now - self._began
+        if guard.comes("SINSTI", now) and "EAIT" not in known:
+            return True  # a meter that injects sends both
+        seconds = now - guard.began
         if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
             return True
         awaited = set(self._order).difference(known, ALERTS)  # alerts: they ended
-        if seconds >= self.AWAITED_WITHIN:
-            awaited &= self.STORED
-        return any(guard.comes(label, now) for label in awaited)
+        is_early = seconds < self.AWAITED_WITHIN
+        return is_early and any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, frame: Frame) -> None:
-        """Learn the labels of a frame; the fullest frame so far gives the order."""
+        """Learn the labels of a frame; if it has all known labels, also their order."""
         labels = list(frame.groups)
-        if len(labels) < len(self._order):
+        if set(self._order).difference(labels, ALERTS):  # it has not all
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
@@ -1509,7 +1506,10 @@ class Meter:
 
         Old meters send no power, and damage can hit the same power in each frame.
         """
-        if not CURRENTS & labels.keys():
+        needed = set(labels_of_current(labels))
+        if "ADSC" in labels:
+            needed.add("URMS1")  # behind the currents: no phase is cut off
+        if not labels.keys() >= needed:
             return None
         injected = number_of(labels, "SINSTI")
         if injected:
@@ -4771,8 +4771,8 @@ function stationsOf(meter, seen) {
   const isHeard = now - meter.byteAt < LATE_MS;
   const frame = "trame " + ago(meter.frameAt, now);
   const byte = ", dernier octet " + ago(meter.byteAt, now);
-  const [host] = meter.source.split(":");
-  const esp = html`<a href="http://${host}/">${meter.source}</a>${
+  const [address] = meter.source.split(":");
+  const esp = html`<a href="http://${address}/">${meter.source}</a>${
     isHeard || meter.byte_age === null ? "" : byte}`;
   const running = meter.fault.station === "ecolinky" ? "en défaut"
     : "en marche depuis " + duration(uptime);

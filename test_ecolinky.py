@@ -679,6 +679,9 @@ class GuardTests(MeterCase):
                 for _ in range(70):
                     self.feed(after)
                     fields = self.meter.fields(self.now)
+                    if fields is not None:
+                        tariff = ecolinky.tariff_of(fields["OPTARIF"])
+                        self.assertIn(fields["PTEC"], tariff.periods)
                     if fields is not None and fields != was_served:
                         seen.append(self.now - start)
                         self.assertServes(**expected)
@@ -721,18 +724,6 @@ class GuardTests(MeterCase):
                         served.append(self.now - start)
                         self.assertLessEqual(self.served("BASE"), energy)
                 self.assertTrue(least <= served[0] <= most, served[0])
-
-    def test_a_new_contracts_period_is_never_served_with_the_old_contract(self):
-        hc = changed(HC, ADCO="027811420827")
-        for before, after in ((historic(), hc), (hc, historic())):
-            with self.fed(*[before] * 3, before=before[1], after=after[1]):
-                for _ in range(70):
-                    self.feed(after)
-                    fields = self.meter.fields(self.now)
-                    if fields:
-                        tariff = ecolinky.tariff_of(fields["OPTARIF"])
-                        self.assertIn(fields["PTEC"], tariff.periods)
-                self.assertServes(OPTARIF=dict(after)["OPTARIF"])
 
     def test_the_contract_name_alone_determines_the_tariff(self):
         unknown = dict(NGTF="NOUVELLE OFFRE  ", STGE="003A0001")
@@ -813,8 +804,7 @@ class GuardTests(MeterCase):
         for power, shown in ((5000, 790), (5100, 790), (5200, 5200)):
             self.feed(historic(papp="%05d" % power))
             self.assertServes(PAPP=shown)
-
-    def test_without_currents_each_power_is_the_last_of_three(self):
+        self.afresh()
         for power in range(1000, 1100, 10):
             self.feed(historic(papp="%05d" % power, IINST=None))
             self.assertEqual(power if power > 1010 else None, self.served("PAPP"))
@@ -886,17 +876,23 @@ class RebuildTests(unittest.TestCase):
         for groups in (HC, EJP, TEMPO_3, standard(), SUN):
             with self.subTest(groups[0][1]):
                 data = encoded(groups)
-                self.assertEqual(data * 2, relay_of([data] * 4), groups[0])
+                other = encoded(historic(ADCO="021728999999"))  # of another meter
+                self.assertEqual(data * 2, relay_of([data] * 4 + [other]), groups[0])
+                without_marks = relay_of([data.strip(b"\x02\x03")] * 6)
+                self.assertEqual([data] * 3, frames_in(without_marks)[:3])
 
-    def test_frames_of_another_meter_are_not_relayed(self):
-        other = frame(changed(HC, ADCO="021728999999"))
-        sent = relay_of([HC_FRAME] * 4 + [other])
-        self.assertEqual(HC_FRAME * 2, sent)
-
-    def test_half_frames_are_relayed_complete(self):
-        for cut in range(30, len(HC_FRAME), 10):
-            sent = relay_of([HC_FRAME] * 4 + [HC_FRAME[cut:]])
-            self.assertIn(sent, (HC_FRAME * 2, HC_FRAME * 3))
+    def test_a_part_of_a_frame_is_relayed_complete(self):
+        parts = [HC_FRAME[:cut] + b"\x03" for cut in range(30, len(HC_FRAME))]
+        parts += [HC_FRAME[cut:] for cut in range(30, len(HC_FRAME))]
+        for part in parts:
+            self.assertLessEqual(
+                {*frames_in(relay_of([HC_FRAME] * 4 + [part]))}, {HC_FRAME}
+            )
+        whole = historic(**THREE)
+        sent = relay_of([encoded(whole)] * 3 + [frame(SHORT)])
+        before, during = relayed_frames(sent)
+        self.assertEqual(whole, before)
+        self.assertEqual({**dict(whole), **dict(SHORT)}, dict(during))
 
     def relayed_labels(self, stream):
         """Return the labels of each frame that is relayed of a stream."""
@@ -931,19 +927,6 @@ class RebuildTests(unittest.TestCase):
         sent = [dict(one)["BASE"] for one in relayed_frames(relay_of(stream))]
         self.assertEqual(["%09d" % (63207 + n) for n in range(4)], sent)
 
-    def test_short_frames_are_relayed_complete(self):
-        whole = historic(**THREE)
-        sent = relay_of([encoded(whole)] * 3 + [frame(SHORT)])
-        before, during = relayed_frames(sent)
-        self.assertEqual(whole, before)
-        self.assertEqual({**dict(whole), **dict(SHORT)}, dict(during))
-
-    def test_a_short_first_frame_is_not_taken_for_a_whole_frame(self):
-        whole = encoded(historic(**THREE))
-        lossy = without("MOTDETAT", whole)
-        for labels in self.relayed_labels([frame(SHORT), *[lossy] * 10, *[whole] * 9]):
-            self.assertIn("MOTDETAT", labels)
-
     def test_an_alert_or_notice_is_relayed_in_its_place_until_it_ends(self):
         overload = HC[:7] + [("ADPS", "033")] + HC[7:]
         for label, groups in (("ADPS", overload), ("PEJP", EJP)):
@@ -961,12 +944,13 @@ class RebuildTests(unittest.TestCase):
         self.assertEqual([HC_FRAME, new], [found[0], found[-1]])
 
     def test_relaying_begins_once_every_label_of_a_whole_frame_is_trusted(self):
-        for groups in (HC, EJP, TEMPO_3, SUN):
+        for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE)):
             data, labels = encoded(groups), [each[0] for each in groups]
             for label in labels:
                 with self.subTest(label, of=len(labels)):
-                    lossy = without(label, data)
-                    found = self.relayed_labels([lossy] * 10 + [data] * 3)
+                    # A short frame is not a whole frame.
+                    stream = [frame(SHORT)] + [without(label, data)] * 10 + [data] * 3
+                    found = self.relayed_labels(stream)
                     self.assertEqual([labels] * len(found), found)
                     self.assertLessEqual(1, len(found))
 
@@ -1000,28 +984,30 @@ class RebuildTests(unittest.TestCase):
             in_one = relay_of([*first, b"".join(second)])
             self.assertEqual(relay_of(first + second), in_one)
 
-    def test_relaying_resumes_with_a_whole_frame_after_a_silence(self):
-        data = encoded(SUN)
-        for silence, count in ((20.0, 1 + 4), (40.0, 1 + 1)):
-            with self.subTest(silence=silence):
-                meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
-                for chunk in [data] * 3 + [without("EAIT", data)] * 3 + [data]:
-                    now += silence if now == 6.0 else 2.0
-                    sent += relayed_by(meter.feed(chunk, now))
-                self.assertEqual([data] * count, [*frames_in(sent)], silence)
+    def test_after_a_silence_no_frame_lacks_an_index(self):
+        for groups, silence in itertools.product((HC, TEMPO_3, SUN), (20, 40, 400)):
+            data = encoded(groups)
+            for label in ecolinky.REGISTER_OF.keys() & data_by_label(groups):
+                with self.subTest(label, silence=silence):
+                    meter, now, sent = ecolinky.Meter(is_relayed=True), 0.0, b""
+                    for chunk in [data] * 3 + [holed(groups, label)] * 2 + [data] * 3:
+                        now += silence if now == 6.0 else 2.0
+                        sent += relayed_by(meter.feed(chunk, now))
+                    self.assertEqual({data}, set(frames_in(sent)))
 
-    def test_no_frame_is_relayed_without_the_injected_energy_that_comes(self):
-        for label, is_relayed in (("ERQ1", False), ("ERQ2", True), ("IRMS1", True)):
-            with self.subTest(label):
-                spoilt = without(label, encoded(SUN))
-                found = relayed_frames(relay_of([spoilt] * 90))
-                self.assertEqual(is_relayed, bool(found))
-                for one in found:
-                    self.assertIn("EAIT", dict(one))
-
-    def test_a_frame_reduced_to_its_identity_is_relayed_complete(self):
-        data = frame(HC)
-        self.assertEqual(data * 3, relay_of([data] * 4 + [frame(HC[:1])]))
+    def test_no_frame_is_relayed_without_the_injected_energy(self):
+        data, lost = encoded(SUN), holed(SUN, "EAIT")
+        for stream, is_relayed in (
+            ([without("ERQ1", data)] * 90, False),
+            ([without("ERQ2", data)] * 90, True),
+            ([without("IRMS1", data)] * 90, True),
+            ([lost] * 90, False),
+            ([data] * 3 + [lost] * 200, True),
+        ):
+            found = relayed_frames(relay_of(stream))
+            self.assertEqual(is_relayed, bool(found))
+            for one in found:
+                self.assertIn("EAIT", dict(one))
 
     def test_a_split_frame_is_relayed_whole_or_not_at_all(self):
         for groups in (HC, EJP, TEMPO_3, SUN, historic(**THREE, ADPS="031")):
@@ -1032,23 +1018,17 @@ class RebuildTests(unittest.TestCase):
                     stream = [halves, data, halves, data, data, halves, data]
                     sent = set(frames_in(relay_of(stream)))
                     self.assertEqual({data}, sent, (groups[0], number))
-        for number in range(1, len(SHORT)):
-            with self.subTest(number=number):
-                halves = split_at(number, frame(SHORT))
-                stream = [encoded(historic(**THREE))] * 3 + [halves]
-                for labels in self.relayed_labels(stream):
-                    self.assertIn("ADCO", labels)
 
     def test_a_group_lost_without_a_trace_leaves_no_gap(self):
         for groups in (HC, EJP, TEMPO_3, SUN):
             data = encoded(groups)
             for number in range(1, len(groups) - 1):
                 with self.subTest(groups[0][1], number=number):
-                    holed = encoded(groups[:number] + groups[number + 1 :])
-                    stream = [data, data, data, holed, data, holed, data]
+                    lost = holed(groups, groups[number][0])
+                    stream = [data, data, data, lost, data, lost, data]
                     self.assertEqual([data] * 5, [*frames_in(relay_of(stream))])
                     # Not even if only the very first frame had the group.
-                    sent = relay_of([data, holed, data, data, data])
+                    sent = relay_of([data, lost, data, data, data])
                     self.assertEqual({data}, set(frames_in(sent)))
 
     def test_a_group_seen_only_in_a_damaged_first_frame_leaves_no_gap(self):
@@ -1058,8 +1038,8 @@ class RebuildTests(unittest.TestCase):
                 if label in ecolinky.ALERTS:
                     continue  # an alert is read at once
                 with self.subTest(groups[0][1], label=label):
-                    holed = encoded([each for each in groups if each[0] != label])
-                    stream = [without(following, data), holed, holed, data, data, data]
+                    lost = holed(groups, label)
+                    stream = [without(following, data), lost, lost, data, data, data]
                     for found in self.relayed_labels(stream):
                         self.assertEqual(sorted(labels), sorted(found))
 
@@ -1068,11 +1048,6 @@ class RebuildTests(unittest.TestCase):
         lossy = without("NTARF", data)
         self.assertEqual(b"", relay_of([lossy] * 60))
         self.assertEqual(data * 16, relay_of([data] * 3 + [lossy] * 30))  # 30 seconds
-
-    def test_a_stream_without_marks_is_relayed(self):
-        data = encoded(historic()).strip(b"\x02\x03")
-        found = frames_in(relay_of([data] * 6))
-        self.assertEqual([encoded(historic())] * 3, found[:3])
 
     def test_another_meter_is_relayed_once_all_its_labels_were_heard(self):
         other = encoded(standard(ADSC="041761999999", EAIT="000671631", SINSTI="01840"))
@@ -1535,6 +1510,17 @@ class MeterTests(MeterCase):
         self.feed(*[historic()] * 3, *[data] * 17)
         self.assertServesNothing()
 
+    def test_no_power_is_computed_of_phases_that_are_cut_off(self):
+        modern = standard(IRMS1="004", SINSTS="02070")
+        place = modern.index(("IRMS1", "004")) + 1
+        modern[place:place] = pairs("IRMS2 003|IRMS3 002")
+        old = historic(papp="01840", **THREE)
+        for groups, power in ((old, 1840), (modern, 2070)):
+            for number in range(1, len(groups)):
+                with self.subTest(groups[number][0]):
+                    self.afresh(*[groups[:number]] * 25)
+                    self.assertIn(self.served("PAPP"), (None, power))
+
     def test_currents_are_zero_while_no_power_is_drawn(self):
         for groups in (historic(papp="00000", IINST="009"), standard(SINSTS="00000")):
             with self.fed(groups, groups, groups, case=groups[0][0]):
@@ -1830,6 +1816,8 @@ class DiagnosisTests(InputCase):
             with self.heard(encoded(standard()), good, good=good):
                 self.feed(*[encoded(standard(EASF02="000002777"))] * bad)
                 self.assertEqual(ecolinky.UNBALANCED, self.snapshot().reason)
+        self.hear(without("EASF03", encoded(standard())))
+        self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
 
     def test_an_index_that_disappears_without_damage_is_reported(self):
         for label in ("EAST", "EASF02"):
@@ -2009,24 +1997,18 @@ class DiagnosisTests(InputCase):
         self.assertGreater(self.input.meter.counts().eight_bits, 0)
         self.assertNotIn("8N1", "".join(self.remarks()))
 
-    def test_a_missing_easf_is_named(self):
-        self.hear(without("EASF03", encoded(standard())))
-        self.assertIn("manquent (EASF03)", str(self.snapshot().reason))
-
     def test_a_mark_outside_or_missing_does_not_count_as_an_interruption(self):
         damaged = all_damaged(HC_FRAME)
         for data in (b"\x04" + damaged, damaged.strip(b"\x03")):
             self.assertEqual(ecolinky.NO_INTACT_GROUP, ecolinky.diagnose(data))
 
-    def test_a_silent_meter_is_not_blamed_for_missing_ends_of_frames(self):
+    def test_an_input_that_receives_nothing_has_no_remarks(self):
+        self.assertEqual([], self.remarks())
+        self.lose(OSError(errno.EHOSTUNREACH, ""))
+        self.assertEqual([], self.remarks())
         self.connect(*[HC_FRAME] * 20)
         self.now += 60.0
         self.lose(ecolinky.LinkError(ecolinky.SILENT))
-        self.assertEqual([], self.remarks())
-
-    def test_an_input_that_received_nothing_has_no_remarks(self):
-        self.assertEqual([], self.remarks())
-        self.lose(OSError(errno.EHOSTUNREACH, ""))
         self.assertEqual([], self.remarks())
 
     def test_a_harmless_fault_is_not_blamed_for_a_missing_group(self):
@@ -5380,6 +5362,11 @@ def without(label, data):
     """Return a frame in which the group of that label is damaged."""
     place = data.index(b"\n%s" % label.encode()) + len(label) + 2
     return data[:place] + b"~" + data[place + 1 :]
+
+
+def holed(groups, label):
+    """Return a frame in which the group of that label is lost without a trace."""
+    return encoded([each for each in groups if each[0] != label])
 
 
 BAUDS = (300, 600, 1200, 2400, 4800, 9600, 14400, 19200, 38400, 57600, 74880, 115200)

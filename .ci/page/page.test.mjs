@@ -258,7 +258,7 @@ describe("the card of an input", () => {
     const card = cardOf(samples.waiting());
     same([card.state, card.mark], ["aucune donnée", "bad"]);
     const begun = cardOf({ ...samples.waiting(),
-      fault: samples.reason("NOT_YET_CONNECTED") });
+      fault: samples.reason("NO_FRAME_YET") });
     same([begun.state, begun.mark], ["aucune donnée", "warn"]);
     assert.match(card.text, /Pas encore de courbe/);
     assert.match(card.at("report-1"), /mode –/);
