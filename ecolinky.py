@@ -428,7 +428,7 @@ class Decoder:
     def __init__(self) -> None:
         self.counted = dict.fromkeys(Counts._fields, 0)
         self._buffer = b""  # the unfinished frame
-        self._opened = False  # its STX has been seen
+        self._mark = b""  # the mark before it; empty: none was seen
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes, in chunks of any size; return the frames that end in them."""
@@ -453,14 +453,15 @@ class Decoder:
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
         for text, mark in zip(parts[0::2], parts[1::2]):
-            # STX also ends a frame, because some servers drop ETX; EOT drops a frame.
-            if text and mark != EOT:
+            # STX also ends a frame, because some servers drop ETX.  EOT drops a frame,
+            # and what follows without another STX.
+            if text and EOT not in (self._mark, mark):
                 # The identity also begins a frame, because some servers drop STX.
                 identity = IDENTITY_FIRST.match(text)
                 start = identity.end() if identity else 0
-                begins = self._opened or identity is not None
+                begins = self._mark == STX or identity is not None
                 frames += self._frame(text[start:], whole=begins)  # it ends at the mark
-            self._opened = mark == STX  # for the next text
+            self._mark = mark
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
@@ -479,7 +480,7 @@ class Decoder:
         end = max(self._buffer.rfind(b"\r"), self._buffer.rfind(b"\n")) + 1
         lines = self._buffer[:end]
         self._buffer = self._buffer[end:][-self.LONGEST_BUFFER :]  # it may be endless
-        self._opened = False
+        self._mark = b""
         return self._frame(lines, whole=False)
 
     def disconnected(self) -> list[Frame]:

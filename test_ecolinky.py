@@ -267,9 +267,11 @@ class DecodeTests(MeterCase):
                 self.assertEqual(case == "8N1", self.meter.counts().eight_bits > 0)
 
     def test_an_eot_discards_its_frame(self):
-        abandoned = encoded(historic(papp="00800"))[:-1] + b"\x04"
-        self.feed(*[historic()] * 3, abandoned)
-        self.assertServes(PAPP=790)
+        data = encoded(historic(papp="00800"))
+        for place in range(1, len(data)):
+            with self.fed(*[historic()] * 3, place=place):
+                self.feed(data[:place] + b"\x04" + data[place:])
+                self.assertServes(PAPP=790)
 
     def test_a_frame_with_another_byte_as_stx_counts_and_is_relayed_as_any_frame(self):
         strays = [byte for byte in range(128) if byte not in b"\x02\x03\x04"]
