@@ -555,9 +555,8 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
 #    Readings of a label agree if their data is equal; of a power, if is_near() says so.
 #    Readings of a register agree if no index fell, and none grew by more than 36 kVA
-#    allow: 10 Wh each second, and 10 Wh more because a stalled network delivers old
-#    frames at once.  So a false index passes only if it comes three times, or if the
-#    true index reaches it within two readings.
+#    allow: 10 Wh each second, and 10 more because a stalled network delivers old frames
+#    at once.  A false index passes only if the next two readings repeat or reach it.
 #    90 s, because if a third of the groups is damaged, Tempo's six indexes and PTEC are
 #    all intact in one frame of 17, which comes every 34 s.
 # 2. Register     reading_in(), balanced_reading()
@@ -570,25 +569,26 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  One loss is not
 #    seen: PEJP, which comes and goes, can be joined to EJPHPM.
 #    EAST and the ten EASF have a better proof: they are read if they add up exactly.
-#    The frame must have EAST.  A missing EASF has its last value, if the frame has as
-#    many damaged groups as missing EASF: then it was damaged, not lost.  If all eleven
-#    and EASD01 came, 1 Wh may be wrong: an index may advance between two groups.
-# 3. Dispute      Series.take(), Series.is_disputed
+#    The frame must have EAST.  A missing EASF has its last value, if the frame has at
+#    least as many damaged groups as missing EASF: they were damaged, not lost.  If all
+#    eleven and EASD01 came, 1 Wh may be wrong: an index may advance between groups.
+# 3. Dispute      Series.take(), _agrees_with_trusted(), is_disputed
 #    A row of the identity, the contract (OPTARIF, NGTF) or a register is trusted only
 #    if it follows: its first reading agrees with the trusted one, however old that is.
 #    After three readings in rows that do not follow, alike or not, neither side is
 #    served: a dispute.  It ends when a reading agrees with the trusted one, and begins
-#    a row that follows.  Or the other row goes on for two minutes after its third
-#    reading: then meter, contract or index was replaced, and the row is trusted.
+#    a row that follows; the trusted one is served again.  Or the other row goes on for
+#    two minutes after its third reading: then meter, contract or index was replaced,
+#    and the row is trusted.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
-#    A frame with another identity than the trusted one is refused: ADSC is another than
-#    ADCO.  A frame without identity is ours if the last identity was the trusted one,
-#    in the last 20 s; otherwise it is refused.  Until an identity is trusted, another
-#    identity begins with nothing known.
+#    A frame with another identity than the trusted one, byte for byte, is refused (ADSC
+#    is another than ADCO).  A frame without identity is ours if the last identity was
+#    the trusted one, in the last 20 s; otherwise it is refused.  Until an identity is
+#    trusted, another identity begins with nothing known.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
@@ -630,7 +630,8 @@ def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
         return None
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)
-    allowed = 0 if reading_in(frame.groups, TOTAL) is None else 1  # Wh
+    is_complete = reading_in(frame.groups, TOTAL) is not None
+    allowed = 1 if is_complete else 0  # Wh
     return reading if error <= allowed else None
 
 
@@ -638,15 +639,17 @@ class Row:
     """Readings that agree, each with the reading before it (rule 1)."""
 
     def __init__(self, follows: bool) -> None:
-        self.follows = follows  # it may be trusted (rule 3)
+        self.follows = follows  # it began so, or has won a dispute (rule 3)
         self.last_three: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)  # and times
+        self.count = 0
         self.third_time = math.inf  # when its third reading came
 
     def add(self, reading: Any, now: float) -> None:
         """Add a reading that agrees with the last one."""
         self.last_three.append((reading, now))
-        if len(self.last_three) == IN_A_ROW:
-            self.third_time = min(now, self.third_time)
+        self.count += 1
+        if self.count == IN_A_ROW:
+            self.third_time = now
 
 
 class Series:
@@ -660,7 +663,7 @@ class Series:
         self.trusted: Any = None  # a Group, or the Groups of a register
         self.read_time = -math.inf  # when the trusted reading last came
         self._row: Row | None = None  # None: the last reading equals the trusted one
-        self._against = 0  # readings since the last row that followed
+        self._against = 0  # readings in succession in rows that do not follow
 
     @property
     def is_disputed(self) -> bool:
@@ -687,7 +690,7 @@ class Series:
         if now - row.third_time >= DISPUTE_LASTS:
             row.follows = True  # it has won the dispute, if there was one
         self._against = 0 if row.follows else self._against + 1
-        if row.follows and len(row.last_three) == IN_A_ROW:
+        if row.follows and row.count >= IN_A_ROW:
             self.trusted, self.read_time = row.last_three[self.TRUSTED_OF_THREE]
         return row.follows
 
@@ -725,7 +728,7 @@ class RegisterSeries(Series):
     def _agree(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
         for label, group in new.items():
-            if group is not old[label]:  # the same object has not grown: save time
+            if group is not old[label]:  # the same object did not grow: a tenth faster
                 growth = int(group.data) - int(old[label].data)
                 if not 0 <= growth <= most:
                     return False
@@ -799,7 +802,7 @@ class Guard:
         for label, group in groups.items():
             series = self.series.get(label)
             # The fast way, for a label that stands still: decode_group()'s cache
-            # returns the same object.
+            # returns the same object.  It saves a tenth of the guard's time.
             if series is not None and series.trusted is group:
                 series.trust(group, now)
             elif label in ALONE:
@@ -877,11 +880,11 @@ class Rebuilder:
     """Rebuilds the frames of one meter out of trusted groups.
 
     Each frame of the meter, even a short frame with an alert, gives a frame of all that
-    is known.  But while a label is awaited there is none: Domoticz stores 0 for an
-    index that its first frame lacks.
+    is known.  But while a label is awaited there is none, nor while no values are
+    served, see relay_view(): Domoticz stores 0 for an index that its first frame lacks.
     """
 
-    ALL_COME_WITHIN = 60  # seconds; without an undamaged frame, wait for all labels
+    ALL_COME_WITHIN = 60  # seconds, unless an undamaged frame has shown all labels
     AWAITED_WITHIN = 120  # seconds; later only the injected energy is awaited
     IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))
 
@@ -891,7 +894,7 @@ class Rebuilder:
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
         """Return the trusted groups for a frame of ours; empty: a label is awaited."""
-        if guard.frames == 1:  # of another meter
+        if guard.frames == 1:  # it is the first frame of this meter
             self._order = []
             self._all_have_come = False
         self._learn(frame)
@@ -914,7 +917,7 @@ class Rebuilder:
     def _learn(self, frame: Frame) -> None:
         """Learn the labels of a frame; if it has all known labels, also their order."""
         labels = list(frame.groups)
-        if set(self._order).difference(labels, ALERTS):  # it has not all
+        if set(self._order).difference(labels, ALERTS):  # it lacks some
             self._order = merged(self._order, labels)
             return
         self._order = merged(labels, self._order)
