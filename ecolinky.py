@@ -421,13 +421,17 @@ class Counts(NamedTuple):
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames; knows no meter and no time."""
+    """Cuts a stream of bytes into frames; knows no meter and no time.
+
+    It cuts at marks; without marks, at identities; without either, at line ends once
+    the buffer is full.
+    """
 
     LONGEST_BUFFER = 2048  # bytes; the longest known frame has 1,442
 
     def __init__(self) -> None:
         self.counted = dict.fromkeys(Counts._fields, 0)
-        self._buffer = b""  # the unfinished frame
+        self._buffer = b""  # the unfinished frame: what follows the last cut
         self._mark = b""  # the mark before it; empty: none was seen
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -519,17 +523,17 @@ def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
             groups[found.label] = found
         elif found:
             reasons.append(found)
-    for label in rarer_by_sum(groups):
+    for label in groups_with_other_sum(groups):
         del groups[label]
         reasons.append("checksum")
     return groups, reasons
 
 
-def rarer_by_sum(groups: Groups) -> list[str]:
-    """Return the labels whose checksum covers other bytes than most of their frame.
+def groups_with_other_sum(groups: Groups) -> list[str]:
+    """Return the labels whose checksum covers the last separator, if most do not.
 
-    That is the last separator, or not.  A meter always sums the same bytes.  To accept
-    both sums would let twice as much damage through, so the rarer kind is damaged.
+    Or the other way round.  A meter always sums the same bytes.  To accept both sums
+    would let twice as much damage through, so the rarer kind is damaged.
     """
     without_it = [label for label in groups if not groups[label].sum_has_separator]
     if len(without_it) < len(groups) / 2:
@@ -548,9 +552,9 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 # 1. Three        Series.take(), Row
 #    A row is a run of readings, each of which agrees with the one before, and comes
 #    within 90 s of it.  The third reading of a row is trusted, and so is each later
-#    reading; but of a register the last reading but two is, because a false index can
-#    agree, too:
-#        read         100    100    100    101    103    103    103    999    103
+#    reading; but of a register the oldest of the last three is, because a false index
+#    can agree, too:
+#        read         100    100    100    101    103    103    103    120    103
 #        trusted        -      -    100    100    100    101    103    103    103
 #    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
 #    Readings of a label agree if their data is equal; of a power, if is_near() says so.
@@ -569,17 +573,16 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  One loss is not
 #    seen: PEJP, which comes and goes, can be joined to EJPHPM.
 #    EAST and the ten EASF have a better proof: they are read if they add up exactly.
-#    The frame must have EAST.  A missing EASF has its last value, if the frame has at
-#    least as many damaged groups as missing EASF: they were damaged, not lost.  If all
-#    eleven and EASD01 came, 1 Wh may be wrong: an index may advance between groups.
-# 3. Dispute      Series.take(), _agrees_with_trusted(), is_disputed
+#    The frame must have EAST.  A missing EASF is as it last came, however long ago, if
+#    the frame has at least as many damaged groups as missing EASF: none was lost.  If
+#    all eleven and EASD01 came, 1 Wh may be wrong: an index advances between groups.
+# 3. Dispute      Series.take(), _continues(), _agrees_with_trusted(), is_disputed
 #    A row of the identity, the contract (OPTARIF, NGTF) or a register is trusted only
 #    if it follows: its first reading agrees with the trusted one, however old that is.
-#    After three readings in rows that do not follow, alike or not, neither side is
+#    After three readings in succession in rows that do not follow, neither side is
 #    served: a dispute.  It ends when a reading agrees with the trusted one, and begins
-#    a row that follows; the trusted one is served again.  Or the other row goes on for
-#    two minutes after its third reading: then meter, contract or index was replaced,
-#    and the row is trusted.
+#    a row that follows; the trusted one is served again.  Or the other row lasts two
+#    minutes from its third reading: a new meter, contract or index, and it is trusted.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
@@ -594,7 +597,7 @@ def rarer_by_sum(groups: Groups) -> list[str]:
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
 #    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s,
 #    which a meter sends before it; such a power ends its row.
-# 6. Silence      Guard.known(), Kind.keep
+# 6. Silence      Guard.known(), Kind.keep, Guard._new_series()
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
 #    (the rest); the identity for ever.  The first of three counts from its own time.
@@ -655,7 +658,7 @@ class Row:
 class Series:
     """The readings of a label or register, and which is trusted (rules 1 and 3)."""
 
-    TRUSTED_OF_THREE = -1  # the last
+    TRUSTED_OF_THREE = -1  # which of Row.last_three: the latest
 
     def __init__(self, is_lasting: bool, keep: float) -> None:
         self.is_lasting = is_lasting  # rule 3 applies
@@ -678,7 +681,7 @@ class Series:
         self._against = 0
 
     def take(self, reading: Any, now: float) -> bool:
-        """Take a reading; return whether its row follows the trusted reading."""
+        """Take a reading; return whether its row follows (without rule 3 every row)."""
         if reading == self.trusted:
             self.trust(reading, now)
             return True
@@ -723,7 +726,7 @@ class PowerSeries(Series):
 class RegisterSeries(Series):
     """The readings of a register."""
 
-    TRUSTED_OF_THREE = 0  # the first: two more have confirmed it
+    TRUSTED_OF_THREE = 0  # the oldest: two more have confirmed it
 
     def _agree(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
@@ -769,7 +772,7 @@ class Guard:
         return now - self.last_frame > self.timeout
 
     def is_disputed(self, now: float) -> bool:
-        """Return whether readings that come are disputed (rule 3)."""
+        """Return whether readings are disputed (rule 3), of labels that still come."""
         labels = [label for label, each in self.series.items() if each.is_disputed]
         is_any = any(self.comes(label, now) for label in labels)
         return is_any or self.identity.is_disputed
@@ -905,8 +908,9 @@ class Rebuilder:
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
         """Return whether labels may still come, or come but are not trusted yet."""
+        # A meter that injects sends both: wait for EAIT for ever.
         if guard.comes("SINSTI", now) and "EAIT" not in known:
-            return True  # a meter that injects sends both
+            return True
         seconds = now - guard.began
         if seconds < self.ALL_COME_WITHIN and not self._all_have_come:
             return True
@@ -915,7 +919,7 @@ class Rebuilder:
         return is_early and any(guard.comes(label, now) for label in awaited)
 
     def _learn(self, frame: Frame) -> None:
-        """Learn the labels of a frame; if it has all known labels, also their order."""
+        """Learn the labels of a frame; a frame that lacks none gives the order."""
         labels = list(frame.groups)
         if set(self._order).difference(labels, ALERTS):  # it lacks some
             self._order = merged(self._order, labels)
@@ -997,7 +1001,7 @@ class Tariff(NamedTuple):
     name: str  # for the user
     # The PTEC of each of the ten indexes of standard mode.  An index that the tariff
     # does not use may hold the energy of a former contract.  Its energy is added to an
-    # index of this tariff (of HC: EASF03 to HCHC), so that all add up to EAST.
+    # index of this tariff, so that all add up to EAST: HC adds EASF03 to HCHC.
     numbered: tuple[str, ...]
     periods: tuple[str, ...]  # the PTEC of each period
     indexes: tuple[str, ...]  # the tag of the index of each period
@@ -1211,9 +1215,10 @@ def contract_named(name: str) -> Contract:
 
 
 # A period consists of hours, in the first two characters of its PTEC, and perhaps of a
-# colour, in the last.  These are the words for them, anywhere in LTARF.
+# colour, in the last; a dot is no colour.  These are the words for them, anywhere in
+# LTARF.  An empty pattern is in any text.
 HOURS = {
-    "TH": "",  # any text
+    "TH": "",
     "HC": r"\bHS?C\b|CREUSE|WEEK.?END",  # HSC: heures super creuses
     "HP": r"\bHP\b|PLEINE|POINTE",
     "HN": "^(?!.*POINTE).",  # some text without this word
@@ -1252,7 +1257,7 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 def running_period(tariff: Tariff, labels: Labels) -> str | None:
     """Return the PTEC of the index that grows, by NTARF or STGE; None: not known."""
     periods = dict(enumerate(tariff.numbered, 1))
-    ptec = periods.get(number_of(labels, "NTARF") or 0)  # 0 is the number of none
+    ptec = periods.get(number_of(labels, "NTARF") or 0)  # no index has 0
     if ptec is None and "STGE" in labels:
         ptec = periods.get(StatusRegister.of(labels["STGE"]).running_index)
     return ptec
@@ -1512,7 +1517,7 @@ class Meter:
         """
         needed = set(labels_of_current(labels))
         if "ADSC" in labels:
-            needed.add("URMS1")  # behind the currents: no phase is cut off
+            needed.add("URMS1")  # right behind the last current: none was cut off
         if not labels.keys() >= needed:
             return None
         injected = number_of(labels, "SINSTI")
@@ -1955,6 +1960,7 @@ def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
         # is always the missing one.
         is_damaged = counts.damaged > counts.frames / 2
         cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
+    # Its kind is that of the remedy, whatever the labels.
     return cause._replace(template=INCOMPLETE, words=(missing, cause.cause))
 
 
@@ -1980,7 +1986,7 @@ class Link:
         # Since the last frame, or since the connection began:
         self.sample = b""  # the end of the bytes
         self._byte_count = 0  # how many they are
-        self._wait_began = -math.inf  # the last frame, connection, or report of none
+        self._wait_began = -math.inf  # for a frame; claim_report() begins another wait
         self._connected_at = -math.inf
         self.last_byte = -math.inf  # when it came
 
@@ -2259,12 +2265,13 @@ class Day:
         """Begin another day if there is one, or if the indexes do not go on."""
         local = time.localtime(wall)
         date = time.strftime("%Y-%m-%d", local)
+        if date == self._date and not has_changed:
+            return  # the day goes on
         is_close = 0 <= wall - self._last_time <= self.LONGEST_GAP
-        is_midnight = is_close and self._date not in ("", date)
-        if is_midnight and not has_changed:
+        if is_close and self._date and not has_changed:  # it is midnight
             self._since = ""
             self._first = dict(self._last)
-        elif has_changed or date != self._date:
+        else:
             self._since = time.strftime("%H:%M", local)
             self._first = dict(indexes)
         self._date = date
@@ -2362,7 +2369,7 @@ class Input:
         views = self.meter.feed(data, now)
         if not self._take_frames(views, now, wall):
             self.link.note_bytes(data)
-            # No values without a reason: report before they are stale.
+            # From the time-out on nothing is served, and the page must say why.
             if self.link.claim_report(min(self.patience, self.meter.timeout), now):
                 self._report(diagnose(self.link.sample), now)
         return views
@@ -2370,7 +2377,7 @@ class Input:
     def failed(self, error: Exception, now: float, wall: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self._take_frames(self.meter.disconnected(), now, wall)
-        self._set_view(self.view, now)  # remarks end with time
+        self._set_view(self.view, now)  # again: remarks look at the last hour
         reason = reason_of(error)
         self.link.end(reason, now)
         if not self._has_had_tic():
@@ -2397,8 +2404,9 @@ class Input:
 
     def _has_had_tic(self) -> bool:
         """Return whether a group has come, or the beginning of a first group."""
-        is_begun = LABEL_IN_STREAM.search(self.link.sample)
-        return self._counts.groups > 0 or is_begun is not None
+        sample = self.link.sample.translate(DROP_PARITY_BIT)
+        is_begun = LABEL_IN_STREAM.search(sample) is not None
+        return self._counts.groups > 0 or is_begun
 
     def _take_view(self, view: View, now: float, wall: float) -> None:
         """Take the view after a frame.
@@ -3272,7 +3280,7 @@ def lasting_mac(port: int) -> str:
         seed = file.read().strip() or seed
     # Never change this: Home Assistant would see another device.  Version 1.2 had the
     # same address on all ports; the address on port 4000 is still that one.
-    high = binascii.crc32(b"ecolinky" + seed) ^ port ^ 4000
+    high = binascii.crc32(b"ecolinky" + seed) ^ port ^ 4000  # the same on port 4000
     low = binascii.crc32(seed) & 0xFF  # second_device() changes this byte alone
     digits = f"02{high:08x}{low:02x}"
     return ":".join(re.findall("..", digits))
@@ -3447,6 +3455,7 @@ class Reader(threading.Thread):
         meter = Meter(settings.timeout, is_relayed=relay is not None)
         now = time.monotonic()
         self._input = Input(source, meter, input_2, self._say, patience, now)
+        self._published_at = now
         self._publish()
 
     def _say(self, level: int, text: str) -> None:
@@ -3849,10 +3858,11 @@ def counted(snapshot: Snapshot) -> str:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Return whether reading an input for longer would change nothing."""
-    if snapshot.brief_connections:  # after the first, wait for another program
+    # After a single brief connection, the ESP may just have started: wait.
+    if snapshot.brief_connections:
         return snapshot.brief_connections >= ENOUGH_EVICTIONS
     if snapshot.counts.frames == 0:
-        # The first failure is enough: nobody has taken the ESP.
+        # Any other failure is enough.
         return snapshot.reason != NO_FRAME_YET
     is_served = snapshot.view.fields is not None
     return is_served and snapshot.counts.frames >= ENOUGH_FRAMES
@@ -3935,7 +3945,8 @@ def used_by_ecolinky(http: HttpSettings) -> set[str]:
                 used.update(f"port {port}" for port in content["ports"])
                 for source in content["inputs"]:
                     used.add(source["source"])
-                    used.add(f"port {source['relay_port']}")  # not in version 1.1.0
+                    # Version 1.1.0 has none; "port None" is harmless.
+                    used.add(f"port {source['relay_port']}")
     return used
 
 
@@ -4333,7 +4344,7 @@ def opening(name: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         about = f"port {port},"
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):  # their words are one word
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):  # "déjà pris", "interdit"
             about = f"le port {port} est"
         sys.exit(f"ecolinky : {about} {fault_of_port(error, name)}")
 
@@ -4745,7 +4756,7 @@ function readersOf(port, live, seen) {
   }
   const readers = Object.entries(clients)
     .map(([name, client]) => readerStation(name, client, live, seen));
-  // Besides others, a program without a name that has gone is not missed.
+  // A program without a name that has stopped is listed only if it is the only reader.
   const isMissed = ({ name, mark }) => name !== SOMEBODY || mark !== "warn";
   return readers.length === 1 ? readers : readers.filter(isMissed);
 }
@@ -5074,8 +5085,8 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// The ports of a live meter that Domoticz does not read yet.  Any other program gets
-// both inputs from the first port, or the meter from its relay: then none is missing.
+// The ports of a live meter that Domoticz does not read yet.  A program of another name
+// at the first port (both inputs) or at the relay needs no other: nothing is to do.
 function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
   const isRead = [seen.answer.ports[0], meter.relay_port].flatMap(namesAt)

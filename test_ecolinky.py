@@ -1978,7 +1978,7 @@ class DiagnosisTests(InputCase):
             self.now += 5.0
             self.lose(CLOSED)
         self.assertEqual(ecolinky.CLOSED_AT_ONCE, self.snapshot().reason)
-        self.connect(HC_FRAME[:9])
+        self.connect(as_8n1(HC_FRAME[:9]))
         self.lose(CLOSED)
         self.assertEqual(ecolinky.EVICTED, self.snapshot().reason)
         self.connect(HC_FRAME)
