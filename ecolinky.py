@@ -3060,10 +3060,10 @@ ADDRESS_PATTERN = (
     UP_TO_255 + "([.]" + UP_TO_255 + "){3}|" + A_LETTER + WORD + "([.]" + WORD + ")*"
 )
 ADDRESS_OR_NAME = "une adresse comme 192.168.1.50, ou un nom, rien d'autre"
-# What users write around an address: a scheme before it, as http://, or behind it a
-# port or a path, as :8888.  (The 02:00 of a MAC address has less than three characters
-# before the colon.)
-NEEDLESS = re.compile(r"(?i)([a-z]+://)|[\w.-]{3,}(:[0-9]+/?$|/.*)")
+# What users write before an address, as http://, and behind it, as :8888 or a path.
+# (Three characters at least: the 02:00 of a MAC address is no address with a port.)
+BEFORE_ADDRESS = re.compile("(?i)([a-z]+://)")
+BEHIND_ADDRESS = re.compile(r"[\w.-]{3,}(:[0-9]+/?$|/.*)")
 QUOTES = re.compile("[\"'«»“”‘’]")
 PORT = Form(UP_TO_65535, "un nombre de 1 à 65535", int)
 FROM_5 = "(?![1-4]([.]|$))"  # what follows is no number below 5
@@ -3151,9 +3151,9 @@ def _complaint(name: str, written: str, form: Form) -> str:
         name = f"{name} = {written}".rstrip()
         if QUOTES.search(written):
             return f"{name}, ôter les guillemets"
-        needless = NEEDLESS.match(written)
+        needless = BEFORE_ADDRESS.match(written) or BEHIND_ADDRESS.match(written)
         if needless:
-            return f"{name}, ôter {needless[1] or needless[2]}"
+            return f"{name}, ôter {needless[1]}"
     return f"{name} n'est pas valable, attendu : {form.expected}"
 
 
