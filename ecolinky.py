@@ -128,7 +128,7 @@ CONTRACT_VOLTS = 200  # a contract counts 200 V: 6 kVA are called 30 A
 
 
 class Kind(NamedTuple):
-    """What labels of one kind have in common for the Guard, see its rules."""
+    """What labels of one kind have in common; the Guard's rules are above IN_A_ROW."""
 
     name: str  # tells kinds apart that are alike otherwise
     keep: float  # seconds for which a reading is served (rule 6)
@@ -209,8 +209,8 @@ STANDARD_LABELS = (
     # of phase 1.
     ("SINST1", VA, POWER),
     ("SINST2 SINST3", VA, MOVING),
-    # Early meters send impossible powers here.  That is no damage; the program does not
-    # serve these labels.
+    # Early meters send impossible powers here.  That is no damage, and no field needs
+    # them.
     ("SINSTS1 SINSTS2 SINSTS3", "[0-9]{5}", MOVING),
     ("SMAXSN SMAXSN1 SMAXSN2 SMAXSN3", STAMPED, PLAIN),
     ("SMAXSN-1 SMAXSN1-1 SMAXSN2-1 SMAXSN3-1", STAMPED, PLAIN),
@@ -299,7 +299,8 @@ DEBRIS_OR_SPACE = DEBRIS + b" "
 # intact; but NGTF is padded with spaces to 16 characters, so it must have a space.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
-# letters, spaces, a colon, a space, text; the text may begin the next such part.
+# letters, spaces, a colon, a space, text.  findall() must also find a part that begins
+# in this text.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: (?=[ -~])")
 
 ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
@@ -348,7 +349,7 @@ def decode_group(piece: bytes) -> Group | str | None:
     """Return what stands between two line ends.
 
     A Group: it is intact.
-    "checksum" or "form": it is damaged; this is the reason.
+    "checksum" or "form": it is damaged; this is the reason, a field of Counts.
     None: there is no group, or an intact group whose label the program does not know.
     """
     # The checksum comes last and can be a space: do not strip spaces at that end, and
@@ -390,7 +391,7 @@ def covers_separator(raw: bytes) -> bool | None:
 
 def may_be_a_label(text: str) -> bool:
     """Return whether a text may be a label that the program does not know."""
-    # A known label has the separator of the other mode here: a damaged separator.
+    # A label of the other mode is known: its separator is damaged.
     return text not in KNOWN_LABELS and ANY_LABEL.fullmatch(text) is not None
 
 
@@ -457,8 +458,8 @@ class Decoder:
         parts[0] = self._buffer + parts[0]
         self._buffer = parts.pop()
         for text, mark in zip(parts[0::2], parts[1::2]):
-            # STX also ends a frame, because some servers drop ETX.  EOT drops a frame,
-            # and what follows without another STX.
+            # STX also ends a frame, because some servers drop ETX.  A text before EOT
+            # is abandoned; a text behind EOT is in no frame.
             if text and EOT not in (self._mark, mark):
                 # The identity also begins a frame, because some servers drop STX.
                 identity = IDENTITY_FIRST.match(text)
@@ -530,10 +531,10 @@ def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
 
 
 def groups_with_other_sum(groups: Groups) -> list[str]:
-    """Return the labels whose checksum covers the last separator, if most do not.
+    """Return the labels of the rarer sum: it covers the last separator, or not.
 
-    Or the other way round.  A meter always sums the same bytes.  To accept both sums
-    would let twice as much damage through, so the rarer kind is damaged.
+    A meter always sums the same bytes.  To accept both sums would let twice as much
+    damage through, so the rarer kind is damaged.
     """
     without_it = [label for label in groups if not groups[label].sum_has_separator]
     if len(without_it) < len(groups) / 2:
@@ -571,7 +572,7 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #        received     HCHC 0149                    89012 (    PTEC HC.. S
 #    So a register is read if the frame has all its labels, and the label behind them,
 #    see REGISTERS; behind EASD04 this is EAIT if the frame has SINSTI.  One loss is not
-#    seen: PEJP, which comes and goes, can be joined to EJPHPM.
+#    seen: EJPHPM joined to the end of PEJP, which comes and goes.
 #    EAST and the ten EASF have a better proof: they are read if they add up exactly.
 #    The frame must have EAST.  A missing EASF is as it last came, however long ago, if
 #    the frame has at least as many damaged groups as missing EASF: none was lost.  If
@@ -600,7 +601,7 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 # 6. Silence      Guard.known(), Kind.keep, Guard._new_series()
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
-#    (the rest); the identity for ever.  The first of three counts from its own time.
+#    (the rest); the identity for ever.  The oldest of three is as old as it is.
 #    A meter without a frame of ours for the time-out is silent: nothing is served.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
@@ -642,10 +643,10 @@ class Row:
     """Readings that agree, each with the reading before it (rule 1)."""
 
     def __init__(self, follows: bool) -> None:
-        self.follows = follows  # it began so, or has won a dispute (rule 3)
+        self.follows = follows  # its first reading agrees with the trusted one (rule 3)
         self.last_three: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)  # and times
         self.count = 0
-        self.third_time = math.inf  # when its third reading came
+        self.third_time = math.inf  # when its third reading came; inf: not yet
 
     def add(self, reading: Any, now: float) -> None:
         """Add a reading that agrees with the last one."""
@@ -681,8 +682,8 @@ class Series:
         self._against = 0
 
     def take(self, reading: Any, now: float) -> bool:
-        """Take a reading; return whether its row follows (without rule 3 every row)."""
-        if reading == self.trusted:
+        """Take a reading; return whether its row may be trusted."""
+        if reading == self.trusted:  # byte for byte
             self.trust(reading, now)
             return True
         row = self._row
@@ -690,12 +691,12 @@ class Series:
             row = Row(follows=self._agrees_with_trusted(reading, now))
         self._row = row
         row.add(reading, now)
-        if now - row.third_time >= DISPUTE_LASTS:
-            row.follows = True  # it has won the dispute, if there was one
-        self._against = 0 if row.follows else self._against + 1
-        if row.follows and row.count >= IN_A_ROW:
+        may_be_trusted = row.follows or now - row.third_time >= DISPUTE_LASTS
+        # Over all rows: a dispute needs no agreement.
+        self._against = 0 if may_be_trusted else self._against + 1
+        if may_be_trusted and row.count >= IN_A_ROW:
             self.trusted, self.read_time = row.last_three[self.TRUSTED_OF_THREE]
-        return row.follows
+        return may_be_trusted
 
     def _continues(self, row: Row, reading: Any, now: float) -> bool:
         """Return whether a reading continues a row."""
@@ -832,7 +833,7 @@ class Guard:
             return is_lately and self._last_identity == identity.trusted
         self._last_identity = group
         identity.take(group, now)
-        # Until an identity is trusted, each is the owner.
+        # Until an identity is trusted, the owner is the last one.
         owner = identity.trusted or group
         if owner != self._owner:
             self._begin_meter(owner)
@@ -889,7 +890,7 @@ class Rebuilder:
 
     ALL_COME_WITHIN = 60  # seconds, unless an undamaged frame has shown all labels
     AWAITED_WITHIN = 120  # seconds; later only the injected energy is awaited
-    IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))
+    IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))  # of each mode
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
@@ -1119,7 +1120,7 @@ def translate_historic(labels: Labels) -> Fields:
     # Leave out other indexes: the guard knows those of a former contract for a while.
     indexes = tariff.indexes
     tags = [tag for tag in (*SAME_TAGS, *indexes) if tag in labels]
-    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}  # int or str
+    fields = {tag: type(EMPTY[tag])(labels[tag]) for tag in tags}  # as in EMPTY
     phases = phases_of(labels)
     currents = numbers_of(labels, labels_of_current(labels))
     maxima = numbers_of(labels, ["IMAX" + phase for phase in phases])
@@ -1218,7 +1219,7 @@ def contract_named(name: str) -> Contract:
 # colour, in the last; a dot is no colour.  These are the words for them, anywhere in
 # LTARF.  An empty pattern is in any text.
 HOURS = {
-    "TH": "",
+    "TH": "",  # Base has no other period
     "HC": r"\bHS?C\b|CREUSE|WEEK.?END",  # HSC: heures super creuses
     "HP": r"\bHP\b|PLEINE|POINTE",
     "HN": "^(?!.*POINTE).",  # some text without this word
@@ -1257,7 +1258,7 @@ def standard_period(contract: Contract, labels: Labels) -> str | None:
 def running_period(tariff: Tariff, labels: Labels) -> str | None:
     """Return the PTEC of the index that grows, by NTARF or STGE; None: not known."""
     periods = dict(enumerate(tariff.numbered, 1))
-    ptec = periods.get(number_of(labels, "NTARF") or 0)  # no index has 0
+    ptec = periods.get(number_of(labels, "NTARF") or 0)  # no index is number 0
     if ptec is None and "STGE" in labels:
         ptec = periods.get(StatusRegister.of(labels["STGE"]).running_index)
     return ptec
@@ -1517,7 +1518,7 @@ class Meter:
         """
         needed = set(labels_of_current(labels))
         if "ADSC" in labels:
-            needed.add("URMS1")  # right behind the last current: none was cut off
+            needed.add("URMS1")  # it comes right behind the last current
         if not labels.keys() >= needed:
             return None
         injected = number_of(labels, "SINSTI")
@@ -1692,7 +1693,8 @@ NOT_TIC = Reason(
     CHECK_HOST_AND_PORT,
 )
 
-# Groups that are missing or damaged.
+# Groups that are missing or damaged, or say nothing.
+TO_BE_REPORTED = "à signaler sur la page GitHub d'ecolinky (Issues)"
 NOT_ACTIVATED = Reason(
     LINKY,
     "le compteur n'envoie que son numéro, sa TIC n'est pas activée",
@@ -1705,7 +1707,7 @@ OFTEN_DAMAGED = Reason(
 )
 # The template of a reason that names the missing labels, and the cause of their loss.
 INCOMPLETE = "des groupes manquent (%s), %s"
-NEVER_SENT = Reason(
+NEVER_SENT = Reason(  # a cause within INCOMPLETE
     ESP,
     "aucun ou presque n'est abîmé",
     "dans ESPEasy mettre RX buffer size à 2048 ; si rien ne change, le compteur ne les"
@@ -1715,6 +1717,9 @@ CUT_SHORT = Reason(
     ESP,
     "la fin des trames manque",
     "dans ESPEasy mettre RX Receive Timeout à 0, RX buffer size à 2048",
+)
+PERIOD_UNKNOWN = Reason(
+    LINKY, "ce tarif a une période inconnue d'ecolinky (%s)", TO_BE_REPORTED
 )
 UNBALANCED = Reason(
     LINKY,
@@ -1729,7 +1734,6 @@ ESP_LOGS = Reason(
 )
 
 # Remarks: defects of a link that works, and changes of the meter.
-TO_BE_REPORTED = "à signaler sur la page GitHub d'ecolinky (Issues)"
 UNKNOWN_CONTRACT = Reason(
     LINKY,
     "contrat « %s » inconnu d'ecolinky (LTARF « %s », NTARF « %s »), seul le total est"
@@ -1790,7 +1794,7 @@ MUCH_TELNET = 0.05  # commands per byte
 ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
 ALL_THE_SAME = 0.99  # share of the bytes
-TOO_FEW = 4  # bytes: another client may take the ESP8266 after the first ones
+TOO_FEW = 4  # bytes: they say nothing; another client has taken the ESP8266
 MUCH_DAMAGE = 0.05  # damaged groups per intact group
 HOUR = 3600  # seconds
 DAY = 24.0 * HOUR
@@ -1842,8 +1846,8 @@ def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     if len(sample) < TOO_FEW:
         return reason
     diagnosis = diagnose(sample)
-    # The other side has ended it, or has sent a text and waits for an answer: the bytes
-    # say who it is.  Other reasons, as a refused connection, say more than the bytes.
+    # The other side has closed it, or it has sent a text and fallen silent, as a server
+    # that waits for an answer: the bytes say who it is.  Other reasons say more.
     is_text = diagnosis in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return diagnosis
@@ -1946,10 +1950,11 @@ def why_incomplete(view: View, counts: Counts, is_unbalanced: bool) -> Reason:
         return NOT_ACTIVATED
     if is_unbalanced and "EAST" not in labels:
         return UNBALANCED
-    # If no label is missing, the period is not known: LTARF's words name none, or a
-    # historic PTEC is of another tariff than OPTARIF.
-    missing = ", ".join(view.missing) or "une période connue"
-    return why_missing(missing, counts, labels)
+    if not view.missing:  # LTARF's words name no period, or PTEC is not of the tariff
+        periods = [label for label in ("PTEC", "LTARF", "NTARF") if label in labels]
+        words = [f"{label} « {labels[label].strip()} »" for label in periods]
+        return PERIOD_UNKNOWN.with_words(", ".join(words))
+    return why_missing(", ".join(view.missing), counts, labels)
 
 
 def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
@@ -1960,7 +1965,7 @@ def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
         # is always the missing one.
         is_damaged = counts.damaged > counts.frames / 2
         cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
-    # Its kind is that of the remedy, whatever the labels.
+    # All these have the same template: their kinds differ by the remedy.
     return cause._replace(template=INCOMPLETE, words=(missing, cause.cause))
 
 
@@ -1978,6 +1983,7 @@ class Link:
     BRIEF = 60.0  # seconds; if the ESP closes earlier, another client may have come
     EVICTED_AFTER = 3  # brief connections in a row: another client takes them
     FLOOD = 65536  # bytes without a frame; no meter sends so many
+    PAUSE = 3.0  # seconds; a meter makes none so long
     SAMPLE = 1024  # bytes, at most, that are kept for the diagnosis
 
     def __init__(self) -> None:
@@ -1990,6 +1996,12 @@ class Link:
         self._connected_at = -math.inf
         self.last_byte = -math.inf  # when it came
 
+    def hear(self, now: float) -> None:
+        """Note that bytes come; after a pause they begin in the middle of a frame."""
+        if now - self.last_byte > self.PAUSE:
+            self.restart_wait(now)
+        self.last_byte = now
+
     def begin(self, now: float) -> None:
         """Note a new connection."""
         self.connections += 1
@@ -1997,7 +2009,7 @@ class Link:
         self.restart_wait(now)
 
     def restart_wait(self, now: float) -> None:
-        """Wait for the next frame: a frame has come, or a connection begins."""
+        """Wait for the next frame, from now on."""
         self._wait_began = now
         self.sample = b""
         self._byte_count = 0
@@ -2013,14 +2025,20 @@ class Link:
             raise LinkError(diagnose(self.sample))
 
     def claim_report(self, patience: float, now: float) -> bool:
-        """Return whether no frame came for `patience` seconds; if so, wait again."""
+        """Return whether to report that no frame came for `patience` seconds.
+
+        If so, the wait begins again.
+        """
         if now - self._wait_began <= patience:
             return False
         self._wait_began = now
         return True
 
     def is_contested(self, now: float) -> bool:
-        """Return whether another client takes the connections, perhaps this one too."""
+        """Return whether another client takes the connections, perhaps this one too.
+
+        After BRIEF seconds this connection has proved that nobody takes it.
+        """
         is_young = now - self._connected_at < self.BRIEF
         return is_young and self.brief_connections >= self.EVICTED_AFTER
 
@@ -2180,7 +2198,7 @@ class History:
         self._close_minutes(now)
         if len(self._minutes) < steps:
             return self._counts
-        # The minute before them.
+        # The counts before them: the running minute is one of them.
         return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
@@ -2365,7 +2383,7 @@ class Input:
         wall: seconds since the epoch.
         Raises LinkError if the connection should be closed.
         """
-        self.link.last_byte = now
+        self.link.hear(now)
         views = self.meter.feed(data, now)
         if not self._take_frames(views, now, wall):
             self.link.note_bytes(data)
@@ -2377,7 +2395,7 @@ class Input:
     def failed(self, error: Exception, now: float, wall: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self._take_frames(self.meter.disconnected(), now, wall)
-        self._set_view(self.view, now)  # again: remarks look at the last hour
+        self._set_view(self.view, now)  # the last hour of the remarks has moved on
         reason = reason_of(error)
         self.link.end(reason, now)
         if not self._has_had_tic():
@@ -2441,7 +2459,7 @@ class Input:
             self._change = change
             self._change_time = now
             self.journal.change(change)
-        if self._is_serving(now):
+        if self._is_serving(now):  # not if the frame waited for the connection's end
             self._log(meter, now)
 
     def _log(self, meter: tuple[str, str], now: float) -> None:
@@ -2478,8 +2496,8 @@ class Input:
         """Set the view, and the defects of a link that works."""
         self.view = view
         self._remarks = []
-        seconds = self._counts.frames * FRAME_LASTS
-        if seconds < self.patience:
+        heard = self._counts.frames * FRAME_LASTS  # seconds, without pauses
+        if heard < self.patience:
             return  # a label may just be late
         self._remarks = remarks_on(self.history.last_hour(now), view)
         lacking = lacking_for_injection(view.labels)

@@ -950,7 +950,6 @@ class RebuildTests(unittest.TestCase):
             data, labels = encoded(groups), [each[0] for each in groups]
             for label in labels:
                 with self.subTest(label, of=len(labels)):
-                    # A short frame is not a whole frame.
                     stream = [frame(SHORT)] + [without(label, data)] * 10 + [data] * 3
                     found = self.relayed_labels(stream)
                     self.assertEqual([labels] * len(found), found)
@@ -1516,8 +1515,7 @@ class MeterTests(MeterCase):
         modern = standard(IRMS1="004", SINSTS="02070")
         place = modern.index(("IRMS1", "004")) + 1
         modern[place:place] = pairs("IRMS2 003|IRMS3 002")
-        old = historic(papp="01840", **THREE)
-        for groups, power in ((old, 1840), (modern, 2070)):
+        for groups, power in ((historic(papp="01840", **THREE), 1840), (modern, 2070)):
             for number in range(1, len(groups)):
                 with self.subTest(groups[number][0]):
                     self.afresh(*[groups[:number]] * 25)
@@ -1765,8 +1763,8 @@ class DiagnosisTests(InputCase):
             (jaune, "plus de 36 kVA"),
             (frame(HC[:5]), "manquent (PTEC, PAPP), la fin des trames"),
             (encoded(standard()).replace(b" ", b"_"), replaced),
-            (encoded(no_period), "manquent (une période connue)"),
-            (frame(changed(HC, PTEC="TH..")), "manquent (une période connue)"),
+            (encoded(no_period), "période inconnue d'ecolinky (LTARF « INCONNU »"),
+            (frame(changed(HC, PTEC="TH..")), "inconnue d'ecolinky (PTEC « TH.. »)"),
         ):
             with self.heard(data, 14, hint=hint, data=data[:40]):
                 (said,) = self.said(logging.WARNING)
@@ -2125,6 +2123,11 @@ class LinkTests(InputCase):
         self.connect(*[HC_FRAME] * 3, *[b"\xa5\x13zz" * 10] * 3)
         self.assertEqual("stale", self.shown().state)
         self.assertIn("du bruit", str(self.snapshot().reason))
+        for half in range(1, len(HC_FRAME) - 1):
+            self.begin(timeout=5.0)
+            self.connect(*[HC_FRAME] * 3)
+            self.feed(HC_FRAME[:half], step=9.5)  # after a pause
+            self.assertEqual(ecolinky.ALL_WELL, self.snapshot().reason)
 
     def test_the_end_of_a_connection_counts_its_unfinished_frame_at_once(self):
         self.connect(*[HC_FRAME] * 3, HC_FRAME[:-9])
@@ -3489,14 +3492,11 @@ class ReaderTests(EspCase):
 
     def test_the_reader_waits_20_seconds_before_it_reports_bad_data(self):
         settings = ecolinky.InputSettings("127.0.0.1", 1, 30.0)
-        reader = ecolinky.Reader(1, settings, ecolinky.Store(), ecolinky.NO_INPUT)
-        source = reader._input
+        source = ecolinky.Reader(1, settings, ecolinky.Store())._input
         source.connected(100.0)
-        for now, is_said in ((110.0, False), (119.0, False), (121.0, True)):
-            with self.subTest(now=now):
-                source.feed(b"\0" * 20, now, WALL)
-                is_waiting = source.reason == ecolinky.NO_FRAME_YET
-                self.assertEqual(is_said, not is_waiting)
+        for now in range(101, 123):  # each second: noise makes no pauses
+            source.feed(b"\0" * 20, float(now), WALL)
+            self.assertEqual(now <= 121, source.reason == ecolinky.NO_FRAME_YET, now)
 
 
 ######## Server ########################################################################
