@@ -3893,17 +3893,21 @@ def judge(
 
     used: as of used_by_ecolinky().
     """
-    if snapshot.counts.groups:
-        if snapshot.brief_connections >= ENOUGH_EVICTIONS:
-            is_ours = snapshot.source in used
-            yield Finding(FAILED, name, OWN_READER if is_ours else OTHER_READER)
-            return
+    view = snapshot.view
+    has_groups = snapshot.counts.groups > 0
+    is_evicted = has_groups and snapshot.brief_connections >= ENOUGH_EVICTIONS
+    if snapshot.source in used and (is_evicted or view.fields is None):
+        yield Finding(FAILED, name, OWN_READER)
+        return
+    if is_evicted:
+        yield Finding(FAILED, name, OTHER_READER)
+        return
+    if has_groups:
         yield Finding(OK, name, counted(snapshot))
     reason = str(snapshot.reason)
     for remark in map(str, snapshot.remarks):
         if remark not in reason:  # the failure says it
             yield Finding(WARNING, name, remark)
-    view = snapshot.view
     if view.fields is not None:
         for text in summary(view, view.fields):
             yield Finding(OK, name, text)
@@ -4335,8 +4339,8 @@ def devices_of(settings: Settings) -> list[Device]:
 
 
 NOT_OUR_ADDRESS_YET = (
-    "[http] address %s n'est pas une adresse de cette machine, mettre 0.0.0.0 si cela"
-    " dure, nouvel essai chaque seconde"
+    "[http] address %s n'est pas celle de cette machine, mettre 0.0.0.0 si cela dure,"
+    " nouvel essai chaque seconde"
 )
 
 
