@@ -552,9 +552,8 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #
 # 1. Three        Series.take(), Row
 #    A row is a run of readings, each of which agrees with the one before, and comes
-#    within 90 s of it.  The third reading of a row is trusted, and so is each later
-#    reading; but of a register the oldest of the last three is, because a false index
-#    can agree, too:
+#    within 90 s of it.  From the third on, its last reading is trusted; of a register
+#    the oldest of the last three is, because a false index can agree, too:
 #        read         100    100    100    101    103    103    103    120    103
 #        trusted        -      -    100    100    100    101    103    103    103
 #    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
@@ -578,31 +577,33 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #    the frame has at least as many damaged groups as missing EASF: none was lost.  If
 #    all eleven and EASD01 came, 1 Wh may be wrong: an index advances between groups.
 # 3. Dispute      Series.take(), _continues(), _agrees_with_trusted(), is_disputed
-#    A row of the identity, the contract (OPTARIF, NGTF) or a register is trusted only
-#    if it follows: its first reading agrees with the trusted one, however old that is.
+#    Once a reading of the identity, the contract (OPTARIF, NGTF) or a register is
+#    trusted, a row is trusted only if it follows: its first reading agrees with the
+#    trusted one, however old that is.
 #    After three readings in succession in rows that do not follow, neither side is
-#    served: a dispute.  It ends when a reading agrees with the trusted one, and begins
-#    a row that follows; the trusted one is served again.  Or the other row lasts two
-#    minutes from its third reading: a new meter, contract or index, and it is trusted.
+#    served: a dispute.  It ends in one of two ways:
+#    - A reading agrees with the trusted one, as after a small jump it does in the end.
+#      It begins a row that follows, and the trusted one is served again.
+#    - A row lasts two minutes from its third reading: it is trusted, as a new meter,
+#      contract or index.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
 #    A frame with another identity than the trusted one, byte for byte, is refused (ADSC
-#    is another than ADCO).  A frame without identity is ours if the last identity was
-#    the trusted one, in the last 20 s; otherwise it is refused.  Until an identity is
-#    trusted, another identity begins with nothing known.
+#    is another than ADCO); so is a frame without identity, unless the trusted one came
+#    in the last 20 s, and no other since.  Until one is trusted, another begins anew.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
-#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s,
-#    which a meter sends before it; such a power ends its row.
+#    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s (a
+#    meter sends currents before powers).  A reading trusted at once ends its row.
 # 6. Silence      Guard.known(), Kind.keep, Guard._new_series()
 #    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
 #    periods, what is trusted at once), or 300 s or the user's time-out if this is more
-#    (the rest); the identity for ever.  The oldest of three is as old as it is.
-#    A meter without a frame of ours for the time-out is silent: nothing is served.
+#    (the rest, a register from the oldest of three on); the identity for ever.  A meter
+#    without a frame of ours for the time-out is silent: nothing is served.
 
 IN_A_ROW = 3  # readings (rules 1 and 3)
 AGREE_WITHIN = 90  # seconds (rule 1)
@@ -617,7 +618,7 @@ ALONE = KNOWN_LABELS.keys() - REGISTER_OF.keys() - set(IDENTITIES)  # in no regi
 def reading_in(groups: Groups, labels: tuple[str, ...]) -> Groups | None:
     """Return the reading of a register in a frame; None: there is none (rule 2)."""
     behind = REGISTERS[labels]
-    if "EASD01" in labels and "SINSTI" in groups:
+    if labels[-1] == "EASD04" and "SINSTI" in groups:
         behind = "EAIT"  # a meter that injects sends it behind EASD04
     is_whole = groups.keys() >= {*labels, behind}
     return {label: groups[label] for label in labels} if is_whole else None
@@ -634,8 +635,7 @@ def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
         return None
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)
-    is_complete = reading_in(frame.groups, TOTAL) is not None
-    allowed = 1 if is_complete else 0  # Wh
+    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # Wh
     return reading if error <= allowed else None
 
 
@@ -732,7 +732,7 @@ class RegisterSeries(Series):
     def _agree(self, new: Groups, old: Groups, seconds: float) -> bool:
         most = WH_PER_SECOND * seconds + SLACK_WH
         for label, group in new.items():
-            if group is not old[label]:  # the same object did not grow: a tenth faster
+            if group is not old[label]:  # the same object: no growth; a tenth faster
                 growth = int(group.data) - int(old[label].data)
                 if not 0 <= growth <= most:
                     return False
@@ -897,7 +897,7 @@ class Rebuilder:
         self._all_have_come = False  # an undamaged frame has shown the meter's labels
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
-        """Return the trusted groups for a frame of ours; empty: a label is awaited."""
+        """Return the trusted groups for a frame of ours; empty: none is to be sent."""
         if guard.frames == 1:  # it is the first frame of this meter
             self._order = []
             self._all_have_come = False
