@@ -299,8 +299,8 @@ DEBRIS_OR_SPACE = DEBRIS + b" "
 # intact; but NGTF is padded with spaces to 16 characters, so it must have a space.
 SPACES_REPLACED = re.compile(b"NGTF\t[!-~]{16}\t")
 # The ESP8266's log among the groups, as in "3612 : Info  : WD   : Uptime 1": two
-# letters, spaces, a colon, a space, text.  findall() must also find a part that begins
-# in this text.
+# letters, spaces, a colon, a space, text.  (?=...) leaves the text unread: another such
+# part may begin in it.
 ESP_LOG = re.compile(b"[A-Za-z]{2} {0,8}: (?=[ -~])")
 
 ANY_LABEL = re.compile("[A-Z][A-Z0-9+-]{1,9}")
@@ -470,7 +470,10 @@ class Decoder:
         return frames
 
     def _unmarked_frames(self) -> list[Frame]:
-        """Return the frames between identities: some servers drop all marks."""
+        """Return the frames between identities: some servers drop all marks.
+
+        If there are marks, the buffer has one identity at most: there is none.
+        """
         before, *texts = BEFORE_IDENTITY.split(self._buffer)
         if len(texts) < 2:  # a single identity begins the unfinished frame
             return []
@@ -531,10 +534,10 @@ def decode_groups(text: bytes) -> tuple[Groups, list[str]]:
 
 
 def groups_with_other_sum(groups: Groups) -> list[str]:
-    """Return the labels of the rarer sum: it covers the last separator, or not.
+    """Return the labels whose checksum is the rarer kind in this frame.
 
-    A meter always sums the same bytes.  To accept both sums would let twice as much
-    damage through, so the rarer kind is damaged.
+    It covers the last separator, or not.  A meter always sums the same bytes.  To
+    accept both kinds would let twice as much damage through: the rarer is damaged.
     """
     without_it = [label for label in groups if not groups[label].sum_has_separator]
     if len(without_it) < len(groups) / 2:
@@ -553,7 +556,7 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 # 1. Three        Series.take(), Row
 #    A row is a run of readings, each of which agrees with the one before, and comes
 #    within 90 s of it.  From the third on, its last reading is trusted; of a register
-#    the oldest of the last three is, because a false index can agree, too:
+#    the oldest of the last three (103 of 103 103 120): a false index can agree, too.
 #        read         100    100    100    101    103    103    103    120    103
 #        trusted        -      -    100    100    100    101    103    103    103
 #    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
@@ -692,7 +695,7 @@ class Series:
         self._row = row
         row.add(reading, now)
         may_be_trusted = row.follows or now - row.third_time >= DISPUTE_LASTS
-        # Over all rows: a dispute needs no agreement.
+        # Over all rows: in a dispute readings may also contradict each other.
         self._against = 0 if may_be_trusted else self._against + 1
         if may_be_trusted and row.count >= IN_A_ROW:
             self.trusted, self.read_time = row.last_three[self.TRUSTED_OF_THREE]
@@ -890,7 +893,7 @@ class Rebuilder:
 
     ALL_COME_WITHIN = 60  # seconds, unless an undamaged frame has shown all labels
     AWAITED_WITHIN = 120  # seconds; later only the injected energy is awaited
-    IDENTITY_AND_CONTRACT = frozenset(labels_of(IDENTITY, CONTRACT))  # of each mode
+    ESSENTIAL = frozenset(labels_of(IDENTITY, CONTRACT))  # two labels of each mode
 
     def __init__(self) -> None:
         self._order: list[str] = []  # the meter's labels, in the order of its frames
@@ -927,7 +930,7 @@ class Rebuilder:
             return
         self._order = merged(labels, self._order)
         # A frame without contract is short; a frame without identity has lost groups.
-        has_both = len(frame.groups.keys() & self.IDENTITY_AND_CONTRACT) == 2
+        has_both = len(frame.groups.keys() & self.ESSENTIAL) == 2
         if has_both and frame.whole and not frame.damaged:
             self._all_have_come = True
 
@@ -1478,8 +1481,8 @@ class Meter:
     ) -> list[str]:
         """Return the labels that are missing for these tags.
 
-        The list is empty if only the period is not known although its label is: see
-        why_incomplete().
+        The list is empty if the period's label is known, but names no period of the
+        tariff: see why_incomplete().
         """
         needed = [label for tag in tags for label in labels_needed(tag, mode, labels)]
         missing = [label for label in dict.fromkeys(needed) if label not in labels]
@@ -1567,7 +1570,7 @@ class Reason(NamedTuple):
 
     station: str
     template: str  # of the cause: a sentence without capital letter and full stop
-    remedy: str = ""
+    remedy: str = ""  # the page begins a line at ", puis "
     words: tuple[str, ...] = ()  # in place of each %s of the template
 
     @property
@@ -1846,8 +1849,8 @@ def reason_without_tic(reason: Reason, sample: bytes) -> Reason:
     if len(sample) < TOO_FEW:
         return reason
     diagnosis = diagnose(sample)
-    # The other side has closed it, or it has sent a text and fallen silent, as a server
-    # that waits for an answer: the bytes say who it is.  Other reasons say more.
+    # If the other side has closed it, or has fallen silent after a text, the bytes say
+    # more than the reason.  Otherwise the reason says more.
     is_text = diagnosis in (NOT_TIC, ESP_LOGS)
     if reason == CUT_BY_ESP or (reason == SILENT and is_text):
         return diagnosis
@@ -1989,17 +1992,19 @@ class Link:
     def __init__(self) -> None:
         self.connections = 0
         self.brief_connections = 0  # so many of the last connections were brief
-        # Since the last frame, or since the connection began:
+        # Since the last frame, its first pause, or the beginning of the connection:
         self.sample = b""  # the end of the bytes
         self._byte_count = 0  # how many they are
+        self._has_paused = False
         self._wait_began = -math.inf  # for a frame; claim_report() begins another wait
         self._connected_at = -math.inf
         self.last_byte = -math.inf  # when it came
 
     def hear(self, now: float) -> None:
-        """Note that bytes come; after a pause they begin in the middle of a frame."""
-        if now - self.last_byte > self.PAUSE:
+        """Note that bytes come: after a pause, in the middle of a frame."""
+        if now - self.last_byte > self.PAUSE and not self._has_paused:
             self.restart_wait(now)
+            self._has_paused = True
         self.last_byte = now
 
     def begin(self, now: float) -> None:
@@ -2011,6 +2016,7 @@ class Link:
     def restart_wait(self, now: float) -> None:
         """Wait for the next frame, from now on."""
         self._wait_began = now
+        self._has_paused = False
         self.sample = b""
         self._byte_count = 0
 
@@ -2198,7 +2204,7 @@ class History:
         self._close_minutes(now)
         if len(self._minutes) < steps:
             return self._counts
-        # The counts before them: the running minute is one of them.
+        # The running minute is one of them: minute -steps is the last before them.
         return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
@@ -2368,7 +2374,7 @@ class Input:
         # Since when fields are awaited: the last frame with all of them, the beginning
         # of the connection, or the end of a dispute.
         self._awaiting_since = now
-        self._change: Reason | None = None  # the last change of the meter
+        self._changes: list[Reason] = []  # the last changes of the meter
         self._change_time = -math.inf
 
     def connected(self, now: float) -> None:
@@ -2445,7 +2451,8 @@ class Input:
         """Take the fields of a view that serves values."""
         self.reason = EVICTED if self.link.is_contested(now) else ALL_WELL
         self._awaiting_since = view.time
-        is_new = view.time > self._last_view.time  # not of another meter's frame
+        # After a frame of another meter, the view repeats the last values.
+        is_new = view.time > self._last_view.time
         self._last_view = view
         power = fields["PAPP"]
         indexes = indexes_of(fields)
@@ -2455,9 +2462,11 @@ class Input:
         if is_new:
             self.history.note_power(power, fields["PTEC"].startswith("HC"), now)
         meter = (fields["ADCO"], name_of_tariff(fields))
-        for change in self._day.take(meter, indexes, wall):
-            self._change = change
+        changes = self._day.take(meter, indexes, wall)
+        if changes:
+            self._changes = changes
             self._change_time = now
+        for change in changes:
             self.journal.change(change)
         if self._is_serving(now):  # not if the frame waited for the connection's end
             self._log(meter, now)
@@ -2507,8 +2516,8 @@ class Input:
     def snapshot(self, now: float) -> Snapshot:
         """Return all that the input shows at `now`."""
         remarks = list(self._remarks)
-        if self._change is not None and now - self._change_time < DAY:
-            remarks.append(self._change)
+        if now - self._change_time < DAY:
+            remarks += self._changes
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
@@ -3310,8 +3319,8 @@ def lasting_mac(port: int) -> str:
 # A receiver gets:
 #     first, its opening    STX LF
 #     with each frame       groups CR ETX STX LF
-# So the start of the next frame comes at once: when linkytic and serial-teleinfo see
-# it, they take the frame, and they wait for it for a second at most.
+# linkytic and serial-teleinfo take a frame only when they see the start of the next,
+# and give up after a second.  So that start is sent at once.
 START = STX + b"\n"
 
 
@@ -3498,7 +3507,7 @@ class Reader(threading.Thread):
         try:
             self._input.failed(error, now, time.time())
             self._publish()
-            # In the pause the thread cannot close the relay: it does so before.
+            # The thread sleeps for PAUSE: close the relay now if its time ends in it.
             self._poll_relay(now + self.PAUSE)
         except Exception as bug:  # noqa: BLE001  reporting a bug can raise it again
             log_bug(self.name)
@@ -4388,6 +4397,7 @@ def open_readers(settings: Settings, store: Store) -> list[Reader]:
 def open_servers(settings: Settings, store: Store) -> list[Server]:
     """Return the HTTP servers of the devices."""
     servers = []
+    # named_ports begins with the HTTP ports, in the order of the devices.
     for name, device in zip(settings.named_ports, devices_of(settings)):
         with opening(name, device.port):
             servers.append(Server(device, settings, store))
@@ -4426,8 +4436,8 @@ def stop(*_: object) -> NoReturn:
 
     Write nothing here: the signal may have interrupted a line that is being written.
     """
-    # A second signal ends the program at once.  Python 3.7 would run no Python handler
-    # inside this handler.
+    # A second signal ends the program at once: not by a handler of ours, because Python
+    # 3.7 runs none while this handler runs.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(0)
@@ -4779,8 +4789,8 @@ function readersOf(port, live, seen) {
   const readers = Object.entries(clients)
     .map(([name, client]) => readerStation(name, client, live, seen));
   // A program without a name that has stopped is listed only if it is the only reader.
-  const isMissed = ({ name, mark }) => name !== SOMEBODY || mark !== "warn";
-  return readers.length === 1 ? readers : readers.filter(isMissed);
+  const isListed = ({ name, mark }) => name !== SOMEBODY || mark !== "warn";
+  return readers.length === 1 ? readers : readers.filter(isListed);
 }
 
 // The readers of each port of a meter, and of its relay, or that it has no reader.
@@ -5107,13 +5117,13 @@ function cardHtml(meter, seen) {
     </section>`;
 }
 
-// The ports of a live meter that Domoticz does not read yet.  A program of another name
-// at the first port (both inputs) or at the relay needs no other: nothing is to do.
+// The ports of a live meter that nothing reads yet.  If a program other than Domoticz
+// reads the first port or the relay, the user has chosen it: Domoticz needs no port.
 function unreadPorts(meter, seen) {
   const namesAt = (port) => readersOf(port, meter.live, seen).map(({ name }) => name);
-  const isRead = [seen.answer.ports[0], meter.relay_port].flatMap(namesAt)
+  const isOtherChosen = [seen.answer.ports[0], meter.relay_port].flatMap(namesAt)
     .some((name) => name !== "Domoticz");
-  if (!meter.live || isRead) return [];
+  if (!meter.live || isOtherChosen) return [];
   return meter.ports.filter((port) => namesAt(port).length === 0);
 }
 
