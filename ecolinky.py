@@ -587,8 +587,7 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #    served: a dispute.  It ends in one of two ways:
 #    - A reading agrees with the trusted one, as after a small jump it does in the end.
 #      It begins a row that follows, and the trusted one is served again.
-#    - A row lasts two minutes from its third reading: it is trusted, as a new meter,
-#      contract or index.
+#    - A row lasts two minutes from its third reading: it has won, and is trusted.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
@@ -649,7 +648,7 @@ class Row:
         self.follows = follows  # its first reading agrees with the trusted one (rule 3)
         self.last_three: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)  # and times
         self.count = 0
-        self.third_time = math.inf  # when its third reading came; inf: not yet
+        self.third_time = math.inf  # when its third reading came; inf: it has none
 
     def add(self, reading: Any, now: float) -> None:
         """Add a reading that agrees with the last one."""
@@ -685,7 +684,7 @@ class Series:
         self._against = 0
 
     def take(self, reading: Any, now: float) -> bool:
-        """Take a reading; return whether its row may be trusted."""
+        """Take a reading; return False if its row cannot be trusted (rule 3)."""
         if reading == self.trusted:  # byte for byte
             self.trust(reading, now)
             return True
@@ -694,12 +693,13 @@ class Series:
             row = Row(follows=self._agrees_with_trusted(reading, now))
         self._row = row
         row.add(reading, now)
-        may_be_trusted = row.follows or now - row.third_time >= DISPUTE_LASTS
-        # Over all rows: in a dispute readings may also contradict each other.
-        self._against = 0 if may_be_trusted else self._against + 1
-        if may_be_trusted and row.count >= IN_A_ROW:
+        if not row.follows and now - row.third_time < DISPUTE_LASTS:
+            self._against += 1  # perhaps in several rows, which contradict each other
+            return False
+        self._against = 0
+        if row.count >= IN_A_ROW:
             self.trusted, self.read_time = row.last_three[self.TRUSTED_OF_THREE]
-        return may_be_trusted
+        return True
 
     def _continues(self, row: Row, reading: Any, now: float) -> bool:
         """Return whether a reading continues a row."""
