@@ -901,9 +901,6 @@ class Rebuilder:
 
     def take(self, frame: Frame, guard: Guard, now: float) -> list[Group]:
         """Return the trusted groups for a frame of ours; empty: none is to be sent."""
-        if guard.frames == 1:  # it is the first frame of this meter
-            self._order = []
-            self._all_have_come = False
         self._learn(frame)
         known = guard.known(now)
         if self._is_awaiting(known, guard, now):
@@ -1208,12 +1205,9 @@ CONTRACTS = (
 
 def contract_of(labels: Labels) -> Contract | None:
     """Return the contract of a standard-mode meter; None: NGTF is not known yet."""
-    return contract_named(text_of(labels, "NGTF")) if "NGTF" in labels else None
-
-
-@functools.lru_cache(maxsize=16)  # the name hardly ever changes
-def contract_named(name: str) -> Contract:
-    """Return the contract of an NGTF, as text_of() returns it."""
+    if "NGTF" not in labels:
+        return None
+    name = text_of(labels, "NGTF")
     # UNKNOWN, the last row, matches every name.
     return next(row for row in CONTRACTS if re.fullmatch(row.pattern, name))
 
@@ -1409,7 +1403,8 @@ class Meter:
         self.timeout = timeout
         self.decoder = Decoder()
         self.guard = Guard(timeout)
-        self._rebuilder = Rebuilder() if is_relayed else None
+        self._is_relayed = is_relayed
+        self._rebuilder = Rebuilder()
         self._last_byte = -math.inf  # when the last bytes came
         self._can_inject = False  # this meter has shown that currents may flow out
 
@@ -1431,9 +1426,10 @@ class Meter:
             if self.guard.take(frame, now):
                 if self.guard.frames == 1:  # of a new meter
                     self._can_inject = False
+                    self._rebuilder = Rebuilder()
                 self._can_inject = self._can_inject or can_inject(frame.groups)
                 view = self.view(now)
-                if self._rebuilder is not None:
+                if self._is_relayed:
                     groups = self._rebuilder.take(frame, self.guard, now)
                     view = relay_view(view, groups)
                 views.append(view)
@@ -2185,15 +2181,10 @@ class History:
         self._powers.append(power)
         self._is_cheap = is_cheap
 
-    def minutes(self, now: float) -> tuple[Minute, ...]:
-        """Return the complete minutes, the oldest first."""
+    def minutes(self, now: float) -> tuple[tuple[Minute, ...], float]:
+        """Return the complete minutes, the oldest first, and when the last ended."""
         self._close_minutes(now)
-        return tuple(self._minutes)
-
-    def minutes_end(self, now: float) -> float:
-        """Return when the last complete minute ended."""
-        self._close_minutes(now)
-        return self._running * self.STEP
+        return tuple(self._minutes), self._running * self.STEP
 
     def last_hour(self, now: float) -> Counts:
         """Return the counts of the last hour: an older fault may have been repaired."""
@@ -2518,6 +2509,7 @@ class Input:
         remarks = list(self._remarks)
         if now - self._change_time < DAY:
             remarks += self._changes
+        minutes, minutes_end = self.history.minutes(now)
         return Snapshot(
             source=self.source,
             timeout=self.meter.timeout,
@@ -2530,8 +2522,8 @@ class Input:
             remarks=remarks,
             counts=self._counts,
             connections=self.link.connections,
-            minutes=self.history.minutes(now),
-            minutes_end=self.history.minutes_end(now),
+            minutes=minutes,
+            minutes_end=minutes_end,
             today=self._day.today,
         )
 
