@@ -1273,11 +1273,6 @@ def standard_indexes(tariff: Tariff, labels: Labels) -> Fields:
     return sums
 
 
-def label_of_power(labels: Labels) -> str:
-    """Return the label of the drawn power."""
-    return label_of_standard_power(labels) if "ADSC" in labels else "PAPP"
-
-
 def label_of_standard_power(labels: Labels) -> str:
     """Return the label of the drawn power in standard mode."""
     is_first_version = labels.get("VTIC") == "01"
@@ -1458,7 +1453,7 @@ class Meter:
         mode = next((MODES[label] for label in MODES if label in self.guard.seen), None)
         translate = translate_standard if mode == STANDARD else translate_historic
         fields = translate(labels)
-        self._amend(fields, labels, now)
+        self._amend(fields, mode, labels, now)
         needed = [tag for tag in FIELDS if tag != "PPAP"]  # PPAP is a copy
         unknown = [tag for tag in needed if fields[tag] is None]
         return View(
@@ -1487,7 +1482,9 @@ class Meter:
         do_not_come = [label for label in missing if not self.guard.comes(label, now)]
         return do_not_come or missing
 
-    def _amend(self, fields: Fields, labels: Labels, now: float) -> None:
+    def _amend(
+        self, fields: Fields, mode: str | None, labels: Labels, now: float
+    ) -> None:
         """Replace the fields that the labels do not give, or would give wrongly.
 
         Each step uses the fields of the steps before it.
@@ -1497,7 +1494,8 @@ class Meter:
         # keep "inf" percent for ever.
         if fields["ISOUSC"] == 0 or (fields["ISOUSC"] is None and is_late):
             fields["ISOUSC"] = MOST_AMPERES[phase_count(fields)]
-        if fields["PAPP"] is None and self._is_lost(label_of_power(labels), now):
+        (power_label,) = labels_needed("PAPP", mode, labels)
+        if fields["PAPP"] is None and self._is_lost(power_label, now):
             fields["PAPP"] = self._power_of_currents(fields, labels)
         if fields["PAPP"] == 0:
             # A current without power: the house injects.  Domoticz would take the
