@@ -133,7 +133,7 @@ class Kind(NamedTuple):
     name: str  # tells kinds apart that are alike otherwise
     keep: float  # seconds for which a reading is served (rule 6)
     is_at_once: bool = False  # a reading is trusted at once (rule 5)
-    is_lasting: bool = False  # a reading that does not follow is disputed (rule 3)
+    is_lasting: bool = False  # a contradiction is a dispute (rule 3)
 
 
 KEEP_ALERT = 10
@@ -256,13 +256,13 @@ def labels_of(*kinds: Kind) -> tuple[str, ...]:
 # Registers: indexes that belong together, and the label that each meter sends behind
 # them.  If that came too, no index is lost.
 EASF = tuple(f"EASF{number:02}" for number in range(1, 11))
-TOTAL = ("EAST", *EASF)  # EAST is the sum of the EASF
+EAST_AND_EASF = ("EAST", *EASF)  # EAST is the sum of the EASF
 REGISTERS = {
     ("BASE",): "PTEC",
     ("HCHC", "HCHP"): "PTEC",
     ("EJPHN", "EJPHPM"): "PTEC",
     tuple(f"BBRH{hours}J{day}" for day in "BWR" for hours in "CP"): "PTEC",
-    TOTAL: "EASD01",
+    EAST_AND_EASF: "EASD01",
     ("EASD01", "EASD02", "EASD03", "EASD04"): "IRMS1",
     ("EAIT",): "ERQ1",
     ("ERQ1", "ERQ2", "ERQ3", "ERQ4"): "IRMS1",
@@ -472,7 +472,7 @@ class Decoder:
     def _unmarked_frames(self) -> list[Frame]:
         """Return the frames between identities: some servers drop all marks.
 
-        If there are marks, the buffer has one identity at most: there is none.
+        While marks come, the buffer has one identity at most, and no frame ends here.
         """
         before, *texts = BEFORE_IDENTITY.split(self._buffer)
         if len(texts) < 2:  # a single identity begins the unfinished frame
@@ -488,8 +488,9 @@ class Decoder:
         end = max(self._buffer.rfind(b"\r"), self._buffer.rfind(b"\n")) + 1
         lines = self._buffer[:end]
         self._buffer = self._buffer[end:][-self.LONGEST_BUFFER :]  # it may be endless
+        is_in_frame = self._mark != EOT
         self._mark = b""
-        return self._frame(lines, whole=False)
+        return self._frame(lines, whole=False) if is_in_frame else []
 
     def disconnected(self) -> list[Frame]:
         """Return the complete groups of the unfinished frame; begin a new frame."""
@@ -585,17 +586,17 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #    trusted one, however old that is.
 #    After three readings in succession in rows that do not follow, neither side is
 #    served: a dispute.  It ends in one of two ways:
-#    - A reading agrees with the trusted one, as after a small jump it does in the end.
-#      It begins a row that follows, and the trusted one is served again.
+#    - A reading agrees with the trusted one (with time, more growth is allowed).  It
+#      begins a row that follows, and the trusted one is served again.
 #    - A row lasts two minutes from its third reading: it has won, and is trusted.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
-#    A frame with another identity than the trusted one, byte for byte, is refused (ADSC
-#    is another than ADCO); so is a frame without identity, unless the trusted one came
-#    in the last 20 s, and no other since.  Until one is trusted, another begins anew.
+#    Ours is a frame with the trusted identity, byte for byte (ADSC is no ADCO); or one
+#    without identity, if the last identity was the trusted one, in the last 20 s.  Others
+#    are refused.  Until one is trusted, the last is ours; another begins anew.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
@@ -632,12 +633,12 @@ def balanced_reading(frame: Frame, latest: Groups) -> Groups | None:
     frame: has EAST; latest: the last group of each label, this frame's included.
     """
     missing = set(EASF).difference(frame.groups)
-    reading = {label: latest[label] for label in TOTAL if label in latest}
-    if len(missing) > frame.damaged or len(reading) < len(TOTAL):
+    reading = {label: latest[label] for label in EAST_AND_EASF if label in latest}
+    if len(missing) > frame.damaged or len(reading) < len(EAST_AND_EASF):
         return None
     total = sum([int(reading[label].data) for label in EASF])
     error = abs(int(reading["EAST"].data) - total)
-    allowed = 1 if reading_in(frame.groups, TOTAL) else 0  # Wh
+    allowed = 1 if reading_in(frame.groups, EAST_AND_EASF) else 0  # Wh
     return reading if error <= allowed else None
 
 
@@ -648,7 +649,7 @@ class Row:
         self.follows = follows  # its first reading agrees with the trusted one (rule 3)
         self.last_three: deque[tuple[Any, float]] = deque(maxlen=IN_A_ROW)  # and times
         self.count = 0
-        self.third_time = math.inf  # when its third reading came; inf: it has none
+        self.third_time = 0.0  # when its third reading came
 
     def add(self, reading: Any, now: float) -> None:
         """Add a reading that agrees with the last one."""
@@ -656,6 +657,10 @@ class Row:
         self.count += 1
         if self.count == IN_A_ROW:
             self.third_time = now
+
+    def has_won(self, now: float) -> bool:
+        """Return whether it has lasted two minutes from its third reading (rule 3)."""
+        return self.count >= IN_A_ROW and now - self.third_time >= DISPUTE_LASTS
 
 
 class Series:
@@ -693,7 +698,7 @@ class Series:
             row = Row(follows=self._agrees_with_trusted(reading, now))
         self._row = row
         row.add(reading, now)
-        if not row.follows and now - row.third_time < DISPUTE_LASTS:
+        if not (row.follows or row.has_won(now)):
             self._against += 1  # perhaps in several rows, which contradict each other
             return False
         self._against = 0
@@ -744,9 +749,8 @@ class RegisterSeries(Series):
 
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
-    # A current in whole amperes is up to an ampere too low, in each phase.  The mains
-    # may have 250 V, and (250 - 230) / 250 is less than 1/12.  Two powers in a row may
-    # differ as much.
+    # In each phase a current in whole amperes is up to 230 VA too low.  The mains may have
+    # 250 V: (250 - 230) / 250 is below 1/12.  Two powers in a row may differ as much.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
@@ -859,9 +863,9 @@ class Guard:
 
     def _take_register(self, labels: tuple[str, ...], frame: Frame, now: float) -> None:
         series = self.series.get(labels[0]) or self._new_series(labels[0])
-        if labels is TOTAL:
+        if labels is EAST_AND_EASF:
             reading = balanced_reading(frame, self.latest)
-            if reading is None and frame.groups.keys() >= set(TOTAL):
+            if reading is None and frame.groups.keys() >= set(EAST_AND_EASF):
                 self.implausible += 1
                 self.unbalanced_time = now
         else:
@@ -908,7 +912,7 @@ class Rebuilder:
         return [known[label] for label in self._order if label in known]
 
     def _is_awaiting(self, known: Groups, guard: Guard, now: float) -> bool:
-        """Return whether labels may still come, or come but are not trusted yet."""
+        """Return whether to wait for labels: they may come, or are not trusted yet."""
         # A meter that injects sends both: wait for EAIT for ever.
         if guard.comes("SINSTI", now) and "EAIT" not in known:
             return True
@@ -923,9 +927,9 @@ class Rebuilder:
         """Learn the labels of a frame; a frame that lacks none gives the order."""
         labels = list(frame.groups)
         if set(self._order).difference(labels, ALERTS):  # it lacks some
-            self._order = merged(self._order, labels)
+            self._order = merged(self._order, labels)  # the known order wins
             return
-        self._order = merged(labels, self._order)
+        self._order = merged(labels, self._order)  # its order wins
         # A frame without contract is short; a frame without identity has lost groups.
         has_both = len(frame.groups.keys() & self.ESSENTIAL) == 2
         if has_both and frame.whole and not frame.damaged:
@@ -1374,7 +1378,7 @@ def labels_needed(tag: str, mode: str | None, labels: Labels) -> tuple[str, ...]
     if tag == "PAPP":
         return (label_of_standard_power(labels),)
     # An index of standard mode is a sum, and needs all of them.
-    return LABELS_OF_TAG.get(tag, TOTAL)
+    return LABELS_OF_TAG.get(tag, EAST_AND_EASF)
 
 
 class View(NamedTuple):
@@ -1962,7 +1966,7 @@ def why_missing(missing: str, counts: Counts, labels: Labels) -> Reason:
         # is always the missing one.
         is_damaged = counts.damaged > counts.frames / 2
         cause = OFTEN_DAMAGED if is_damaged else NEVER_SENT
-    # All these have the same template: their kinds differ by the remedy.
+    # Reason.kind still differs, by the remedy: the Journal limits each alone.
     return cause._replace(template=INCOMPLETE, words=(missing, cause.cause))
 
 
@@ -1995,7 +1999,11 @@ class Link:
         self.last_byte = -math.inf  # when it came
 
     def hear(self, now: float) -> None:
-        """Note that bytes come: after a pause, in the middle of a frame."""
+        """Note that bytes come.
+
+        What came before a pause is a cut frame: forget it.  Do so only once, or a link
+        that stutters would never be reported.
+        """
         if now - self.last_byte > self.PAUSE and not self._has_paused:
             self.restart_wait(now)
             self._has_paused = True
@@ -2193,7 +2201,7 @@ class History:
         self._close_minutes(now)
         if len(self._minutes) < steps:
             return self._counts
-        # The running minute is one of them: minute -steps is the last before them.
+        # One of the steps is the running minute: minute -steps is the last before them.
         return self._counts.since(self._minutes[-steps].counts)
 
     def _close_minutes(self, now: float) -> None:
@@ -2390,7 +2398,7 @@ class Input:
     def failed(self, error: Exception, now: float, wall: float) -> None:
         """Note that the connection ended, or could not be opened."""
         self._take_frames(self.meter.disconnected(), now, wall)
-        self._set_view(self.view, now)  # the last hour of the remarks has moved on
+        self._set_view(self.view, now)  # remarks are about the last hour: count again
         reason = reason_of(error)
         self.link.end(reason, now)
         if not self._has_had_tic():
@@ -3584,8 +3592,7 @@ def read_head(connection: socket.socket) -> bytes | None:
     """Return the head of a request, or None if it is too long.
 
     Bytes of a body can follow the head.  If the client ends the connection, return what
-    it has sent.  Raises socket.timeout.  The time-out that the connection has at the
-    end also limits each sending of the answer.
+    it has sent.  Raises socket.timeout.
     """
     head = b""
     deadline = time.monotonic() + PATIENCE
@@ -3598,6 +3605,7 @@ def read_head(connection: socket.socket) -> bytes | None:
         if not received:
             break
         head += received
+    connection.settimeout(PATIENCE)  # for the answer
     return head
 
 
@@ -5053,7 +5061,7 @@ function chartHtml(meter, points, now) {
     : gapName(gaps, meter, axes)}${textsHtml(axes)}</div></div>`;
 }
 
-// What a forum asks for, without the meter's number and without addresses.
+// What a forum asks for, without addresses; of a long number, the last four digits.
 function reportOf(meter, problems, { answer }) {
   const { frames, groups, refused, connections } = meter.counters;
   const { option, name } = meter.tariff || { option: DASH, name: DASH };

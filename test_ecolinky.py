@@ -268,9 +268,10 @@ class DecodeTests(MeterCase):
 
     def test_an_eot_discards_its_frame(self):
         data = encoded(historic(papp="00800"))
-        for place in range(1, len(data)):
+        for place, end in itertools.product(range(1, len(data)), (len(data), -1)):
             with self.fed(*[historic()] * 3, place=place):
-                self.feed(data[:place] + b"\x04" + data[place:])
+                self.feed(data[:place] + b"\x04" + data[place:end])
+                self.meter.disconnected()
                 self.assertServes(PAPP=790)
 
     def test_a_frame_with_another_byte_as_stx_counts_and_is_relayed_as_any_frame(self):
