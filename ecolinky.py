@@ -594,9 +594,9 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #    While no identity is trusted, or it is disputed, nothing is served.  A new identity
 #    begins with nothing known.
 # 4. Owner        Guard._take_identity()
-#    Ours is a frame with the trusted identity, byte for byte (ADSC is no ADCO); or one
-#    without identity, if the last identity was the trusted one, in the last 20 s.  Others
-#    are refused.  Until one is trusted, the last is ours; another begins anew.
+#    Ours is a frame with the trusted identity, byte for byte (ADSC is no ADCO), or
+#    without identity, if the last identity was the trusted one, in the last 20 s.  All
+#    others are refused.  Until one is trusted, the last is ours; another begins anew.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
@@ -749,8 +749,8 @@ class RegisterSeries(Series):
 
 def is_near(power: int, expected: int, phases: int) -> bool:
     """Return whether a power is near another, or near 230 V times the currents; VA."""
-    # In each phase a current in whole amperes is up to 230 VA too low.  The mains may have
-    # 250 V: (250 - 230) / 250 is below 1/12.  Two powers in a row may differ as much.
+    # A current in whole amperes is up to 230 VA too low, in each phase.  At 250 V the
+    # power is higher by 20 / 250, less than 1/12.  Two powers may differ as much.
     return abs(power - expected) <= MAINS_VOLTS * phases + power / 12
 
 
