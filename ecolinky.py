@@ -3893,6 +3893,15 @@ def is_decided(snapshot: Snapshot) -> bool:
     return is_served and snapshot.counts.frames >= ENOUGH_FRAMES
 
 
+def other_reader(snapshot: Snapshot, used: Container[str]) -> str:
+    """Return that another program reads the ESP, and what to do; empty: none does."""
+    is_brief = snapshot.brief_connections >= ENOUGH_EVICTIONS
+    is_evicted = is_brief and snapshot.counts.groups > 0
+    if snapshot.source in used and (is_evicted or snapshot.view.fields is None):
+        return OWN_READER
+    return OTHER_READER if is_evicted else ""
+
+
 def judge(
     name: str, snapshot: Snapshot, used: Container[str] = ()
 ) -> Iterator[Finding]:
@@ -3901,15 +3910,11 @@ def judge(
     used: as of used_by_ecolinky().
     """
     view = snapshot.view
-    has_groups = snapshot.counts.groups > 0
-    is_evicted = has_groups and snapshot.brief_connections >= ENOUGH_EVICTIONS
-    if snapshot.source in used and (is_evicted or view.fields is None):
-        yield Finding(FAILED, name, OWN_READER)
+    other = other_reader(snapshot, used)
+    if other:
+        yield Finding(FAILED, name, other)
         return
-    if is_evicted:
-        yield Finding(FAILED, name, OTHER_READER)
-        return
-    if has_groups:
+    if snapshot.counts.groups:
         yield Finding(OK, name, counted(snapshot))
     reason = str(snapshot.reason)
     for remark in map(str, snapshot.remarks):
