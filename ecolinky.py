@@ -557,14 +557,14 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 # 1. Three        Series.take(), Row
 #    A row is a run of readings, each of which agrees with the one before, and comes
 #    within 90 s of it.  From the third on, its last reading is trusted; of a register
-#    the oldest of the last three (103 of 103 103 120): a false index can agree, too.
+#    the oldest of the last three, because a false index that is too high agrees, too:
 #        read         100    100    100    101    103    103    103    120    103
 #        trusted        -      -    100    100    100    101    103    103    103
 #    A reading equal to the trusted one, byte for byte, renews it, and ends the row.
-#    Readings of a label agree if their data is equal; of a power, if is_near() says so.
+#    Readings of a label agree if their data is equal; a POWER's, if is_near() says so.
 #    Readings of a register agree if no index fell, and none grew by more than 36 kVA
 #    allow: 10 Wh each second, and 10 more because a stalled network delivers old frames
-#    at once.  A false index passes only if the next two readings repeat or reach it.
+#    at once.  A false index passes only if the next two repeat it, or rise from it.
 #    90 s, because if a third of the groups is damaged, Tempo's six indexes and PTEC are
 #    all intact in one frame of 17, which comes every 34 s.
 # 2. Register     reading_in(), balanced_reading()
@@ -586,8 +586,8 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 #    trusted one, however old that is.
 #    After three readings in succession in rows that do not follow, neither side is
 #    served: a dispute.  It ends in one of two ways:
-#    - A reading agrees with the trusted one (with time, more growth is allowed).  It
-#      begins a row that follows, and the trusted one is served again.
+#    - A reading agrees with the trusted one (with time, more growth is allowed).  It is
+#      equal, or begins a row that follows; the trusted one is served again.
 #    - A row lasts two minutes from its third reading: it has won, and is trusted.
 #        read         100     90     90     90     ...     90        (two minutes)
 #        served       100    100    100      -      -      90
@@ -596,15 +596,15 @@ def groups_with_other_sum(groups: Groups) -> list[str]:
 # 4. Owner        Guard._take_identity()
 #    Ours is a frame with the trusted identity, byte for byte (ADSC is no ADCO), or
 #    without identity, if the last identity was the trusted one, in the last 20 s.  All
-#    others are refused.  Until one is trusted, the last is ours; another begins anew.
+#    others are refused.  Until one is trusted, any is ours; another begins anew.
 # 5. At once      Guard._take_label(), Guard._is_sure()
 #    Currents, voltages, the powers of phases but SINST1, and DATE are trusted at once,
 #    as they change all the time, and no client adds them up.  So are the brief ADPS,
 #    ADIR and PEJP, and a power of 0 or near 230 V times all currents of the last 6 s (a
 #    meter sends currents before powers).  A reading trusted at once ends its row.
 # 6. Silence      Guard.known(), Kind.keep, Guard._new_series()
-#    After it last came, a trusted reading is served for 10 s (an alert), 30 s (powers,
-#    periods, what is trusted at once), or 300 s or the user's time-out if this is more
+#    After it last came, a trusted reading is served for 10 s (an alert), 30 s (POWER,
+#    PERIOD, and what rule 5 names), or 300 s or the user's time-out if this is more
 #    (the rest, a register from the oldest of three on); the identity for ever.  A meter
 #    without a frame of ours for the time-out is silent: nothing is served.
 
@@ -708,7 +708,7 @@ class Series:
 
     def _continues(self, row: Row, reading: Any, now: float) -> bool:
         """Return whether a reading continues a row."""
-        # Trusted 100, read 90, 101: 101 agrees with both, and begins another row.
+        # Trusted 100, read 90, 101: 101 agrees with 100, and begins another row.
         if not row.follows and self._agrees_with_trusted(reading, now):
             return False
         last, time = row.last_three[-1]
@@ -888,7 +888,7 @@ class Guard:
 
 
 class Rebuilder:
-    """Rebuilds the frames of one meter out of trusted groups.
+    """Rebuilds the frames of one meter, and of no other, out of trusted groups.
 
     Each frame of the meter, even a short frame with an alert, gives a frame of all that
     is known.  But while a label is awaited there is none, nor while no values are
