@@ -5506,7 +5506,7 @@ RESERVED = []  # UDP sockets: holding one reserves the TCP port of the same numb
 def free_port():
     """Return a port that is free, and that no other run of these tests takes."""
     while True:
-        port = random.SystemRandom().randrange(10000, 32000)
+        port = random.SystemRandom().randrange(10081, 32000)  # browsers refuse 10080
         token = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with socket.socket() as probe, contextlib.suppress(OSError):
             token.bind(("127.0.0.1", port))
