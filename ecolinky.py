@@ -1513,7 +1513,7 @@ class Meter:
         return has_had_time and not self.guard.comes(label, now)
 
     def _power_of_currents(self, fields: Fields, labels: Labels) -> int | None:
-        """Return the drawn power, VA, of the currents; None: it cannot be told.
+        """Return the drawn power, VA, of the currents; None: they do not give it.
 
         Old meters send no power, and damage can hit the same power in each frame.
         """
@@ -1788,9 +1788,8 @@ SIGNS = (
     # Labels of meters above 36 kVA (PME-PMI, Jaune, ...); ADS is their identity.
     (re.compile(b"(CONTRAT|JAUNE|ADS|EA_s|PREAVIS)[ \t]"), ABOVE_36_KVA),
 )
-TELNET_COMMAND = re.compile(
-    b"\xff[\xfb-\xfe][\x00-\x27]"
-)  # IAC, WILL to DONT, an option
+# IAC, then WILL, WONT, DO or DONT, then an option.
+TELNET_COMMAND = re.compile(b"\xff[\xfb-\xfe][\x00-\x27]")
 MUCH_TELNET = 0.05  # commands per byte
 ESP_LOG_EVERY = 60  # bytes; if the log's form comes so often, it is no accident
 MOSTLY_TEXT = 0.95  # share of the bytes
@@ -2065,7 +2064,7 @@ class Link:
 ######## Journal: the log of an input ##################################################
 
 # Faults that are logged even while values are served: two programs that evict each
-# other go on for ever, and a bug should be told.
+# other go on for ever, and a bug should be reported.
 URGENT = (EVICTED.kind, BUG.kind)
 NOTHING_SERVED = " ; aucune valeur n'est transmise"
 SERVED = "compteur %s, mode %s, tarif %s, ses valeurs sont transmises"
